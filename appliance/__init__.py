@@ -1,0 +1,1 @@
+"""The appliance: everything that makes the four libraries one product."""

@@ -1,0 +1,1 @@
+"""Databases of the zones and of the coordinator."""

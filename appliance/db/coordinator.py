@@ -1,0 +1,82 @@
+"""Tables of a federation's coordinator: runs and finished rounds are the truth, engine jobs are not."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Integer, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from appliance.db.base import LedgerMixin, UTCDateTime, new_id, now
+
+
+class CoordinatorBase(DeclarativeBase):
+    """Metadata of the coordinator's database."""
+
+
+class RunState(StrEnum):
+    """States of a run."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    DEAD = "dead"
+    STOPPED = "stopped"
+
+
+class Run(CoordinatorBase):
+    """A federated training: a chain of engine jobs that together finish ``total_rounds``."""
+
+    __tablename__ = "run"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(String(64))
+    plan: Mapped[dict[str, Any]] = mapped_column(JSON)
+    plan_sha256: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16), default=RunState.QUEUED, index=True)
+    total_rounds: Mapped[int] = mapped_column(Integer)
+    min_sites: Mapped[int] = mapped_column(Integer)
+    reason: Mapped[str | None] = mapped_column(Text)
+    engine_job_id: Mapped[str | None] = mapped_column(String(64))
+    engine_jobs: Mapped[int] = mapped_column(Integer, default=0)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+    updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now, onupdate=now)
+
+
+class FinishedRound(CoordinatorBase):
+    """One aggregated round; the checkpoint (safetensors) is written and fsynced before this row."""
+
+    __tablename__ = "finished_round"
+    __table_args__ = (UniqueConstraint("run_id", "number"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), index=True)
+    number: Mapped[int] = mapped_column(Integer)  # 1-based; 0 is the initial model
+    checkpoint_path: Mapped[str] = mapped_column(String(255))
+    model_sha256: Mapped[str] = mapped_column(String(64))
+    started_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    finished_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class Contribution(CoordinatorBase):
+    """One site's update as counted in one finished round."""
+
+    __tablename__ = "contribution"
+    __table_args__ = (UniqueConstraint("run_id", "number", "site"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), index=True)
+    number: Mapped[int] = mapped_column(Integer)
+    site: Mapped[str] = mapped_column(String(40))
+    samples: Mapped[int] = mapped_column(Integer)
+    update_sha256: Mapped[str] = mapped_column(String(64))
+    bytes_received: Mapped[int] = mapped_column(BigInteger)
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    accepted: Mapped[bool] = mapped_column(default=True)
+    reason: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class CoordinatorLedgerEntry(LedgerMixin, CoordinatorBase):
+    """The coordinator's ledger."""
+
+    __tablename__ = "ledger_entry"

@@ -1,0 +1,175 @@
+"""Tables of the research zone: de-identified studies, labels, rounds. No identity lives here."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Boolean, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from appliance.db.base import JobMixin, LedgerMixin, UTCDateTime, WorkMixin, new_id, now
+
+
+class ResearchBase(DeclarativeBase):
+    """Metadata of the research database."""
+
+
+class Subject(ResearchBase):
+    """A person, known by pseudonym alone."""
+
+    __tablename__ = "subject"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    pseudonym: Mapped[str] = mapped_column(String(64), unique=True)
+    opted_out: Mapped[bool] = mapped_column(Boolean, default=False)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class ResearchInstance(ResearchBase):
+    """A de-identified instance; ``path`` is relative to the research storage root."""
+
+    __tablename__ = "research_instance"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    subject_id: Mapped[str] = mapped_column(ForeignKey("subject.id", ondelete="CASCADE"), index=True)
+    study_instance_uid: Mapped[str] = mapped_column(String(64), index=True)  # the mapped UID
+    series_instance_uid: Mapped[str] = mapped_column(String(64))
+    sop_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)
+    sop_class_uid: Mapped[str] = mapped_column(String(64))
+    modality: Mapped[str] = mapped_column(String(16))
+    path: Mapped[str] = mapped_column(String(255))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    crossing_id: Mapped[str] = mapped_column(String(32), index=True)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class Crossing(ResearchBase):
+    """One bundle that came through the spool; the id is the bundle's own, so an import happens once."""
+
+    __tablename__ = "crossing"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))  # instances, labels
+    item_count: Mapped[int] = mapped_column(Integer)
+    imported_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class Label(ResearchBase):
+    """A label of a study (or of a subject when ``study_instance_uid`` is empty), by pseudonym."""
+
+    __tablename__ = "label"
+    __table_args__ = (UniqueConstraint("pseudonym", "study_instance_uid", "name", "source"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    pseudonym: Mapped[str] = mapped_column(String(64), index=True)
+    study_instance_uid: Mapped[str] = mapped_column(String(64), default="")  # the mapped UID
+    name: Mapped[str] = mapped_column(String(64), index=True)
+    value: Mapped[int] = mapped_column(Integer)
+    source: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class DatasetVersion(ResearchBase):
+    """What a round was trained on: the sorted (instance hash, label, split) list, by hash."""
+
+    __tablename__ = "dataset_version"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    content_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    label_name: Mapped[str] = mapped_column(String(64))
+    counts: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    skipped: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # reason -> count
+    path: Mapped[str] = mapped_column(String(255))  # the list as JSON lines
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class ProtocolState(StrEnum):
+    """A protocol's standing at this site."""
+
+    PENDING = "pending"
+    APPROVED = "approved"
+    SUSPENDED = "suspended"
+    REFUSED = "refused"
+
+
+class Protocol(ResearchBase):
+    """A federation plan that asks to run here; nothing runs before a person approved this very hash."""
+
+    __tablename__ = "protocol"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    plan_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    run_id: Mapped[str] = mapped_column(String(64), index=True)
+    name: Mapped[str] = mapped_column(String(64))
+    plan: Mapped[dict[str, Any]] = mapped_column(JSON)
+    state: Mapped[str] = mapped_column(String(16), default=ProtocolState.PENDING, index=True)
+    reason: Mapped[str | None] = mapped_column(Text)
+    expires_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    decided_by: Mapped[str | None] = mapped_column(String(64))
+    decided_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class Round(WorkMixin, ResearchBase):
+    """One local round (or evaluation of a global model): the unit of work of the federation at this site.
+
+    Unique by run, round, kind, site, hash of the global model and of the plan, never by the engine's job id,
+    so that a repeated request finds the finished update. Paths are relative to the research storage root.
+    """
+
+    __tablename__ = "round"
+    __table_args__ = (
+        UniqueConstraint("run_id", "number", "kind", "site", "global_model_sha256", "plan_sha256"),
+        Index("ix_round_due", "state", "next_try_at"),
+    )
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    run_id: Mapped[str] = mapped_column(String(64), index=True)
+    number: Mapped[int] = mapped_column(Integer)  # 1-based
+    kind: Mapped[str] = mapped_column(String(16))  # train, finalize
+    site: Mapped[str] = mapped_column(String(40))
+    plan_sha256: Mapped[str] = mapped_column(String(64))
+    global_model_sha256: Mapped[str] = mapped_column(String(64))
+    protocol_id: Mapped[str] = mapped_column(ForeignKey("protocol.id"))
+    input_path: Mapped[str] = mapped_column(String(255))  # safetensors of the global model
+    output_path: Mapped[str | None] = mapped_column(String(255))  # safetensors of the local update
+    output_sha256: Mapped[str | None] = mapped_column(String(64))
+    dataset_version_id: Mapped[str | None] = mapped_column(String(32))
+    samples: Mapped[int] = mapped_column(Integer, default=0)
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # of the incoming global model, local validation
+    train_seconds: Mapped[float | None] = mapped_column()
+    receipt_id: Mapped[str | None] = mapped_column(String(32))
+
+
+class Receipt(ResearchBase):
+    """What left this building in one round, signed."""
+
+    __tablename__ = "receipt"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    round_id: Mapped[str] = mapped_column(ForeignKey("round.id"), unique=True)
+    body: Mapped[dict[str, Any]] = mapped_column(JSON)
+    body_sha256: Mapped[str] = mapped_column(String(64))
+    signature: Mapped[str] = mapped_column(String(128))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class CandidateModel(ResearchBase):
+    """A model package exported here from a global model, on its way to the clinical zone."""
+
+    __tablename__ = "candidate_model"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    run_id: Mapped[str] = mapped_column(String(64), unique=True)
+    round_id: Mapped[str] = mapped_column(ForeignKey("round.id"))
+    package_sha256: Mapped[str | None] = mapped_column(String(64))
+    parity_max_abs: Mapped[float | None] = mapped_column()
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class ResearchJob(JobMixin, ResearchBase):
+    """Work of the research zone other than rounds. Kinds: export."""
+
+    __tablename__ = "job"
+    __table_args__ = (Index("ix_job_due", "state", "next_try_at"),)
+
+
+class ResearchLedgerEntry(LedgerMixin, ResearchBase):
+    """The research zone's ledger."""
+
+    __tablename__ = "ledger_entry"
