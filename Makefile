@@ -1,0 +1,50 @@
+# make run      set up everything and show the whole story on this machine
+# make test     set up what the tests need and run all of them
+# make install  make .venv with the cloister command
+# make check    static checks
+# make fast     unit and property tests only
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CI ?=
+export TORCH_INDEX_URL GPU
+
+.PHONY: install run test fast check format clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml deploy/constraints.txt deploy/install.sh
+	PYTHON=$(PYTHON) bash deploy/install.sh $(VENV)
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c deploy/constraints.txt -e '.[test,check]'
+	@touch $@
+
+run: install
+	$(BIN)/cloister demo
+
+check: $(VENV)/.tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(VENV)/.tools
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+fast: $(VENV)/.tools
+	$(BIN)/pytest -n auto --dist loadfile -m 'not slow and not e2e'
+
+# Two passes: what only computes shares the cores, what starts many processes has them alone.
+test: $(VENV)/.tools
+	bash tests/peers.sh
+	rm -f .coverage .coverage.*
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not e2e' --cov --cov-report= --durations=15
+	$(BIN)/pytest -m 'slow or e2e' --cov --cov-append --cov-report=term:skip-covered --durations=15
+
+clean:
+	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
