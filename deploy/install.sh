@@ -36,7 +36,6 @@ if [ ! -x "$venv/bin/python" ] && ! make_venv; then
 fi
 
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
-"${pip[@]}" install --quiet --upgrade 'pip>=25' wheel
 
 torch=$(sed -n 's/^ *"\(torch==[^"]*\)",$/\1/p' "$here/pyproject.toml")
 index=()
