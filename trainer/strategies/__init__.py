@@ -1,0 +1,37 @@
+"""How local updates become one global model: pure functions over numpy arrays that know no engine.
+
+``STRATEGIES`` names them; a plan holds a name and parameters. Every site's update is a difference to the
+global model of the round, checked with :func:`check_update` before it is aggregated.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from trainer.errors import StrategyError
+from trainer.strategies.base import Contribution, State, Strategy, check_update, update_norm
+from trainer.strategies.fedavg import FedAvg
+from trainer.strategies.fedprox import FedProx
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType({"fedavg": FedAvg(), "fedprox": FedProx()})
+
+
+def get(name: str) -> Strategy:
+    """Return the strategy of that name.
+
+    Raises
+    ------
+    StrategyError
+        If there is none.
+    """
+    try:
+        return STRATEGIES[name]
+    except KeyError:
+        raise StrategyError(f"no strategy of that name; expected one of {', '.join(STRATEGIES)}") from None
+
+
+__all__ = ["STRATEGIES", "Contribution", "State", "Strategy", "check_update", "get", "update_norm"]

@@ -1,0 +1,181 @@
+"""What every strategy shares: contributions, the check of an update, the weighted mean."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.errors import StrategyError, UpdateError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Array = NDArray[Any]
+Weights = dict[str, Array]
+State = dict[str, Array]
+"""What a strategy remembers between rounds, as arrays, so that it fits in the checkpoint's file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contribution:
+    """One site's checked update; ``samples`` is its weight in the mean, at least 1."""
+
+    site: str
+    delta: Mapping[str, Array]
+    samples: int
+
+
+class Strategy(Protocol):
+    """A way of aggregating; it keeps nothing, mutates nothing and does not depend on the order of sites."""
+
+    def check_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Raise StrategyError for an unknown parameter or one out of range."""
+
+    def proximal_mu(self, parameters: Mapping[str, Any], default: float) -> float:
+        """Return the weight of the proximal term that sites train with; ``default`` is the task's."""
+
+    def aggregate(
+        self,
+        global_weights: Mapping[str, Array],
+        contributions: Sequence[Contribution],
+        state: Mapping[str, Array],
+        parameters: Mapping[str, Any],
+    ) -> tuple[Weights, State]:
+        """Return the next global model and the next state.
+
+        Raises
+        ------
+        UpdateError
+            If a contribution does not pass :func:`check_update`.
+        StrategyError
+            If there is no contribution, a site twice, a weight below 1 or a wrong parameter.
+        """
+
+
+def check_update(
+    reference: Mapping[str, Array], delta: Mapping[str, Array], *, max_norm: float | None = None
+) -> None:
+    """Refuse an update that does not fit the model it claims to change.
+
+    Parameters
+    ----------
+    reference : Mapping
+        The global model of the round.
+    delta : Mapping
+        The site's update.
+    max_norm : float, optional
+        Largest L2 norm over all floating-point arrays.
+
+    Raises
+    ------
+    UpdateError
+        For missing or unknown names, another shape or dtype, NaN or infinity, or too large a norm.
+    """
+    if set(reference) != set(delta):
+        missing, unknown = len(set(reference) - set(delta)), len(set(delta) - set(reference))
+        raise UpdateError(
+            "names", f"{missing} arrays missing, {unknown} unknown; expected those of the global model"
+        )
+    for name, expected in reference.items():
+        array = delta[name]
+        if not isinstance(array, np.ndarray) or array.shape != expected.shape:
+            raise UpdateError("shape", f"{name}: another shape; expected {expected.shape}")
+        if array.dtype != expected.dtype or array.dtype.kind not in "fi":
+            raise UpdateError(
+                "dtype", f"{name}: another dtype; expected {expected.dtype}, float or signed integer"
+            )
+        if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
+            raise UpdateError("not_finite", f"{name}: NaN or infinity; expected finite numbers")
+    if max_norm is not None and not update_norm(delta) <= max_norm:
+        raise UpdateError(
+            "norm", f"the update is larger than allowed; expected an L2 norm of at most {max_norm}"
+        )
+
+
+def update_norm(delta: Mapping[str, Array]) -> float:
+    """Return the L2 norm over all floating-point arrays, computed in float64."""
+    squares = [float(np.sum(np.square(a, dtype=np.float64))) for a in delta.values() if a.dtype.kind == "f"]
+    return math.sqrt(math.fsum(squares))
+
+
+def weighted_mean(reference: Mapping[str, Array], contributions: Sequence[Contribution]) -> dict[str, Array]:
+    """Return the mean update in float64, weighted by samples; shapes as in ``reference``, 0-d included.
+
+    Sites are summed in the order of their names, so that the result is bit for bit independent of arrival.
+    """
+    if not contributions:
+        raise StrategyError("no contribution to aggregate; expected at least one")
+    ordered = sorted(contributions, key=lambda contribution: contribution.site)
+    if len({contribution.site for contribution in ordered}) != len(ordered):
+        raise StrategyError("a site contributed twice; expected one update of each")
+    for contribution in ordered:
+        if contribution.samples < 1:
+            raise StrategyError(
+                f"{contribution.site}: weight below 1; expected the number of training samples"
+            )
+        check_update(reference, contribution.delta)
+    total = sum(contribution.samples for contribution in ordered)
+    mean = {}
+    for name, array in reference.items():
+        summed = np.zeros(array.shape, dtype=np.float64)
+        for contribution in ordered:
+            summed = summed + contribution.delta[name].astype(np.float64) * (contribution.samples / total)
+        mean[name] = np.asarray(summed)
+    return mean
+
+
+def apply_step(reference: Mapping[str, Array], step: Mapping[str, Array]) -> Weights:
+    """Return ``reference + step`` in the dtypes of ``reference``; integers are rounded to the nearest.
+
+    Raises
+    ------
+    UpdateError
+        If the sum leaves the range of a dtype.
+    """
+    result = {}
+    for name, array in reference.items():
+        if array.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                moved = np.asarray(array.astype(np.float64) + step[name]).astype(array.dtype)
+            if not bool(np.isfinite(moved).all()):
+                raise UpdateError("not_finite", f"{name}: the new global model is not finite")
+        else:
+            moved = _moved_integers(name, array, step[name])
+        result[name] = np.asarray(moved)
+    return result
+
+
+def _moved_integers(name: str, array: Array, step: Array) -> Array:
+    """Counters: add in integers, since float64 cannot hold every int64."""
+    whole = np.rint(step)
+    limits = np.iinfo(array.dtype)
+    room_up = limits.max - array.astype(object)
+    room_down = array.astype(object) - limits.min
+    if bool(np.any((whole > room_up) | (-whole > room_down))):
+        raise UpdateError("not_finite", f"{name}: the new global model leaves the range of {array.dtype}")
+    return np.asarray(array + whole.astype(array.dtype))
+
+
+def number(parameters: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
+    """Return a numeric parameter within bounds (inclusive).
+
+    Raises
+    ------
+    StrategyError
+        If it is no number or out of bounds.
+    """
+    value = parameters.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise StrategyError(f"parameter {name}: expected a number from {low} to {high}")
+    return float(value)
+
+
+def only(parameters: Mapping[str, Any], allowed: frozenset[str]) -> None:
+    """Raise StrategyError for a parameter that the strategy does not know."""
+    if set(parameters) - allowed:
+        expected = ", ".join(sorted(allowed)) or "none"
+        raise StrategyError(f"unknown parameter for this strategy; expected {expected}")

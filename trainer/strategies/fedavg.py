@@ -1,0 +1,50 @@
+"""Federated averaging: the mean of the updates, weighted by samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from trainer.strategies.base import apply_step, number, only, weighted_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from trainer.strategies.base import Array, Contribution, State, Weights
+
+_PARAMETERS: Final = frozenset({"server_learning_rate"})
+
+
+class FedAvg:
+    """FedAvg. Parameter: ``server_learning_rate`` (1: the plain mean).
+
+    References
+    ----------
+    McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017.
+    """
+
+    def check_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Raise StrategyError for an unknown parameter or one out of range."""
+        only(parameters, _PARAMETERS)
+        number(parameters, "server_learning_rate", 1.0, 1e-6, 10.0)
+
+    def proximal_mu(self, parameters: Mapping[str, Any], default: float) -> float:
+        """Return 0: sites train without a proximal term."""
+        del parameters, default
+        return 0.0
+
+    def aggregate(
+        self,
+        global_weights: Mapping[str, Array],
+        contributions: Sequence[Contribution],
+        state: Mapping[str, Array],
+        parameters: Mapping[str, Any],
+    ) -> tuple[Weights, State]:
+        """Move the global model by the weighted mean of the updates; integers by the mean, rounded."""
+        self.check_parameters(parameters)
+        rate = number(parameters, "server_learning_rate", 1.0, 1e-6, 10.0)
+        mean = weighted_mean(global_weights, contributions)
+        scaled = {
+            name: step * rate if global_weights[name].dtype.kind == "f" else step
+            for name, step in mean.items()
+        }
+        return apply_step(global_weights, scaled), dict(state)

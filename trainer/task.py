@@ -1,0 +1,199 @@
+"""The task of a federation: what is learned, with which network, preprocessing and local training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from inference.preprocessing import PreprocessingSpec
+from trainer.errors import TaskError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+OPTIMIZERS: Final = ("sgd", "adamw")
+_MAX_TEXT: Final = 64
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network of :mod:`trainer.networks` by name, with its parameters (plain JSON values)."""
+
+    name: str = "resnet"
+    parameters: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __hash__(self) -> int:
+        return hash((self.name, json.dumps(dict(self.parameters), sort_keys=True)))
+
+
+@dataclass(frozen=True)
+class LocalSpec:
+    """How a site trains in one round.
+
+    Parameters
+    ----------
+    optimizer : str
+        ``sgd`` (momentum 0.9) or ``adamw``; its state starts anew in each round.
+    learning_rate : float
+        Above 0, at most 10.
+    batch_size, local_steps : int
+        Cases per step, steps per round; the same for every site, however many cases it holds.
+    fedprox_mu : float
+        Weight of the proximal term where the plan's strategy is FedProx and names no other.
+    weight_decay : float
+        Decoupled for ``adamw``.
+    shift_fraction, gain_fraction : float
+        Augmentation: random shift up to this share of the edge, random contrast gain 1 plus or minus this.
+    """
+
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    batch_size: int = 16
+    local_steps: int = 20
+    fedprox_mu: float = 0.01
+    weight_decay: float = 1e-4
+    shift_fraction: float = 0.0
+    gain_fraction: float = 0.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The coded finding whose probability the model gives: code value, scheme, meaning (PS3.3 table 8.8-1)."""
+
+    code: str
+    scheme: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A 2D classification task: one label, one probability.
+
+    Parameters
+    ----------
+    name : str
+        Letters, digits, hyphens, underscores.
+    label : str
+        Name of the label in the label files.
+    modalities : tuple of str
+        Which instances take part, by Modality (0008,0060).
+    validation_fraction : float
+        Share of patients held out at each site, above 0 and below 1.
+    seed : int
+        Seeds the initial model and, with site and round, the local rounds.
+    threshold : float
+        Probability at and above which the finding is called.
+    """
+
+    name: str
+    label: str
+    modalities: tuple[str, ...]
+    preprocessing: PreprocessingSpec
+    finding: Finding
+    network: NetworkSpec = NetworkSpec()
+    local: LocalSpec = LocalSpec()
+    validation_fraction: float = 0.25
+    seed: int = 0
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        problems = list(_problems(self))
+        if problems:
+            raise TaskError("task: " + "; ".join(problems))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; :meth:`from_json` reads them back."""
+        content = {
+            name: getattr(self, name)
+            for name in ("name", "label", "validation_fraction", "seed", "threshold")
+        }
+        return {
+            **content,
+            "modalities": list(self.modalities),
+            "preprocessing": self.preprocessing.to_json(),
+            "finding": asdict(self.finding),
+            "network": {"name": self.network.name, "parameters": dict(self.network.parameters)},
+            "local": asdict(self.local),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> TaskSpec:
+        """Read plain JSON values.
+
+        Raises
+        ------
+        TaskError
+            Naming the field that is missing, unknown or wrong.
+        """
+        try:
+            values = dict(content)
+            values["modalities"] = tuple(values["modalities"])
+            values["preprocessing"] = PreprocessingSpec.from_json(values["preprocessing"])
+            values["finding"] = Finding(**values["finding"])
+            for name, kind in (("network", NetworkSpec), ("local", LocalSpec)):
+                if name in values:
+                    values[name] = kind(**values[name])
+            return cls(**values)
+        except KeyError as error:
+            raise TaskError(f"task: field {error.args[0]} is missing") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise TaskError("task: a field is unknown, missing or of another type") from error
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the canonical JSON."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_task(path: Path) -> TaskSpec:
+    """Read a task file; raises TaskError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TaskError(f"{path.name}: cannot be read as JSON") from error
+    if not isinstance(content, dict):
+        raise TaskError(f"{path.name}: expected a JSON object")
+    return TaskSpec.from_json(content)
+
+
+def _problems(task: TaskSpec) -> list[str]:
+    local = task.local
+    checks = (
+        (_is_name(task.name), "name: expected 1 to 64 letters, digits, hyphens or underscores"),
+        (_is_name(task.label), "label: expected 1 to 64 letters, digits, hyphens or underscores"),
+        (
+            bool(task.modalities) and all(_is_name(m) for m in task.modalities),
+            "modalities: expected at least one",
+        ),
+        (_within(task.validation_fraction, 0.01, 0.9), "validation_fraction: expected 0.01 to 0.9"),
+        (_within(task.threshold, 0.0, 1.0), "threshold: expected 0 to 1"),
+        (_whole(task.seed, 0, 2**31 - 1), "seed: expected a whole number from 0 to 2147483647"),
+        (local.optimizer in OPTIMIZERS, f"local.optimizer: expected one of {', '.join(OPTIMIZERS)}"),
+        (_within(local.learning_rate, 1e-8, 10.0), "local.learning_rate: expected 1e-8 to 10"),
+        (_whole(local.batch_size, 1, 4096), "local.batch_size: expected 1 to 4096"),
+        (_whole(local.local_steps, 1, 100_000), "local.local_steps: expected 1 to 100000"),
+        (_within(local.fedprox_mu, 0.0, 100.0), "local.fedprox_mu: expected 0 to 100"),
+        (_within(local.weight_decay, 0.0, 1.0), "local.weight_decay: expected 0 to 1"),
+        (_within(local.shift_fraction, 0.0, 0.5), "local.shift_fraction: expected 0 to 0.5"),
+        (_within(local.gain_fraction, 0.0, 0.9), "local.gain_fraction: expected 0 to 0.9"),
+    )
+    return [message for good, message in checks if not good]
+
+
+def _is_name(value: object) -> bool:
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT:
+        return False
+    return value.isascii() and all(character.isalnum() or character in "-_." for character in value)
+
+
+def _within(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
