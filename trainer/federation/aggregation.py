@@ -1,0 +1,128 @@
+"""One round's aggregation: each update is checked alone; what is refused is recorded, the rest averaged."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer import strategies
+from trainer.errors import UpdateError
+from trainer.federation.errors import AggregationError
+from trainer.weights_io import to_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from trainer.federation.plan import Strategy
+
+Array = NDArray[Any]
+MAX_SAMPLES: Final = 10_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """One site's answer as it arrived; nothing of it is trusted yet."""
+
+    site: str
+    delta: Mapping[str, Array]
+    samples: int
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of one update. ``reason`` is None when it was counted."""
+
+    site: str
+    samples: int
+    update_sha256: str
+    reason: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregate:
+    """A finished round: the next global model, the strategy's state, and one judgement per update."""
+
+    weights: dict[str, Array]
+    state: dict[str, Array]
+    judgements: tuple[Judgement, ...]
+
+
+def judge(reference: Mapping[str, Array], update: Update) -> Judgement:
+    """Check one update against the global model that it was trained from."""
+    digest = fingerprint(update.delta)
+    reason: str | None = None
+    if not 1 <= update.samples <= MAX_SAMPLES:
+        reason = f"samples: expected 1 to {MAX_SAMPLES}"
+    else:
+        try:
+            strategies.check_update(reference, update.delta)
+        except UpdateError as error:
+            reason = str(error)
+    return Judgement(update.site, max(0, min(update.samples, MAX_SAMPLES)), digest, reason)
+
+
+def aggregate(
+    reference: Mapping[str, Array],
+    state: Mapping[str, Array],
+    updates: Sequence[Update],
+    strategy: Strategy,
+    min_sites: int,
+) -> Aggregate:
+    """Check all updates and aggregate those that pass.
+
+    Parameters
+    ----------
+    reference : Mapping
+        The round's global model.
+    min_sites : int
+        Fewest usable updates; with fewer the round does not count.
+
+    Raises
+    ------
+    AggregationError
+        If fewer than ``min_sites`` updates are usable.
+    """
+    judgements = tuple(judge(reference, update) for update in updates)
+    usable = [
+        strategies.Contribution(update.site, update.delta, update.samples)
+        for update, judgement in zip(updates, judgements, strict=True)
+        if judgement.reason is None
+    ]
+    if len(usable) < min_sites:
+        raise AggregationError(f"{len(usable)} usable updates; expected at least {min_sites}")
+    rule = strategies.get(strategy.name)
+    weights, next_state = rule.aggregate(reference, usable, state, strategy.parameters)
+    return Aggregate(weights, next_state, judgements)
+
+
+def fitted(reference: Mapping[str, Array], received: Mapping[str, Any]) -> dict[str, Array]:
+    """Return received arrays in the reference's shapes and dtypes where only the carrier changed them.
+
+    Transport turns 0-d arrays into numpy scalars of another width. What the reference's dtype cannot hold,
+    or another size, is left as it came, for the check to refuse.
+    """
+    result: dict[str, Array] = {}
+    for name, value in received.items():
+        array = np.asarray(value)
+        expected = reference.get(name)
+        if expected is not None and array.size == expected.size == 1 and array.dtype.kind in "fi":
+            with np.errstate(invalid="ignore", over="ignore"):
+                cast = array.reshape(expected.shape).astype(expected.dtype)
+            if cast.dtype.kind == "f" or int(cast.item()) == array.item():
+                array = cast
+        result[str(name)] = array
+    return result
+
+
+def fingerprint(weights: Mapping[str, Any]) -> str:
+    """Hash arrays as their weights file would hash; what no such file can hold hashes to an empty string."""
+    try:
+        return hashlib.sha256(
+            to_bytes({name: np.asarray(value) for name, value in weights.items()})
+        ).hexdigest()
+    except (TypeError, ValueError, KeyError):
+        return ""

@@ -1,0 +1,112 @@
+"""The site's gate: may this plan's next round run here? A pure decision over facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from trainer.federation.plan import Plan
+
+
+class Standing(StrEnum):
+    """What the site's people have said about a plan."""
+
+    PENDING = "pending"
+    APPROVED = "approved"
+    SUSPENDED = "suspended"
+    REFUSED = "refused"
+
+
+class Refusal(StrEnum):
+    """Why a site does not take part."""
+
+    NOT_APPROVED = "not_approved"
+    REFUSED = "refused"
+    SUSPENDED = "suspended"
+    OTHER_PLAN = "other_plan"
+    EXPIRED = "expired"
+    COHORT_TOO_SMALL = "cohort_too_small"
+    NOT_IN_PLAN = "not_in_plan"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the site knows when it is asked.
+
+    Attributes
+    ----------
+    announced_sha256 : str
+        Hash under which the request came.
+    approved_sha256 : str
+        Hash of the plan that the stored decision is about.
+    standing : Standing
+        The stored decision.
+    cohort : int
+        Subjects here with this plan's label and modality who have not opted out.
+    site_minimum_cohort : int
+        The site's own floor, from its configuration.
+    number : int
+        Round asked for, 1-based; for the final model, the last round.
+    """
+
+    now: datetime
+    announced_sha256: str
+    approved_sha256: str
+    standing: Standing
+    cohort: int
+    site_minimum_cohort: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Admit:
+    """The round may run."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nobody has decided yet."""
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """The round must not run; ``message`` holds counts at most, nothing of a patient."""
+
+    reason: Refusal
+    message: str
+
+
+def decide(plan: Plan, facts: Facts) -> Admit | Wait | Refuse:
+    """Decide over one request; whatever is not clearly allowed is refused."""
+    hard = _hard_refusal(plan, facts)
+    if hard is not None:
+        return hard
+    match facts.standing:
+        case Standing.PENDING:
+            return Wait()
+        case Standing.SUSPENDED:
+            return Refuse(Refusal.SUSPENDED, "the plan is suspended at this site")
+        case Standing.REFUSED:
+            return Refuse(Refusal.REFUSED, "the plan was refused at this site")
+        case Standing.APPROVED:
+            pass
+    needed = max(plan.minimum_cohort, facts.site_minimum_cohort)
+    if facts.cohort < needed:
+        return Refuse(Refusal.COHORT_TOO_SMALL, f"fewer than {needed} labelled subjects at this site")
+    return Admit()
+
+
+def _hard_refusal(plan: Plan, facts: Facts) -> Refuse | None:
+    """Return what no approval can mend."""
+    actual = plan.sha256
+    if actual != facts.announced_sha256 or actual != facts.approved_sha256:
+        return Refuse(Refusal.OTHER_PLAN, "the plan differs from the one that was announced or decided on")
+    if facts.now >= plan.expires_at:
+        return Refuse(Refusal.EXPIRED, "the plan has expired")
+    if not 1 <= facts.number <= plan.total_rounds:
+        return Refuse(Refusal.NOT_IN_PLAN, "the plan has no such round")
+    return None
