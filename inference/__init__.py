@@ -1,0 +1,1 @@
+"""Model packages, preprocessing, ONNX sessions and results as DICOM."""

@@ -1,0 +1,1 @@
+"""Results of inference as DICOM instances that carry the patient's true identity."""
