@@ -1,0 +1,394 @@
+"""The durable inbox: what was answered with success is on the disk.
+
+One entry is one Part 10 file: our file meta information (with the facts of the reception) and the data set
+bytes as received. It is written under ``incoming``, fsynced, renamed into ``entries``, and that folder is
+fsynced, before the caller answers 0x0000. Names come from a clock and a random id, never from the data.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import heapq
+import json
+import os
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Self
+
+from dicom_node import part10
+from dicom_node.errors import HeaderError, InboxError, InboxFullError, InstanceTooLargeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from dicom_node.ports import Caller
+
+_SUFFIX: Final = ".dcm"
+_PRIVATE_BYTES: Final = 512
+_CHECK_EVERY_BYTES: Final = 32 << 20
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_CODE_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What a C-STORE request says before its data set comes (PS3.7 9.1.1), as text from the wire."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+
+
+@dataclass(frozen=True)
+class InboxEntry:
+    """One received instance. The UIDs are those of the request, not yet checked against the data set."""
+
+    id: str
+    path: Path
+    calling_ae_title: str
+    called_ae_title: str
+    address: str
+    received_at: datetime
+    size_bytes: int
+    sha256: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+
+
+@dataclass(frozen=True)
+class DamagedEntry:
+    """A file among the entries that no receiver of ours finished."""
+
+    id: str
+    path: Path
+    code: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What waits in the inbox, oldest first."""
+
+    entries: list[InboxEntry]
+    damaged: list[DamagedEntry]
+
+
+class Inbox:
+    """A folder of received instances.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the inbox; made when missing.
+    min_free_bytes : int
+        Space on its file system that receiving leaves to the others.
+    max_instance_bytes : int
+        Longest data set that is taken.
+    """
+
+    def __init__(self, root: Path, *, min_free_bytes: int, max_instance_bytes: int = 4 << 30) -> None:
+        self.root = root
+        self.min_free_bytes = min_free_bytes
+        self.max_instance_bytes = max_instance_bytes
+        self.incoming = root / "incoming"
+        self.folder = root / "entries"
+        self.quarantined = root / "quarantine"
+        for folder in (root, self.incoming, self.folder, self.quarantined):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock: int | None = None
+
+    def begin(self, caller: Caller, announcement: Announcement) -> InboxWriter:
+        """Open an entry for writing.
+
+        Raises
+        ------
+        InboxFullError
+            When there is too little space.
+        """
+        return InboxWriter(self, caller, announcement)
+
+    def commit(self, chunks: Iterable[bytes], caller: Caller, announcement: Announcement) -> InboxEntry:
+        """Store a whole instance; on return it is durable.
+
+        Raises
+        ------
+        InboxFullError
+            When there is too little space. Nothing of the instance stays.
+        InstanceTooLargeError
+            When the data set is longer than allowed.
+        """
+        with self.begin(caller, announcement) as writer:
+            for chunk in chunks:
+                writer.write(chunk)
+            return writer.commit()
+
+    def entries(self, limit: int) -> list[InboxEntry]:
+        """Return the oldest entries, oldest first."""
+        return self.listing(limit).entries
+
+    def listing(self, limit: int) -> Listing:
+        """Return the oldest entries, and beside them the files that are no entries of ours."""
+        names = (item.name for item in os.scandir(self.folder) if item.name.endswith(_SUFFIX))
+        entries: list[InboxEntry] = []
+        damaged: list[DamagedEntry] = []
+        for name in heapq.nsmallest(limit, names):
+            path = self.folder / name
+            try:
+                entries.append(read_entry(path))
+            except FileNotFoundError:
+                continue
+            except HeaderError as error:
+                damaged.append(DamagedEntry(path.stem, path, error.code))
+        return Listing(entries, damaged)
+
+    def count(self) -> int:
+        """Return how many entries wait."""
+        return sum(1 for item in os.scandir(self.folder) if item.name.endswith(_SUFFIX))
+
+    def oldest_received_at(self) -> datetime | None:
+        """Return when the oldest waiting entry was received, from its name alone."""
+        oldest = min(
+            (item.name for item in os.scandir(self.folder) if item.name.endswith(_SUFFIX)), default=None
+        )
+        if oldest is None or not oldest[:20].isdigit():
+            return None
+        return datetime.fromtimestamp(int(oldest[:20]) / 1e9, UTC)
+
+    def remove(self, entry: InboxEntry) -> None:
+        """Forget an entry that is filed elsewhere. A second call does nothing."""
+        entry.path.unlink(missing_ok=True)
+
+    def quarantine(self, entry: InboxEntry | DamagedEntry, code: str) -> Path:
+        """Move an entry aside for a person; the code is part of the new name. A second call finds it done."""
+        target = self.quarantine_path(entry, code)
+        try:
+            entry.path.rename(target)
+        except FileNotFoundError:
+            if not target.exists():
+                raise
+        sync_folder(self.quarantined)
+        sync_folder(self.folder)
+        return target
+
+    def quarantine_path(self, entry: InboxEntry | DamagedEntry, code: str) -> Path:
+        """Return where :meth:`quarantine` puts this entry."""
+        safe = "".join(character for character in code if character in _CODE_CHARACTERS)[:40] or "unknown"
+        return self.quarantined / f"{entry.id[-32:]}-{safe}{_SUFFIX}"
+
+    def recover(self) -> int:
+        """Take the inbox for this process alone and remove what a killed receiver left half-written.
+
+        Returns
+        -------
+        int
+            How many unfinished files were removed; none of them was answered with success.
+
+        Raises
+        ------
+        InboxError
+            When another receiver holds the inbox.
+        """
+        if self._lock is None:
+            lock = os.open(self.root / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(lock)
+                raise InboxError(f"{self.root}: another process receives into this inbox") from error
+            self._lock = lock
+        partial = list(self.incoming.iterdir())
+        for path in partial:
+            path.unlink()
+        return len(partial)
+
+    def release(self) -> None:
+        """Let another process receive into this inbox."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def check_space(self) -> None:
+        """Refuse when receiving would take the space that others need.
+
+        Raises
+        ------
+        InboxFullError
+            When less than ``min_free_bytes`` is free.
+        """
+        space = os.statvfs(self.incoming)
+        if space.f_bavail * space.f_frsize < self.min_free_bytes:
+            raise InboxFullError("less free space than the configured minimum; the sender may try again")
+
+
+class InboxWriter:
+    """An entry being written; leaving the block without :meth:`commit` removes it."""
+
+    def __init__(self, inbox: Inbox, caller: Caller, announcement: Announcement) -> None:
+        inbox.check_space()
+        self._inbox = inbox
+        self._facts = {
+            "calling_ae_title": caller.calling_ae_title,
+            "called_ae_title": caller.called_ae_title,
+            "address": caller.address,
+        }
+        self.id = uuid.uuid4().hex
+        self._received_ns = time.time_ns()
+        self._name = f"{self._received_ns:020d}-{self.id}{_SUFFIX}"
+        self._path = inbox.incoming / self._name
+        self._announcement = announcement
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._unchecked = 0
+        self._committed = False
+        self._file: int | None = None
+        head = part10.encode(
+            sop_class_uid=_safe_uid(announcement.sop_class_uid),
+            sop_instance_uid=_safe_uid(announcement.sop_instance_uid),
+            transfer_syntax_uid=announcement.transfer_syntax_uid,
+            calling_ae_title=caller.calling_ae_title,
+            called_ae_title=caller.called_ae_title,
+            private=bytes(_PRIVATE_BYTES),
+        )
+        self._private_offset = len(head) - _PRIVATE_BYTES
+        try:
+            self._file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            self._write_all(head)
+        except OSError as error:
+            self.discard()
+            raise _translated(error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        """Append bytes of the data set.
+
+        Raises
+        ------
+        InboxFullError, InstanceTooLargeError
+            The entry is then discarded.
+        """
+        self._size += len(chunk)
+        self._unchecked += len(chunk)
+        if self._size > self._inbox.max_instance_bytes:
+            self.discard()
+            raise InstanceTooLargeError("data set longer than the configured maximum")
+        try:
+            if self._unchecked >= _CHECK_EVERY_BYTES:
+                self._unchecked = 0
+                self._inbox.check_space()
+            self._write_all(chunk)
+        except InboxFullError:
+            self.discard()
+            raise
+        except OSError as error:
+            self.discard()
+            raise _translated(error) from error
+        self._hash.update(chunk)
+
+    def commit(self) -> InboxEntry:
+        """Make the entry durable and visible."""
+        if self._file is None:
+            raise InboxError("the entry was discarded before it was committed")
+        sha256 = self._hash.hexdigest()
+        private = json.dumps({**self._facts, "sha256": sha256, "size_bytes": self._size}).encode()
+        target = self._inbox.folder / self._name
+        try:
+            os.pwrite(self._file, private.ljust(_PRIVATE_BYTES), self._private_offset)
+            os.fsync(self._file)
+            os.close(self._file)
+            self._file = None
+            self._path.rename(target)
+            self._committed = True
+            sync_folder(self._inbox.folder)
+        except OSError as error:
+            self.discard()
+            raise _translated(error) from error
+        return InboxEntry(
+            id=self.id,
+            path=target,
+            received_at=datetime.fromtimestamp(self._received_ns / 1e9, UTC),
+            size_bytes=self._size,
+            sha256=sha256,
+            sop_class_uid=_safe_uid(self._announcement.sop_class_uid),
+            sop_instance_uid=_safe_uid(self._announcement.sop_instance_uid),
+            transfer_syntax_uid=self._announcement.transfer_syntax_uid,
+            **self._facts,
+        )
+
+    def discard(self) -> None:
+        """Remove an entry that was not committed."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        if not self._committed:
+            self._path.unlink(missing_ok=True)
+
+    def _write_all(self, chunk: bytes | memoryview) -> None:
+        if self._file is None:
+            raise InboxError("the entry was discarded")
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(self._file, view) :]
+
+
+def read_entry(path: Path) -> InboxEntry:
+    """Read an entry back from its file.
+
+    Raises
+    ------
+    HeaderError
+        ``not_an_entry`` when the file was not written by an :class:`InboxWriter`, or not to its end.
+    """
+    stamp, _, entry_id = path.stem.partition("-")
+    with path.open("rb") as file:
+        meta = part10.decode(file.read(4096))
+        size_on_disk = os.fstat(file.fileno()).st_size
+    try:
+        facts = json.loads(meta.values.get(0x0102, b""))
+        entry = InboxEntry(
+            id=entry_id,
+            path=path,
+            calling_ae_title=str(facts["calling_ae_title"]),
+            called_ae_title=str(facts["called_ae_title"]),
+            address=str(facts["address"]),
+            received_at=datetime.fromtimestamp(int(stamp) / 1e9, UTC),
+            size_bytes=int(facts["size_bytes"]),
+            sha256=str(facts["sha256"]),
+            sop_class_uid=meta.uid(0x0002),
+            sop_instance_uid=meta.uid(0x0003),
+            transfer_syntax_uid=meta.uid(0x0010),
+        )
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise HeaderError("not_an_entry", f"{path.name}: no facts of a reception in it") from error
+    if size_on_disk != meta.data_offset + entry.size_bytes:
+        raise HeaderError("not_an_entry", f"{path.name}: not as long as it was when it was received")
+    return entry
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _safe_uid(text: str) -> str:
+    """Return the text when a file meta element can carry it, else nothing; it is never made valid."""
+    return text if text.isascii() and text.isprintable() and len(text) <= 64 else ""
+
+
+def _translated(error: OSError) -> Exception:
+    if error.errno in _NO_SPACE:
+        return InboxFullError("no space left for the inbox; expected the sender to try again")
+    return InboxError(f"the inbox cannot be written (errno {error.errno})")

@@ -1,0 +1,52 @@
+"""What the DICOM node asks of its surroundings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from dicom_node.inbox import InboxEntry
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks for an association."""
+
+    calling_ae_title: str
+    called_ae_title: str
+    address: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a caller may associate; ``reason`` is a code such as ``unknown_ae_title``."""
+
+    allowed: bool
+    reason: str = ""
+
+
+class CallerPolicy(Protocol):
+    """Decides who may send. Called on the receiving path: it must not wait for a database."""
+
+    def decide(self, caller: Caller) -> Decision:
+        """Say whether this caller may associate."""
+
+
+class Listener(Protocol):
+    """Is told what happened. Called on the receiving path: it must not wait for a database."""
+
+    def on_accepted(self, caller: Caller) -> None:
+        """Take note of an association that was accepted."""
+
+    def on_rejected(self, caller: Caller, reason: str) -> None:
+        """Take note of an association that was refused."""
+
+    def on_received(self, entry: InboxEntry) -> None:
+        """Take note of an instance that is durable and answered with success."""
+
+    def on_refused(self, caller: Caller, status: int, reason: str) -> None:
+        """Take note of an instance that was answered with a failure."""
+
+    def on_failed(self, caller: Caller, error: Exception) -> None:
+        """Take note of an unforeseen error on an association; it was aborted or answered with a failure."""
