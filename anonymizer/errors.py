@@ -1,0 +1,33 @@
+"""Errors of the anonymizer. No message holds a DICOM value."""
+
+
+class AnonymizerError(Exception):
+    """Base of all errors that the anonymizer raises itself."""
+
+
+class UnusablePatientIDError(AnonymizerError):
+    """A PatientID that cannot name one person: empty, a placeholder, or multi-valued."""
+
+
+class SealError(AnonymizerError):
+    """A sealed vault entry does not open with this key and context."""
+
+
+class TableError(AnonymizerError):
+    """A table of the package is missing or not as expected."""
+
+
+class DecodingError(AnonymizerError):
+    """The bytes are not the DICOM encoding that they claim to be (PS3.5, PS3.10)."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class StopError(AnonymizerError):
+    """The instance cannot be released; a person has to look at it."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code

@@ -1,0 +1,100 @@
+"""What may stay in an instance of one SOP class: the keep list of PS3.3 joined with Table E.1-1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from pydicom.datadict import dictionary_VR
+
+from anonymizer import rules
+from anonymizer.rules import Action
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_STRICTNESS: Final = ("1", "1C", "2", "2C", "3")
+_FREE_KEEP_REFUSED: Final = frozenset({"PN", "UN"})  # a person's name or opaque bytes are never kept as they are
+
+Node = dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do with one attribute at one place.
+
+    ``vrs`` are the value representations that the standard allows for it; ``children`` are the decisions inside
+    its items when it is a sequence that stays.
+    """
+
+    action: Action
+    vrs: frozenset[str]
+    type: str
+    children: Mapping[int, Decision] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@lru_cache(maxsize=1)
+def _keep_list() -> dict[str, Any]:
+    return rules.read_table("modules.json")
+
+
+@lru_cache(maxsize=1)
+def sop_classes() -> frozenset[str]:
+    """Return the UIDs of the SOP classes that the keep list knows."""
+    return frozenset(_keep_list()["sop_classes"])
+
+
+@lru_cache(maxsize=64)
+def profile(sop_class_uid: str) -> Mapping[int, Decision] | None:
+    """Return the decisions for the top level of a SOP class, or None for a class that the keep list lacks."""
+    keep = _keep_list()
+    modules = keep["sop_classes"].get(sop_class_uid)
+    if modules is None:
+        return None
+    nodes: Sequence[Node] = keep["nodes"]
+    return _join(nodes, tuple(sorted({keep["modules"][name] for name, _ in modules})), {})
+
+
+Known = dict[tuple[int, ...], "Mapping[int, Decision]"]
+
+
+def _join(nodes: Sequence[Node], numbers: tuple[int, ...], known: Known) -> Mapping[int, Decision]:
+    """Merge the nodes that describe the same place; the strictest type counts."""
+    if numbers in known:
+        return known[numbers]
+    merged: dict[str, tuple[str, set[int]]] = {}
+    for number in numbers:
+        for tag, (kind, *child) in nodes[number].items():
+            old_kind, children = merged.setdefault(tag, (kind, set()))
+            merged[tag] = (min(kind, old_kind, key=_STRICTNESS.index), children)
+            children.update(child)
+    decisions = {
+        int(tag, 16): _decide(tag, kind, _join(nodes, tuple(sorted(children)), known))
+        for tag, (kind, children) in merged.items()
+    }
+    known[numbers] = MappingProxyType(decisions)
+    return known[numbers]
+
+
+def _decide(tag: str, kind: str, children: Mapping[int, Decision]) -> Decision:
+    rule = rules.rule_for(int(tag, 16))
+    vrs = _value_representations(int(tag, 16), rule)
+    if rule is not None:
+        return Decision(rules.resolve(rule, kind), vrs, kind, children)
+    if vrs & _FREE_KEEP_REFUSED or not vrs:
+        return Decision(Action.REMOVE, vrs, kind)
+    if vrs == {"UI"}:
+        return Decision(Action.REMAP_UID, vrs, kind)  # well-known UIDs stay
+    if vrs & {"DA", "DT", "TM"}:
+        return Decision(Action.SHIFT, vrs, kind)
+    return Decision(Action.KEEP, vrs, kind, children)
+
+
+def _value_representations(tag: int, rule: rules.Rule | None) -> frozenset[str]:
+    try:
+        text = dictionary_VR(tag)
+    except KeyError:
+        text = rule.vr if rule is not None else ""
+    return frozenset(text.split(" or ")) - {""}

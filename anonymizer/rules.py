@@ -1,0 +1,99 @@
+"""PS3.15 Table E.1-1, Basic Application Confidentiality Profile with the Modified Dates Option, as data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from importlib.resources import files
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from anonymizer.errors import TableError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ROWS: Final = 656
+
+
+class Action(StrEnum):
+    """What happens to an attribute. No row in any table: REMOVE."""
+
+    KEEP = "K"
+    REMOVE = "X"
+    EMPTY = "Z"
+    DUMMY = "D"
+    REMAP_UID = "U"
+    SHIFT = "C"  # dates and times, Retain Longitudinal Temporal Information with Modified Dates Option
+    CONTAINED = "U*"  # a sequence that stays for its IOD's sake: its items follow their own rules
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of Table E.1-1; ``basic`` is the action code as printed there."""
+
+    tag: str
+    keyword: str
+    name: str
+    vr: str
+    basic: str
+    modified_dates: bool
+
+
+BY_TYPE: Final[Mapping[str, tuple[Action, Action, Action]]] = MappingProxyType({
+    # code: (type 1 or 1C, type 2 or 2C, type 3), PS3.15 Table E.1-1a
+    "X": (Action.REMOVE, Action.REMOVE, Action.REMOVE),
+    "Z": (Action.EMPTY, Action.EMPTY, Action.EMPTY),
+    "D": (Action.DUMMY, Action.DUMMY, Action.DUMMY),
+    "U": (Action.REMAP_UID, Action.REMAP_UID, Action.REMAP_UID),
+    "Z/D": (Action.DUMMY, Action.EMPTY, Action.EMPTY),
+    "X/Z": (Action.DUMMY, Action.EMPTY, Action.REMOVE),
+    "X/D": (Action.DUMMY, Action.EMPTY, Action.REMOVE),
+    "X/Z/D": (Action.DUMMY, Action.EMPTY, Action.REMOVE),
+    "X/Z/U*": (Action.CONTAINED, Action.EMPTY, Action.REMOVE),
+})
+_TYPES: Final = MappingProxyType({"1": 0, "1C": 0, "2": 1, "2C": 1, "3": 2})
+
+
+def read_table(name: str) -> dict[str, Any]:
+    """Read one of the package's data files."""
+    content: dict[str, Any] = json.loads((files("anonymizer.tables") / name).read_text(encoding="utf-8"))
+    return content
+
+
+@lru_cache(maxsize=1)
+def table() -> Mapping[str, Rule]:
+    """Return the rows of Table E.1-1 by tag (eight hexadecimal digits, ``X`` for any digit).
+
+    Raises
+    ------
+    TableError
+        If the data file does not hold all rows.
+    """
+    rows = [Rule(tag, keyword, name, vr, basic, modified == "C")
+            for tag, keyword, name, vr, basic, modified in read_table("annex_e.json")["rows"]]  # fmt: skip
+    rules = {rule.tag: rule for rule in rows}
+    if len(rules) != ROWS or any(rule.basic not in BY_TYPE for rule in rows):
+        raise TableError(f"annex_e.json: expected {ROWS} different tags with action codes of Table E.1-1")
+    return MappingProxyType(rules)
+
+
+def rule_for(tag: int) -> Rule | None:
+    """Return the row that covers a tag, repeating groups 50xx and 60xx included, or None."""
+    text = f"{tag:08X}"
+    rules = table()
+    return (
+        rules.get(text) or rules.get(f"{text[:2]}XX{text[4:]}") or rules.get(f"{text[:2]}XXXXXX")
+    )  # patterns exist for repeating groups alone
+
+
+def resolve(rule: Rule, attribute_type: str) -> Action:
+    """Turn the row's code into one action, given the attribute's type in the SOP class at hand.
+
+    Dates and times for which the row's Modified Dates column says C are shifted, whatever the basic code.
+    """
+    if rule.modified_dates and rule.vr in {"DA", "DT", "TM"}:
+        return Action.SHIFT
+    return BY_TYPE[rule.basic][_TYPES[attribute_type]]

@@ -1,0 +1,1 @@
+"""Tables of the standard as data files, and the program that makes them."""
