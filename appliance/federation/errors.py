@@ -1,0 +1,37 @@
+"""Errors of the federation at this appliance."""
+
+from __future__ import annotations
+
+from appliance.errors import ApplianceError
+
+
+class FederationError(ApplianceError):
+    """Base of the errors here."""
+
+
+class ProvisioningError(FederationError):
+    """A federation cannot be set up as asked."""
+
+
+class KitError(FederationError):
+    """A startup kit is not one, or does not fit this node."""
+
+
+class CoordinatorError(FederationError):
+    """The coordinator's folder or database is not as expected."""
+
+
+class SiteServiceError(FederationError):
+    """The site's research zone could not be asked, or refused the request.
+
+    Parameters
+    ----------
+    message : str
+        What happened; no value of a patient.
+    retryable : bool
+        Whether asking again later makes sense.
+    """
+
+    def __init__(self, message: str, *, retryable: bool) -> None:
+        super().__init__(message)
+        self.retryable = retryable
