@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from inference.errors import PreprocessingError
 from inference.preprocessing import PreprocessingSpec
 from trainer.errors import TaskError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 OPTIMIZERS: Final = ("sgd", "adamw")
@@ -62,7 +63,7 @@ class LocalSpec:
 
 @dataclass(frozen=True)
 class Finding:
-    """The coded finding whose probability the model gives: code value, scheme, meaning (PS3.3 table 8.8-1)."""
+    """The coded finding whose probability the model gives (PS3.3 table 8.8-1)."""
 
     code: str
     scheme: str
@@ -131,6 +132,8 @@ class TaskSpec:
         """
         try:
             values = dict(content)
+            if not isinstance(values["modalities"], list):
+                raise TaskError("task: modalities: expected a list")
             values["modalities"] = tuple(values["modalities"])
             values["preprocessing"] = PreprocessingSpec.from_json(values["preprocessing"])
             values["finding"] = Finding(**values["finding"])
@@ -140,6 +143,8 @@ class TaskSpec:
             return cls(**values)
         except KeyError as error:
             raise TaskError(f"task: field {error.args[0]} is missing") from error
+        except PreprocessingError as error:
+            raise TaskError(f"task: {error.message}") from error
         except (TypeError, ValueError, AttributeError) as error:
             raise TaskError("task: a field is unknown, missing or of another type") from error
 
@@ -171,6 +176,8 @@ def _problems(task: TaskSpec) -> list[str]:
             "modalities: expected at least one",
         ),
         (_within(task.validation_fraction, 0.01, 0.9), "validation_fraction: expected 0.01 to 0.9"),
+        (_is_finding(task.finding), "finding: expected code and scheme (16 characters), meaning (64)"),
+        (_is_network(task.network), "network: expected a name and an object of parameters"),
         (_within(task.threshold, 0.0, 1.0), "threshold: expected 0 to 1"),
         (_whole(task.seed, 0, 2**31 - 1), "seed: expected a whole number from 0 to 2147483647"),
         (local.optimizer in OPTIMIZERS, f"local.optimizer: expected one of {', '.join(OPTIMIZERS)}"),
@@ -189,6 +196,17 @@ def _is_name(value: object) -> bool:
     if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT:
         return False
     return value.isascii() and all(character.isalnum() or character in "-_." for character in value)
+
+
+def _is_finding(finding: Finding) -> bool:
+    limits = ((finding.code, 16), (finding.scheme, 16), (finding.meaning, 64))
+    return all(
+        isinstance(text, str) and 0 < len(text) <= limit and text.isprintable() for text, limit in limits
+    )
+
+
+def _is_network(network: NetworkSpec) -> bool:
+    return isinstance(network.name, str) and isinstance(network.parameters, Mapping)
 
 
 def _within(value: object, low: float, high: float) -> bool:

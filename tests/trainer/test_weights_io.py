@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.errors import WeightsError
+from trainer.weights_io import difference, from_bytes, load, save, sha256, to_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+def weights() -> dict[str, NDArray[Any]]:
+    return {
+        "b.weight": np.arange(6, dtype=np.float32).reshape(2, 3).T,  # not contiguous
+        "a.counter": np.array(7, dtype=np.int64),
+        "half": np.array([1.5, -2.0], dtype=np.float16),
+        "empty": np.zeros((0, 3), dtype=np.float32),
+    }
+
+
+def test_what_was_saved_is_loaded_with_shape_and_dtype(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "model.safetensors"
+    digest = save(path, weights())
+    loaded = load(path)
+    assert loaded.keys() == weights().keys()
+    for name, array in weights().items():
+        assert (loaded[name].shape, loaded[name].dtype) == (array.shape, array.dtype)
+        assert np.array_equal(loaded[name], array)
+    assert digest == sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [entry.name for entry in path.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_equal_weights_give_equal_bytes_in_any_order() -> None:
+    backwards = dict(reversed(list(weights().items())))
+    assert to_bytes(weights()) == to_bytes(backwards)
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_weights_are_refused(content: bytes) -> None:
+    with pytest.raises(WeightsError):
+        from_bytes(content)
+
+
+@given(st.integers(0, 200), st.integers(0, 255))
+def test_a_changed_byte_is_refused_or_gives_arrays(position: int, value: int) -> None:
+    content = bytearray(to_bytes(weights()))
+    content[position % len(content)] = value
+    try:
+        found = from_bytes(bytes(content))
+    except WeightsError:
+        return
+    assert all(isinstance(array, np.ndarray) for array in found.values())
+
+
+def test_a_truncated_file_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save(path, weights())
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(WeightsError, match=r"model\.safetensors"):
+        load(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError):
+        load(tmp_path / "none")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save(path, weights())
+    before = path.read_bytes()
+    with pytest.raises(Exception, match=r"object|dtype"):
+        save(path, {"x": np.array([object()])})
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_difference_keeps_dtypes_and_0_d_shapes() -> None:
+    after = {name: array + array.dtype.type(1) for name, array in weights().items()}
+    delta = difference(after, weights())
+    for name, array in weights().items():
+        assert (delta[name].dtype, delta[name].shape) == (array.dtype, array.shape)
+        assert np.all(delta[name] == 1)

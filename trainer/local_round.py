@@ -1,0 +1,128 @@
+"""One site's part of a round: measure the global model, train it on local cases, return the difference."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trainer import metrics, strategies
+from trainer.datasets import Dataset, Samples, require_trainable
+from trainer.networks import weights_of, with_weights
+from trainer.optimisation import Budget, probabilities, train
+from trainer.ports import silent
+from trainer.weights_io import difference
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from trainer.metrics import Metrics
+    from trainer.ports import Progress
+    from trainer.task import TaskSpec
+    from trainer.weights_io import Weights
+
+
+@dataclass(frozen=True, eq=False)
+class LocalUpdate:
+    """What a site gives back.
+
+    Parameters
+    ----------
+    delta : dict of ndarray
+        New minus global weights, in the dtypes of the global model.
+    samples : int
+        Training cases: the weight in the mean.
+    metrics : Metrics
+        Of the *incoming* global model, on local validation cases.
+    train_loss : float
+        Mean loss over the last steps.
+    train_seconds : float
+        Wall-clock time of the training alone.
+    """
+
+    delta: Weights
+    samples: int
+    metrics: Metrics
+    train_loss: float
+    train_seconds: float
+
+
+def local_round(
+    task: TaskSpec,
+    global_weights: Mapping[str, NDArray[Any]],
+    dataset: Dataset,
+    *,
+    strategy: str = "fedavg",
+    strategy_parameters: Mapping[str, Any] | None = None,
+    seed: int,
+    progress: Progress = silent,
+) -> LocalUpdate:
+    """Run one local round; the same arguments give the same update on the same machine.
+
+    Parameters
+    ----------
+    task : TaskSpec
+        Network and local training.
+    global_weights : Mapping
+        The global model of the round.
+    dataset : Dataset
+        Of :func:`trainer.datasets.build`.
+    strategy, strategy_parameters : str, Mapping
+        The plan's strategy; FedProx adds its proximal term to the local loss.
+    seed : int
+        Take :func:`trainer.optimisation.seed_of` of plan seed, site and round.
+    progress : Progress
+        Called after each step; renew a lease here.
+
+    Raises
+    ------
+    DatasetError
+        If there is no training case.
+    WeightsError
+        If the global model does not fit the task's network.
+    UpdateError
+        If training left the range of finite numbers.
+    """
+    require_trainable(dataset)
+    network = with_weights(task, global_weights)
+    before = metrics.measure(
+        dataset.validation.y, probabilities(network, dataset.validation.x), task.threshold
+    )
+    mu = strategies.get(strategy).proximal_mu(strategy_parameters or {}, task.local.fedprox_mu)
+    started = time.perf_counter()
+    loss = train(
+        network,
+        dataset.train,
+        task.local,
+        Budget(task.local.local_steps, task.local.batch_size),
+        seed=seed,
+        proximal_mu=mu,
+        progress=progress,
+    )
+    seconds = time.perf_counter() - started
+    delta = difference(weights_of(network), global_weights)
+    strategies.check_update(global_weights, delta)
+    return LocalUpdate(delta, len(dataset.train), before, loss, seconds)
+
+
+def evaluate(task: TaskSpec, weights: Mapping[str, NDArray[Any]], cases: Dataset | Samples) -> Metrics:
+    """Measure a model on samples, or on the validation part of a dataset."""
+    samples = cases.validation if isinstance(cases, Dataset) else cases
+    return metrics.measure(samples.y, predict(task, weights, samples.x), task.threshold)
+
+
+def predict(
+    task: TaskSpec, weights: Mapping[str, NDArray[Any]], x: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Return probabilities, shape (n,), for inputs of shape (n, 1, rows, columns)."""
+    return probabilities(with_weights(task, weights), x)
+
+
+def use_threads(count: int) -> None:
+    """Limit torch to that many threads in this process; call it once where a worker starts."""
+    torch.set_num_threads(count)

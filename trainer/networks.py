@@ -1,0 +1,134 @@
+"""Networks by name, and the way between a network and plain arrays.
+
+All of them normalise by group: batch normalisation keeps running statistics of a site's own data, which
+neither average well nor should leave the building.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from monai.networks.nets.densenet import DenseNet
+from monai.networks.nets.resnet import ResNet
+
+from trainer.errors import TaskError, WeightsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from trainer.task import NetworkSpec, TaskSpec
+
+_MAX_FEATURES: Final = 1024
+
+
+def build(spec: NetworkSpec) -> torch.nn.Module:
+    """Return an untrained network: float32 (n, 1, rows, columns) to logits (n, 1).
+
+    ``resnet``: MONAI's ResNet of four stages; ``features`` (four numbers), ``blocks`` (four), ``groups``,
+    ``max_pool``. ``densenet``: MONAI's DenseNet; ``features``, ``growth``, ``blocks`` (a list), ``groups``.
+
+    Raises
+    ------
+    TaskError
+        For an unknown network or parameter, or one that is out of range.
+    """
+    if spec.name not in NETWORKS:
+        raise TaskError(f"network.name: expected one of {', '.join(NETWORKS)}")
+    defaults, make = NETWORKS[spec.name]
+    if set(spec.parameters) - set(defaults):
+        raise TaskError(f"network.parameters: expected none but {', '.join(defaults)}")
+    values = {**defaults, **spec.parameters}
+    for name, value in values.items():
+        _check(name, value, defaults[name])
+    widths = [*np.atleast_1d(values["features"]).tolist(), values.get("growth", values["groups"])]
+    if any(width % values["groups"] for width in widths):
+        raise TaskError("network.parameters: every number of features must be a multiple of groups")
+    return make(values)
+
+
+def initial_weights(task: TaskSpec, seed: int | None = None) -> dict[str, NDArray[Any]]:
+    """Return the untrained global model; the same seed (``task.seed`` by default) gives the same arrays."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(task.seed if seed is None else seed)
+        return weights_of(build(task.network))
+
+
+def weights_of(network: torch.nn.Module) -> dict[str, NDArray[Any]]:
+    """Return copies of a network's parameters and buffers."""
+    return {name: np.array(tensor.detach().cpu().numpy()) for name, tensor in network.state_dict().items()}
+
+
+def with_weights(task: TaskSpec, weights: Mapping[str, NDArray[Any]]) -> torch.nn.Module:
+    """Return the task's network with these weights.
+
+    Raises
+    ------
+    WeightsError
+        If names or shapes are not the network's.
+    """
+    network = build(task.network)
+    state = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise WeightsError("these weights do not fit the task's network: other names or shapes") from error
+    return network
+
+
+def _resnet(values: Mapping[str, Any]) -> torch.nn.Module:
+    network: torch.nn.Module = ResNet(
+        block="basic",
+        layers=list(values["blocks"]),
+        block_inplanes=list(values["features"]),
+        spatial_dims=2,
+        n_input_channels=1,
+        conv1_t_size=5,
+        conv1_t_stride=2,
+        no_max_pool=not values["max_pool"],
+        num_classes=1,
+        norm=("group", {"num_groups": values["groups"]}),
+        bias_downsample=False,
+    )
+    return network
+
+
+def _densenet(values: Mapping[str, Any]) -> torch.nn.Module:
+    network: torch.nn.Module = DenseNet(
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=1,
+        init_features=values["features"],
+        growth_rate=values["growth"],
+        block_config=tuple(values["blocks"]),
+        norm=("group", {"num_groups": values["groups"]}),
+    )
+    return network
+
+
+def _check(name: str, value: object, default: object) -> None:
+    if isinstance(default, bool):
+        good = isinstance(value, bool)
+    elif isinstance(default, int):
+        good = _is_count(value)
+    else:
+        lengths = {4} if isinstance(default, tuple) else {1, 2, 3, 4, 5}
+        good = isinstance(value, list | tuple) and len(value) in lengths and all(map(_is_count, value))
+    if not good:
+        raise TaskError(f"network.parameters.{name}: expected something like {default}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_FEATURES
+
+
+NETWORKS: Final[Mapping[str, tuple[dict[str, Any], Callable[[Mapping[str, Any]], torch.nn.Module]]]] = {
+    "resnet": (
+        {"features": (8, 16, 32, 64), "blocks": (1, 1, 1, 1), "groups": 4, "max_pool": False},
+        _resnet,
+    ),
+    "densenet": ({"features": 16, "growth": 8, "blocks": [2, 2, 2], "groups": 4}, _densenet),
+}

@@ -1,0 +1,148 @@
+"""Training steps on one process: sampling, augmentation, loss, proximal term. Deterministic by seed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from trainer.datasets import Samples
+    from trainer.ports import Progress
+    from trainer.task import LocalSpec
+
+# A site with one positive case in a thousand must not throw the model about.
+_MAX_CLASS_WEIGHT: Final = 20.0
+_MAX_GRADIENT_NORM: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: ``steps`` of ``batch_size`` cases."""
+
+    steps: int
+    batch_size: int
+
+
+def seed_of(*parts: object) -> int:
+    """Return a seed that depends on every part and on nothing else."""
+    text = "\n".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % 2**31
+
+
+def train(
+    network: torch.nn.Module,
+    samples: Samples,
+    spec: LocalSpec,
+    budget: Budget,
+    *,
+    seed: int,
+    proximal_mu: float,
+    progress: Progress,
+) -> float:
+    """Train a network in place and return the mean loss over the last tenth of the steps.
+
+    Parameters
+    ----------
+    network : Module
+        Gives logits (n, 1); its present weights are the centre of the proximal term.
+    samples : Samples
+        At least one case.
+    spec : LocalSpec
+        Optimizer and augmentation.
+    budget : Budget
+        Steps and batch size.
+    seed : int
+        Decides order and augmentation.
+    proximal_mu : float
+        Weight of half the squared distance to the starting weights; 0 switches it off.
+    progress : Progress
+        Called with stage ``train`` after each step.
+    """
+    network.train()
+    start = [parameter.detach().clone() for parameter in network.parameters()]
+    optimizer = _optimizer(network, spec)
+    weight = torch.tensor(class_weight(samples))
+    generator = np.random.default_rng(seed)
+    losses: list[float] = []
+    for step, indices in enumerate(_order(len(samples), budget, generator), start=1):
+        x = torch.from_numpy(augment(samples.x[indices], spec, generator))
+        y = torch.from_numpy(samples.y[indices].astype(np.float32)).unsqueeze(1)
+        optimizer.zero_grad(set_to_none=True)
+        loss = functional.binary_cross_entropy_with_logits(network(x), y, pos_weight=weight)
+        (loss + _proximal(network, start, proximal_mu)).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), _MAX_GRADIENT_NORM)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        progress("train", step, budget.steps)
+    return float(np.mean(losses[-max(1, budget.steps // 10) :]))
+
+
+def probabilities(
+    network: torch.nn.Module, x: NDArray[np.float32], batch_size: int = 64
+) -> NDArray[np.float64]:
+    """Return the probability of the finding for each input, shape (n,)."""
+    network.eval()
+    parts = [np.empty(0, dtype=np.float64)]
+    with torch.inference_mode():
+        for first in range(0, len(x), batch_size):
+            logits = network(torch.from_numpy(np.ascontiguousarray(x[first : first + batch_size])))
+            parts.append(torch.sigmoid(logits).double().numpy().reshape(-1))
+    return np.concatenate(parts)
+
+
+def class_weight(samples: Samples) -> float:
+    """Return the weight of a positive case: negatives per positive, within 1/20 and 20."""
+    positives, negatives = samples.positives, len(samples) - samples.positives
+    if positives == 0 or negatives == 0:
+        return 1.0
+    return float(np.clip(negatives / positives, 1 / _MAX_CLASS_WEIGHT, _MAX_CLASS_WEIGHT))
+
+
+def augment(x: NDArray[np.float32], spec: LocalSpec, generator: np.random.Generator) -> NDArray[np.float32]:
+    """Return shifted and rescaled copies; what a shift uncovers repeats the edge."""
+    rows, columns = x.shape[2:]
+    reach = round(spec.shift_fraction * max(rows, columns))
+    result = np.array(x, dtype=np.float32)
+    if reach:
+        padded = np.pad(x, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="edge")
+        for position, (top, left) in enumerate(generator.integers(0, 2 * reach + 1, size=(len(x), 2))):
+            result[position] = padded[position, :, top : top + rows, left : left + columns]
+    if spec.gain_fraction:
+        gain = generator.uniform(1 - spec.gain_fraction, 1 + spec.gain_fraction, size=(len(x), 1, 1, 1))
+        result *= gain.astype(np.float32)
+    return result
+
+
+def _order(count: int, budget: Budget, generator: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Yield index batches; every case comes once before any comes again."""
+    waiting = np.empty(0, dtype=np.int64)
+    size = min(budget.batch_size, count)
+    for _ in range(budget.steps):
+        if waiting.size < size:
+            waiting = np.concatenate([waiting, generator.permutation(count)])
+        yield waiting[:size]
+        waiting = waiting[size:]
+
+
+def _optimizer(network: torch.nn.Module, spec: LocalSpec) -> torch.optim.Optimizer:
+    if spec.optimizer == "sgd":
+        return torch.optim.SGD(
+            network.parameters(), lr=spec.learning_rate, momentum=0.9, weight_decay=spec.weight_decay
+        )
+    return torch.optim.AdamW(network.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
+
+
+def _proximal(network: torch.nn.Module, start: list[torch.Tensor], mu: float) -> torch.Tensor:
+    if mu == 0:
+        return torch.zeros(())
+    squares = [((now - then) ** 2).sum() for now, then in zip(network.parameters(), start, strict=True)]
+    return mu / 2 * torch.stack(squares).sum()
