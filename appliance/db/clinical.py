@@ -6,7 +6,18 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from appliance.db.base import JobMixin, LedgerMixin, UTCDateTime, new_id, now
@@ -75,7 +86,9 @@ class Study(ClinicalBase):
     first_received_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
     last_received_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now, index=True)
     series: Mapped[list[Series]] = relationship(back_populates="study", cascade="all, delete-orphan")
-    revisions: Mapped[list[StudyRevision]] = relationship(back_populates="study", cascade="all, delete-orphan")
+    revisions: Mapped[list[StudyRevision]] = relationship(
+        back_populates="study", cascade="all, delete-orphan"
+    )
 
 
 class Series(ClinicalBase):
@@ -120,7 +133,9 @@ class StudyRevision(ClinicalBase):
     instance_count: Mapped[int] = mapped_column(Integer)
     assembled_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
     rule_outcome: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # matched rules, with the reason
-    deidentification_state: Mapped[str] = mapped_column(String(16), default="")  # "", released, partial, quarantined
+    deidentification_state: Mapped[str] = mapped_column(
+        String(16), default=""
+    )  # "", released, partial, quarantined
     released_count: Mapped[int] = mapped_column(Integer, default=0)
     quarantined_count: Mapped[int] = mapped_column(Integer, default=0)
     study: Mapped[Study] = relationship(back_populates="revisions")
@@ -195,7 +210,9 @@ class Result(ClinicalBase):
     __tablename__ = "result"
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     study_id: Mapped[str] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"), index=True)
-    study_revision_id: Mapped[str] = mapped_column(ForeignKey("study_revision.id", ondelete="CASCADE"), index=True)
+    study_revision_id: Mapped[str] = mapped_column(
+        ForeignKey("study_revision.id", ondelete="CASCADE"), index=True
+    )
     model_version_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"), index=True)
     kind: Mapped[str] = mapped_column(String(16))  # sr, sc
     sop_class_uid: Mapped[str] = mapped_column(String(64))
@@ -216,7 +233,9 @@ class Delivery(ClinicalBase):
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     result_id: Mapped[str] = mapped_column(ForeignKey("result.id", ondelete="CASCADE"), index=True)
     peer_id: Mapped[str] = mapped_column(ForeignKey("peer.id"), index=True)
-    state: Mapped[str] = mapped_column(String(16), default="queued", index=True)  # queued, delivered, withheld, dead
+    state: Mapped[str] = mapped_column(
+        String(16), default="queued", index=True
+    )  # queued, delivered, withheld, dead
     reason: Mapped[str | None] = mapped_column(Text)
     delivered_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)

@@ -132,7 +132,9 @@ class Round(WorkMixin, ResearchBase):
     output_sha256: Mapped[str | None] = mapped_column(String(64))
     dataset_version_id: Mapped[str | None] = mapped_column(String(32))
     samples: Mapped[int] = mapped_column(Integer, default=0)
-    metrics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # of the incoming global model, local validation
+    metrics: Mapped[dict[str, Any]] = mapped_column(
+        JSON, default=dict
+    )  # of the incoming global model, local validation
     train_seconds: Mapped[float | None] = mapped_column()
     receipt_id: Mapped[str | None] = mapped_column(String(32))
 

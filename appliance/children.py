@@ -1,0 +1,42 @@
+"""Linux process control: children that die with their parent, orphans that come back to us."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import signal
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+
+def die_with_parent(number: signal.Signals, parent_pid: int | None = None) -> None:
+    """Ask the kernel to signal this process when its parent ends (prctl(2), PR_SET_PDEATHSIG).
+
+    The kernel forgets this in a child of this process; each must ask for itself.
+
+    Parameters
+    ----------
+    number : Signals
+        The signal.
+    parent_pid : int or None
+        The parent as it was at the start; if it has ended already, the signal is sent at once.
+    """
+    _prctl(_PR_SET_PDEATHSIG, int(number))
+    if parent_pid is not None and os.getppid() != parent_pid:
+        os.kill(os.getpid(), number)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, argument: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl: {os.strerror(number)}")

@@ -1,0 +1,186 @@
+"""Whether the node is well: beats of its processes, its stores, its work."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from appliance import broker, node, owners
+from appliance.db.base import WorkState
+from appliance.db.clinical import ClinicalJob
+from appliance.db.engine import make_engine, reading
+from appliance.db.research import ResearchJob, Round
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from appliance.settings import Settings, Zone
+
+BEAT_EVERY_S: Final = 5.0
+BEAT_TOO_OLD_S: Final = 30.0
+LOW_DISK_FACTOR: Final = 2
+
+CLINICAL_PROCESSES: Final = ("clinical_redis", "scp", "indexer", "clinical_worker", "inference_worker", "web")
+RESEARCH_PROCESSES: Final = ("research_redis", "research_agent", "research_worker", "federation_site")
+REDIS_PROCESSES: Final = frozenset({"clinical_redis", "research_redis"})
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Health:
+    """All checks of a node; ``well`` when every one is."""
+
+    well: bool
+    checks: list[Check]
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A sign of life that a process left."""
+
+    process: str
+    at: float  # seconds since the epoch
+    pid: int
+    started: str
+    detail: dict[str, Any]
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since."""
+        return max(0.0, time.time() - self.at)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the process that left it has ended."""
+        return owners.started(self.pid) != self.started
+
+
+def processes(settings: Settings, zone: Zone | None = None) -> tuple[str, ...]:
+    """Return the names of the processes that this node runs (those of one zone, if given)."""
+    wanted = {
+        "clinical_redis": not settings.clinical.redis_url,
+        "research_redis": not settings.research.redis_url,
+        "inference_worker": settings.inference.enabled,
+        "web": settings.web.enabled,
+        "federation_site": settings.federation.enabled,
+    }
+    names = {"clinical": CLINICAL_PROCESSES, "research": RESEARCH_PROCESSES}
+    chosen = names[zone] if zone is not None else (*CLINICAL_PROCESSES, *RESEARCH_PROCESSES)
+    return tuple(name for name in chosen if wanted.get(name, True))
+
+
+def beat(settings: Settings, process: str, detail: dict[str, Any] | None = None) -> None:
+    """Leave a sign of life, from the loop whose standing still would be the fault."""
+    folder = node.run_dir(settings) / "health"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    pid = os.getpid()
+    content = {"at": time.time(), "pid": pid, "started": owners.started(pid), "detail": detail or {}}
+    temporary = folder / f".{process}.{pid}"
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    temporary.replace(folder / f"{process}.json")
+
+
+def last_beat(settings: Settings, process: str) -> Beat | None:
+    """Return the newest sign of life of a process."""
+    try:
+        content = json.loads(
+            (node.run_dir(settings) / "health" / f"{process}.json").read_text(encoding="utf-8")
+        )
+        return Beat(process, float(content["at"]), int(content["pid"]), content["started"], content["detail"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def overall(settings: Settings) -> Health:
+    """Look at everything; takes well under a second on a healthy node."""
+    found: list[Check] = []
+    checks: tuple[Callable[[Settings], Iterator[Check]], ...] = (_processes, _redis, _databases, _disk)
+    for check in checks:
+        found.extend(check(settings))
+    return Health(all(check.ok for check in found), found)
+
+
+def _processes(settings: Settings) -> Iterator[Check]:
+    for name in processes(settings):
+        if name in REDIS_PROCESSES:
+            continue
+        last = last_beat(settings, name)
+        fix = "look at its log lines; the supervisor restarts it by itself (cloister up)"
+        if last is None or last.gone:
+            yield Check(f"process {name}", ok=False, detail="not running", fix=fix)
+        elif last.age_s > BEAT_TOO_OLD_S:
+            yield Check(
+                f"process {name}", ok=False, detail=f"no sign of life for {last.age_s:.0f} s", fix=fix
+            )
+        else:
+            yield Check(f"process {name}", ok=True, detail="running")
+
+
+def _redis(settings: Settings) -> Iterator[Check]:
+    from redis.exceptions import RedisError  # noqa: PLC0415 - only those who look at Redis pay for it
+
+    for zone in _zones():
+        name = f"{zone} redis"
+        try:
+            with broker.connect(node.redis_url(settings, zone)) as client:
+                client.ping()
+        except (RedisError, OSError) as error:
+            fix = "work goes on from the database once it is back; the supervisor restarts the embedded one"
+            yield Check(name, ok=False, detail=type(error).__name__, fix=fix)
+        else:
+            yield Check(name, ok=True, detail="answers")
+
+
+def _databases(settings: Settings) -> Iterator[Check]:
+    for zone in _zones():
+        engine = make_engine(node.database_url(settings, zone), read_only=True)
+        models = (ClinicalJob,) if zone == "clinical" else (Round, ResearchJob)
+        try:
+            with reading(engine) as session:
+                dead = sum(
+                    session.scalar(
+                        select(func.count()).select_from(model).where(model.state == WorkState.DEAD)
+                    )
+                    or 0
+                    for model in models
+                )
+        except SQLAlchemyError as error:
+            fix = "check the database URL or file, then run: cloister doctor"
+            yield Check(f"{zone} database", ok=False, detail=type(error).__name__, fix=fix)
+        else:
+            yield Check(f"{zone} database", ok=True, detail="answers")
+            fix = "open Jobs in the panel: each dead job shows its reason and a retry button"
+            yield Check(f"{zone} jobs", ok=dead == 0, detail=f"{dead} dead", fix="" if dead == 0 else fix)
+        finally:
+            engine.dispose()
+
+
+def _disk(settings: Settings) -> Iterator[Check]:
+    free_mib = shutil.disk_usage(settings.data_root).free // 2**20
+    least = settings.dicom.min_free_mib * LOW_DISK_FACTOR
+    fix = (
+        f"free space under {settings.data_root}; below {settings.dicom.min_free_mib} MiB studies are refused"
+    )
+    yield Check(
+        "disk", ok=free_mib >= least, detail=f"{free_mib} MiB free", fix="" if free_mib >= least else fix
+    )
+
+
+def _zones() -> tuple[Zone, Zone]:
+    return "clinical", "research"

@@ -1,0 +1,227 @@
+"""A node on disk and in memory: folders, keys, databases, and the two zones that processes open."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import Engine, select
+
+from appliance import broker, keys
+from appliance.db.clinical import ClinicalLedgerEntry, Rule
+from appliance.db.engine import make_engine, writing
+from appliance.db.research import ResearchLedgerEntry
+from appliance.errors import ApplianceError
+from appliance.ledger import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import Session
+
+    from appliance.settings import Settings, Zone
+
+MAX_SOCKET_PATH: Final = 99  # bytes; sun_path holds 108, some systems less
+_LONGEST_SOCKET_NAME: Final = "clinical_redis.sock"
+NODE_CREATED: Final = "node.created"
+
+
+class NodeError(ApplianceError):
+    """The node's folders are not what they must be."""
+
+
+@dataclass(frozen=True)
+class ClinicalZone:
+    """All that a process of the clinical zone works with."""
+
+    settings: Settings
+    root: Path
+    engine: Engine
+    keys: keys.ClinicalKeys
+    ledger: Ledger
+    wake: Callable[[str, str], None]  # kind, job id; never raises when Redis is away
+
+
+@dataclass(frozen=True)
+class ResearchZone:
+    """All that a process of the research zone works with."""
+
+    settings: Settings
+    root: Path
+    engine: Engine
+    keys: keys.ResearchKeys
+    ledger: Ledger
+    wake: Callable[[str], None]  # round id; never raises when Redis is away
+
+
+def create_node(settings: Settings) -> None:
+    """Make folders (0700), keys, databases and the default rule; what exists already stays as it is."""
+    from appliance.db import migrate  # noqa: PLC0415 - running processes need no migrations
+
+    for folder in (
+        settings.data_root,
+        settings.zone_root("clinical"),
+        settings.zone_root("research"),
+        settings.crossing_out,
+        settings.crossing_in,
+        settings.crossing_in / "acks",
+        settings.crossing_in / "packages",
+    ):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keys.create_clinical_keys(settings.zone_root("clinical"))
+    keys.create_research_keys(settings.zone_root("research"))
+    signing = keys.load_research_keys(settings.zone_root("research")).signing
+    keys.publish_research_key(signing.public_key(), settings.crossing_in)
+    for which in ("clinical", "research"):
+        migrate.upgrade(database_url(settings, which), which)
+    run_dir(settings)
+    zone = open_clinical(settings)
+    with writing(zone.engine) as session:
+        _create_default_rule(session, zone.ledger)
+    zone.engine.dispose()
+
+
+def _create_default_rule(session: Session, ledger: Ledger) -> None:
+    """Give a new node one rule: everything to research and inference, nowhere else."""
+    is_new = session.scalar(select(ClinicalLedgerEntry.sequence).limit(1)) is None
+    if not is_new:
+        return
+    rule = Rule(
+        name="everything",
+        condition={},
+        action={"research": True, "inference": True, "destinations": [], "priority": 5},
+    )
+    session.add(rule)
+    session.flush()
+    ledger.append(session, kind=NODE_CREATED, subject_id=rule.id, body={"rule_id": rule.id})
+
+
+def database_url(settings: Settings, zone: Zone) -> str:
+    """Return the configured URL, or that of the embedded SQLite file."""
+    configured = settings.clinical.database_url if zone == "clinical" else settings.research.database_url
+    return configured or f"sqlite:///{settings.zone_root(zone) / f'{zone}.db'}"
+
+
+def redis_url(settings: Settings, zone: Zone) -> str:
+    """Return the configured broker URL, or that of the embedded server's socket."""
+    configured = settings.clinical.redis_url if zone == "clinical" else settings.research.redis_url
+    return configured or f"redis+socket://{redis_socket(settings, zone)}"
+
+
+def redis_socket(settings: Settings, zone: Zone) -> Path:
+    """Return the Unix socket of the zone's embedded Redis."""
+    return run_dir(settings) / f"{zone}_redis.sock"
+
+
+def head_path(settings: Settings, zone: Zone) -> Path:
+    """Return the file that keeps the newest head of the zone's ledger."""
+    return settings.zone_root(zone) / "ledger.head"
+
+
+def open_clinical(settings: Settings) -> ClinicalZone:
+    """Open the clinical zone for this process; nothing connects before it is used."""
+    root = settings.zone_root("clinical")
+    secrets = keys.load_clinical_keys(root)
+    return ClinicalZone(
+        settings=settings,
+        root=root,
+        engine=make_engine(database_url(settings, "clinical")),
+        keys=secrets,
+        ledger=Ledger(
+            ClinicalLedgerEntry, secrets.signing, secrets.ledger_salt, head_path(settings, "clinical")
+        ),
+        wake=broker.ClinicalWaker(redis_url(settings, "clinical")),
+    )
+
+
+def open_research(settings: Settings) -> ResearchZone:
+    """Open the research zone for this process; nothing connects before it is used."""
+    root = settings.zone_root("research")
+    secrets = keys.load_research_keys(root)
+    return ResearchZone(
+        settings=settings,
+        root=root,
+        engine=make_engine(database_url(settings, "research")),
+        keys=secrets,
+        ledger=Ledger(
+            ResearchLedgerEntry, secrets.signing, secrets.ledger_salt, head_path(settings, "research")
+        ),
+        wake=broker.ResearchWaker(redis_url(settings, "research")),
+    )
+
+
+def run_dir(settings: Settings) -> Path:
+    """Return the folder of sockets, ports and health files (0700), making it at need.
+
+    It is ``data_root/run``; where that is too long for a Unix socket, ``data_root/run`` is a link to a short
+    folder of our own under the machine's temporary folder, so that every process finds the same one.
+    """
+    link = settings.data_root.resolve() / "run"
+    if len(os.fsencode(link / _LONGEST_SOCKET_NAME)) <= MAX_SOCKET_PATH:
+        link.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _checked(link)
+    target = link.readlink() if link.is_symlink() else _short_folder(link)
+    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            link.symlink_to(target, target_is_directory=True)
+        except FileExistsError:
+            return run_dir(settings)
+    return _checked(target)
+
+
+def _short_folder(link: Path) -> Path:
+    digest = hashlib.sha256(os.fsencode(link)).hexdigest()[:12]
+    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    if len(os.fsencode(base)) > 50:
+        base = Path("/tmp")  # noqa: S108 - owner and mode of the folder below are checked
+    return base / f"cloister-{os.getuid()}-{digest}"
+
+
+def _checked(folder: Path) -> Path:
+    """Refuse a folder that somebody else prepared for us."""
+    status = folder.lstat()
+    if (
+        not stat.S_ISDIR(status.st_mode)
+        or status.st_uid != os.getuid()
+        or stat.S_IMODE(status.st_mode) & 0o077
+    ):
+        raise NodeError(f"{folder}: expected a folder of this user with mode 0700")
+    return folder
+
+
+def publish_port(settings: Settings, name: str, port: int) -> None:
+    """Tell other processes of the node on which port a listener of this one ended up."""
+    folder = run_dir(settings) / "ports"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    temporary = folder / f".{name}.{os.getpid()}"
+    temporary.write_text(str(port), encoding="ascii")
+    temporary.replace(folder / name)
+
+
+def bound_port(settings: Settings, name: str, wait_s: float) -> int:
+    """Return the port that a process published, waiting for it.
+
+    Raises
+    ------
+    NodeError
+        If it was not published in time.
+    """
+    path = run_dir(settings) / "ports" / name
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return int(path.read_text(encoding="ascii"))
+        except FileNotFoundError:
+            if time.monotonic() >= deadline:
+                raise NodeError(
+                    f"no port of {name!r} after {wait_s} s; expected its process to run"
+                ) from None
+        time.sleep(0.05)

@@ -1,0 +1,125 @@
+"""What every process of a node does first and last: settings, logs, signals, signs of life."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance import health, logs
+from appliance.children import die_with_parent
+from appliance.errors import SettingsError
+from appliance.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import FrameType
+
+STOP_WITHIN_S: Final = 5.0
+
+STARTED: Final = "process.started"
+STOPPED: Final = "process.stopped"
+OVERDUE: Final = "process.stop_overdue"
+
+_LOG = logs.logger(__name__)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A running process of a node.
+
+    Parameters
+    ----------
+    name : str
+        Its module's name.
+    settings : Settings
+    config : Path
+        The configuration file, for children that read it again.
+    stopping : Event
+        Set by SIGTERM and SIGINT; the body then returns within five seconds.
+    """
+
+    name: str
+    settings: Settings
+    config: Path
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def beat(self, **detail: Any) -> None:
+        """Leave a sign of life: at least every ten seconds, from the loop that does the work."""
+        health.beat(self.settings, self.name, detail)
+
+    def loop(self, step: Callable[[], None], period_s: float) -> None:
+        """Call ``step`` every ``period_s`` seconds until told to stop, leaving signs of life.
+
+        A step that raises ends the process; the supervisor starts it again.
+        """
+        beaten = 0.0
+        while not self.stopping.is_set():
+            step()
+            if time.monotonic() - beaten >= min(health.BEAT_EVERY_S, max(period_s, 1.0)):
+                self.beat()
+                beaten = time.monotonic()
+            self.stopping.wait(period_s)
+
+
+def run(name: str, body: Callable[[Process], None], argv: Sequence[str] | None = None) -> int:
+    """Run a process: parse ``--config``, read settings, set up logs and signals, call ``body``.
+
+    Returns
+    -------
+    int
+        0 when the body ended, 2 for a wrong configuration. An exception of the body goes on: it is logged
+        (see :mod:`appliance.logs`) and the interpreter exits with 1.
+    """
+    os.umask(0o077)
+    arguments = parse(name, argv)
+    if arguments.parent is not None:
+        die_with_parent(signal.SIGTERM, arguments.parent)
+    try:
+        settings = load_settings(arguments.config)
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    logs.setup(settings.logging, name)
+    process = Process(name, settings, arguments.config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stopper(process))
+    _LOG.info(STARTED, pid=os.getpid())
+    try:
+        body(process)
+    finally:
+        process.stopping.set()
+    _LOG.info(STOPPED)
+    return 0
+
+
+def parse(name: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line of a process: ``--config PATH [--parent PID]``."""
+    parser = argparse.ArgumentParser(prog=f"appliance.processes.{name}")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--parent", type=int, help="end when this process, our parent, ends")
+    return parser.parse_args(argv)
+
+
+def _stopper(process: Process) -> Callable[[int, FrameType | None], None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if not process.stopping.is_set():
+            process.stopping.set()
+            timer = threading.Timer(STOP_WITHIN_S, _give_up)
+            timer.daemon = True
+            timer.start()
+
+    return stop
+
+
+def _give_up() -> None:
+    """End a process whose body did not return: its work is in rows and spools that outlive it."""
+    _LOG.error(OVERDUE, after_s=STOP_WITHIN_S)
+    os._exit(1)

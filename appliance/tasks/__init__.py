@@ -1,0 +1,1 @@
+"""Celery tasks: thin shells, one file for each queue."""

@@ -1,0 +1,19 @@
+"""Queue ``clinical``: the door out, and delivery."""
+
+from __future__ import annotations
+
+from appliance import broker
+from appliance.tasks.runner import run_job
+from appliance.worker import clinical_app, task
+
+
+@task(clinical_app, broker.DEIDENTIFY_STUDY)
+def deidentify_study(job_id: str) -> None:
+    """De-identify a study revision and hand it to the research zone."""
+    run_job(job_id, "appliance.release", "release_study")
+
+
+@task(clinical_app, broker.DELIVER_RESULT)
+def deliver_result(job_id: str) -> None:
+    """Send a result to its destination."""
+    run_job(job_id, "appliance.delivery", "deliver")

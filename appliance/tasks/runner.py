@@ -1,0 +1,64 @@
+"""What every task does: open the zone once per process, claim the row, call one function."""
+
+from __future__ import annotations
+
+import functools
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+from appliance.db.clinical import ClinicalJob
+from appliance.db.research import Round
+from appliance.errors import ApplianceError
+from appliance.node import ClinicalZone, ResearchZone, open_clinical, open_research
+from appliance.work import claimed
+
+if TYPE_CHECKING:
+    from appliance.settings import Settings
+
+CLINICAL_LEASE_S: Final = 300.0
+
+_settings: list[Settings] = []
+
+
+class NotConfiguredError(ApplianceError):
+    """A task ran in a process that was given no settings."""
+
+
+def configure(settings: Settings) -> None:
+    """Keep the settings for the tasks of this process and the children it forks."""
+    _settings[:] = [settings]
+
+
+def run_job(job_id: str, module: str, function: str) -> None:
+    """Claim a clinical job and hand it to ``module.function``; a second delivery finds nothing to do."""
+    zone = _clinical(os.getpid())
+    with claimed(zone.engine, ClinicalJob, job_id, function, CLINICAL_LEASE_S) as claim:
+        if claim is not None:
+            getattr(import_module(module), function)(zone, claim)
+
+
+def run_round(round_id: str, module: str, function: str) -> None:
+    """Claim a round and hand it to ``module.function``; a second delivery finds nothing to do."""
+    zone = _research(os.getpid())
+    with claimed(zone.engine, Round, round_id, function, zone.settings.training.round_lease_s) as claim:
+        if claim is not None:
+            getattr(import_module(module), function)(zone, claim)
+
+
+def _configured() -> Settings:
+    if not _settings:
+        raise NotConfiguredError("no settings; expected runner.configure() in the worker's parent")
+    return _settings[0]
+
+
+@functools.lru_cache(maxsize=1)
+def _clinical(pid: int) -> ClinicalZone:
+    del pid  # a forked child opens its own
+    return open_clinical(_configured())
+
+
+@functools.lru_cache(maxsize=1)
+def _research(pid: int) -> ResearchZone:
+    del pid  # a forked child opens its own
+    return open_research(_configured())

@@ -1,0 +1,415 @@
+"""Work as rows: enqueue once, claim with a lease, heartbeat, finish or fail, reconcile.
+
+The row is the truth. A Celery message only wakes a worker up; it may be lost or come twice.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import ColumnElement, Engine, Row, Table, and_, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from appliance import logs, owners
+from appliance.db.base import JobMixin, WorkState, now
+from appliance.db.clinical import ClinicalJob
+from appliance.db.engine import reading, writing
+from appliance.db.research import ResearchJob, Round
+from appliance.errors import ApplianceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from sqlalchemy.orm import Session
+
+WorkModel = type[ClinicalJob] | type[ResearchJob] | type[Round]
+JobModel = type[ClinicalJob] | type[ResearchJob]
+
+FIRST_RETRY_S: Final = 5.0
+LONGEST_RETRY_S: Final = 900.0
+REWAKE_S: Final = 60.0
+RECONCILE_LIMIT: Final = 500
+
+CLAIM_LOST: Final = "work.claim_lost"
+WORK_FAILED: Final = "work.failed"
+WORK_DEAD: Final = "work.dead"
+RECONCILED: Final = "work.reconciled"
+
+_LOG = logs.logger(__name__)
+
+
+class LeaseLostError(ApplianceError):
+    """The row is no longer ours: the lease ran out, or a person or the reconciler took it."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one reconciliation did."""
+
+    requeued: int  # taken back from dead workers and expired leases
+    woken: int
+    dead: int
+
+
+def enqueue(
+    session: Session,
+    model: JobModel,
+    kind: str,
+    subject_id: str,
+    dedupe_key: str,
+    priority: int = 5,
+    deadline_s: float | None = None,
+    max_attempts: int = 5,
+) -> str | None:
+    """Insert a job in the caller's writing transaction; return its id, or None when the key exists already.
+
+    After the commit the caller wakes a worker with ``zone.wake(kind, job_id)``, else the reconciler does.
+    """
+    table = _table(model)
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    statement = (
+        insert(table)
+        .values(
+            kind=kind,
+            subject_id=subject_id,
+            dedupe_key=dedupe_key,
+            priority=priority,
+            max_attempts=max_attempts,
+            deadline_at=None if deadline_s is None else now() + timedelta(seconds=deadline_s),
+        )
+        .on_conflict_do_nothing(index_elements=["dedupe_key"])
+        .returning(table.c.id)
+    )
+    found = session.execute(statement).scalar()
+    return None if found is None else str(found)
+
+
+def backoff_s(attempts: int) -> float:
+    """Return the seconds to wait after the given number of attempts: 5, 10, 20 ... at most 900."""
+    return float(min(FIRST_RETRY_S * 2 ** max(attempts - 1, 0), LONGEST_RETRY_S))
+
+
+@dataclass
+class Claim:
+    """A row that this process works on, until it says how that ended.
+
+    ``row`` holds the columns as they were claimed (``kind``, ``subject_id``, ``attempts`` ...).
+    """
+
+    engine: Engine
+    model: WorkModel
+    row_id: str
+    token: str
+    lease_s: float
+    row: Row[Any]
+    ended: bool = False
+
+    @property
+    def subject_id(self) -> str:
+        """Row id of what the work is about."""
+        return str(self.row.subject_id)
+
+    @property
+    def last_attempt(self) -> bool:
+        """Whether a failure now makes the row dead."""
+        return bool(self.row.attempts >= self.row.max_attempts)
+
+    def heartbeat(self, progress: dict[str, Any] | None = None) -> None:
+        """Renew the lease and, if given, store progress.
+
+        Raises
+        ------
+        LeaseLostError
+            If the row is no longer ours; stop working then.
+        """
+        values: dict[str, Any] = {"lease_until": now() + timedelta(seconds=self.lease_s)}
+        if progress is not None:
+            values["progress"] = progress
+        self._change(values)
+
+    def finish(self, session: Session | None = None) -> None:
+        """Mark the row done; with ``session`` in the caller's writing transaction, beside its results.
+
+        Raises
+        ------
+        LeaseLostError
+            If the row is no longer ours; the caller's transaction must not commit.
+        """
+        self._end({"state": WorkState.DONE, "reason": None}, session)
+
+    def fail(self, reason: str, retry_in_s: float | None = None) -> None:
+        """Mark the row failed, to be tried again later; after the last attempt it is dead.
+
+        Parameters
+        ----------
+        reason : str
+            What went wrong, without any patient's value; staff read it.
+        retry_in_s : float or None
+            When to try again; None backs off exponentially.
+        """
+        if self.last_attempt:
+            self.die(reason)
+            return
+        wait_s = backoff_s(self.row.attempts) if retry_in_s is None else retry_in_s
+        _LOG.warning(
+            WORK_FAILED, row_id=self.row_id, attempts=self.row.attempts, reason=reason, retry_in_s=wait_s
+        )
+        next_try = now() + timedelta(seconds=wait_s)
+        self._end({"state": WorkState.FAILED, "reason": reason, "next_try_at": next_try})
+
+    def die(self, reason: str) -> None:
+        """Mark the row dead: a person decides."""
+        _LOG.error(WORK_DEAD, row_id=self.row_id, attempts=self.row.attempts, reason=reason)
+        self._end({"state": WorkState.DEAD, "reason": reason})
+
+    def _end(self, values: dict[str, Any], session: Session | None = None) -> None:
+        self._change({**values, "lease_owner": None, "lease_until": None}, session)
+        self.ended = True
+
+    def _change(self, values: dict[str, Any], session: Session | None = None) -> None:
+        table = _table(self.model)
+        ours = and_(
+            table.c.id == self.row_id, table.c.lease_owner == self.token, table.c.state == WorkState.RUNNING
+        )
+        statement = update(table).where(ours).values(**values).returning(table.c.id)
+        if session is not None:
+            held = session.execute(statement).first()
+        else:
+            with writing(self.engine) as own:
+                held = own.execute(statement).first()
+        if held is None:
+            raise LeaseLostError(f"{table.name} {self.row_id}: the lease was lost")
+
+
+class claimed(AbstractContextManager["Claim | None"]):  # noqa: N801 - read as: with claimed(...)
+    """Claim a row for the length of a ``with`` block; gives None when there is nothing to do.
+
+    There is nothing to do when the row is done, dead, running elsewhere, waiting for its next try or unknown.
+    An exception that leaves the block is stored as a failure (class, and the message only of our own errors)
+    and goes no further, a block that ends without an outcome as well: nothing counts as done unsaid.
+
+    Parameters
+    ----------
+    engine : Engine
+    model : WorkModel
+    row_id : str
+    owner : str
+        Role of this process, for people; the process itself is identified besides.
+    lease_s : float
+        After so long without a heartbeat others may take the row.
+    """
+
+    def __init__(self, engine: Engine, model: WorkModel, row_id: str, owner: str, lease_s: float) -> None:
+        self._engine = engine
+        self._model = model
+        self._row_id = row_id
+        self._token = owners.token(owner)
+        self._lease_s = lease_s
+        self._claim: Claim | None = None
+
+    def __enter__(self) -> Claim | None:
+        """Claim."""
+        with writing(self._engine) as session:
+            row = _take(session, _table(self._model), self._row_id, self._token, self._lease_s)
+        if row is not None:
+            self._claim = Claim(self._engine, self._model, self._row_id, self._token, self._lease_s, row)
+        return self._claim
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """Store the outcome of a block that did not say how it ended."""
+        claim = self._claim
+        swallow = error is None or isinstance(error, Exception)
+        if isinstance(error, LeaseLostError):
+            _LOG.warning(CLAIM_LOST, row_id=self._row_id)
+        elif claim is not None and not claim.ended:
+            self._fail(claim, error)
+        elif error is not None:
+            _LOG.error(WORK_FAILED, row_id=self._row_id, exc_info=error)
+        return swallow
+
+    def _fail(self, claim: Claim, error: BaseException | None) -> None:
+        try:
+            if error is None:
+                claim.fail("the work ended without an outcome")
+            elif isinstance(error, Exception):
+                _LOG.error(WORK_FAILED, row_id=self._row_id, exc_info=error)
+                claim.fail(logs.safe_reason(error))
+            else:
+                claim.fail("interrupted", retry_in_s=0)
+        except LeaseLostError:
+            _LOG.warning(CLAIM_LOST, row_id=self._row_id)
+
+
+def reconcile(
+    engine: Engine,
+    model: WorkModel,
+    wake: Callable[..., None],
+    at: datetime,
+    backlog: Callable[[], int | None] | None = None,
+) -> Counts:
+    """Put right what messages and workers lost; call it at boot and at least every minute.
+
+    Rows of dead workers and expired leases are queued again (or dead after their last attempt), rows past
+    their deadline become dead, failed rows whose time has come are queued, and queued rows that no message
+    announces any more are announced again.
+
+    Parameters
+    ----------
+    engine : Engine
+    model : WorkModel
+    wake : callable
+        ``zone.wake``: called with kind and id for jobs, with the id for rounds, after the commit.
+    at : datetime
+        The present moment.
+    backlog : callable or None
+        Returns how many messages wait in the broker: while some do, no row is announced a second time.
+    """
+    table = _table(model)
+    with reading(engine) as session:
+        running = session.execute(select(table).where(table.c.state == WorkState.RUNNING)).all()
+    lost = [
+        row
+        for row in running
+        if row.lease_until is None or row.lease_until < at or owners.is_dead(row.lease_owner)
+    ]
+    with writing(engine) as session:
+        dead = _bury_late(session, table, at)
+        requeued = 0
+        for row in lost:
+            taken, died = _take_back(session, table, row, at)
+            requeued, dead = requeued + taken, dead + died
+        session.execute(
+            update(table)
+            .where(table.c.state == WorkState.FAILED, table.c.next_try_at <= at)
+            .values(state=WorkState.QUEUED, woken_at=None, next_try_at=None)
+        )
+    waiting = backlog() if backlog is not None else 0
+    announce = _to_announce(engine, table, at, forgotten_too=waiting == 0)
+    if announce:
+        with writing(engine) as session:
+            ids = [row.id for row in announce]
+            session.execute(update(table).where(table.c.id.in_(ids)).values(woken_at=at))
+    for row in announce:
+        wake(row.kind, row.id) if issubclass(model, JobMixin) else wake(row.id)
+    if requeued or dead:
+        _LOG.info(RECONCILED, table=table.name, requeued=requeued, woken=len(announce), dead=dead)
+    return Counts(requeued, len(announce), dead)
+
+
+def retry(session: Session, model: WorkModel, row_id: str) -> bool:
+    """Queue a dead or failed row again with all its attempts; return whether it was one.
+
+    Wake it after the commit.
+    """
+    table = _table(model)
+    statement = (
+        update(table)
+        .where(table.c.id == row_id, table.c.state.in_([WorkState.DEAD, WorkState.FAILED]))
+        .values(
+            state=WorkState.QUEUED,
+            attempts=0,
+            reason=None,
+            next_try_at=None,
+            woken_at=None,
+            deadline_at=None,
+            lease_owner=None,
+            lease_until=None,
+        )
+        .returning(table.c.id)
+    )
+    return session.execute(statement).first() is not None
+
+
+def _table(model: WorkModel) -> Table:
+    table = model.__table__
+    if not isinstance(table, Table):
+        raise TypeError(f"{model.__name__} is not mapped to a table")
+    return table
+
+
+def _take(session: Session, table: Table, row_id: str, token: str, lease_s: float) -> Row[Any] | None:
+    """Claim by one guarded UPDATE; the guard holds the owner that we saw, so a race has one winner."""
+    at = now()
+    seen = session.execute(select(table).where(table.c.id == row_id)).first()
+    if seen is None:
+        return None
+    if seen.deadline_at is not None and seen.deadline_at <= at:
+        _bury_late(session, table, at)
+        return None
+    if seen.attempts >= seen.max_attempts:
+        return None  # a running one is the reconciler's to bury
+    available: list[ColumnElement[bool]] = [
+        table.c.state == WorkState.QUEUED,
+        and_(table.c.state == WorkState.FAILED, table.c.next_try_at <= at),
+        and_(table.c.state == WorkState.RUNNING, table.c.lease_until < at),
+    ]
+    if owners.is_dead(seen.lease_owner):
+        available.append(and_(table.c.state == WorkState.RUNNING, table.c.lease_owner == seen.lease_owner))
+    return session.execute(
+        update(table)
+        .where(table.c.id == row_id, or_(*available))
+        .values(
+            state=WorkState.RUNNING,
+            lease_owner=token,
+            lease_until=at + timedelta(seconds=lease_s),
+            attempts=table.c.attempts + 1,
+            next_try_at=None,
+        )
+        .returning(*table.c)
+    ).first()
+
+
+def _bury_late(session: Session, table: Table, at: datetime) -> int:
+    waiting = table.c.state.in_([WorkState.QUEUED, WorkState.FAILED])
+    statement = (
+        update(table)
+        .where(waiting, table.c.deadline_at <= at)
+        .values(state=WorkState.DEAD, reason="its deadline passed")
+        .returning(table.c.id)
+    )
+    return len(session.execute(statement).all())
+
+
+def _take_back(session: Session, table: Table, row: Row[Any], at: datetime) -> tuple[int, int]:
+    """Queue a lost row again, or bury it after its last attempt; return (queued, buried)."""
+    late = row.deadline_at is not None and row.deadline_at <= at
+    over = row.attempts >= row.max_attempts or late
+    reason = "its worker died or stopped reporting"
+    values = {"state": WorkState.DEAD if over else WorkState.QUEUED, "reason": reason}
+    held = and_(
+        table.c.id == row.id, table.c.state == WorkState.RUNNING, table.c.lease_owner == row.lease_owner
+    )
+    unrenewed = (
+        table.c.lease_until == row.lease_until
+        if row.lease_until is not None
+        else table.c.lease_until.is_(None)
+    )
+    statement = (
+        update(table)
+        .where(held, unrenewed)
+        .values(**values, lease_owner=None, lease_until=None, woken_at=None)
+        .returning(table.c.id)
+    )
+    if session.execute(statement).first() is None:
+        return 0, 0
+    return (0, 1) if over else (1, 0)
+
+
+def _to_announce(engine: Engine, table: Table, at: datetime, *, forgotten_too: bool) -> Sequence[Row[Any]]:
+    fresh = and_(table.c.woken_at.is_(None), table.c.updated_at <= at)
+    forgotten = table.c.woken_at <= at - timedelta(seconds=REWAKE_S)
+    condition = or_(fresh, forgotten) if forgotten_too else fresh
+    statement = (
+        select(table)
+        .where(table.c.state == WorkState.QUEUED, condition)
+        .order_by(table.c.priority, table.c.created_at)
+        .limit(RECONCILE_LIMIT)
+    )
+    with reading(engine) as session:
+        return session.execute(statement).all()
