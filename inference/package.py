@@ -1,15 +1,24 @@
-"""The model package: ``model.onnx``, ``model.json``, ``SHA256SUMS`` and its Ed25519 signature, as folder or zip.
+"""The model package: ``model.onnx``, ``model.json``, ``SHA256SUMS``, Ed25519 signature; a folder or a zip.
 
 A package is known by the SHA-256 of its ``SHA256SUMS``, which is the same for the folder and for its zip.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import InvalidSignature
@@ -19,7 +28,6 @@ from inference.errors import PackageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -30,6 +38,7 @@ __all__ = [
     "ModelInput",
     "ModelOutput",
     "Package",
+    "load_package",
     "open_package",
     "pack",
     "package_sha256",
@@ -44,19 +53,20 @@ FILES: Final = (MODEL, CARD, SUMS, SIGNATURE)
 _SIGNED_AS: Final = b"cloister model package 1\n"  # no other signature of the same key fits here
 _SUMS_LINE: Final = re.compile(r"([0-9a-f]{64})  ([a-z.]+)\n")
 _MAX_SUMS_BYTES: Final = 1024
+_MAX_ANSWER_BYTES: Final = 4096
 
 
 @dataclass(frozen=True)
 class Limits:
     """What reading a package may cost.
 
-    ``memory_bytes`` is the address space of the process that reads it, ``time_s`` its wall clock and CPU time.
+    ``memory_bytes`` is the address space of the process that reads it, ``time_s`` its wall clock and CPU.
     """
 
     max_model_bytes: int = 512 << 20
     max_card_bytes: int = 1 << 20
     max_archive_bytes: int = 640 << 20
-    memory_bytes: int = 6 << 30
+    memory_bytes: int = 4 << 30
     time_s: float = 120.0
 
     def of(self, name: str) -> int:
@@ -146,6 +156,105 @@ def package_sha256(path: Path) -> str:
         raise PackageError("package.zip", f"no readable {SUMS} in the archive") from error
 
 
+def load_package(
+    path: Path, target: Path, trusted_signers: Mapping[str, Ed25519PublicKey], limits: Limits | None = None
+) -> Package:
+    """Open a package that nobody vouches for yet and put it where it stays.
+
+    A child process with limited memory and time unpacks, checks and runs it once. What the child left is
+    then verified here again by signature and hash.
+
+    Parameters
+    ----------
+    path : Path
+        Folder or zip; it is only read.
+    target : Path
+        Where the package's folder shall stand; replaced when it exists.
+    trusted_signers : Mapping
+        Name to public key.
+    limits : Limits, optional
+        What it may cost.
+
+    Raises
+    ------
+    PackageError
+        With a stable code; ``target`` is then left as it was.
+    """
+    limits = limits or Limits()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".incoming-", dir=target.parent))
+    try:
+        _examine(path, staging, trusted_signers, limits)
+        package = open_package(staging, trusted_signers, limits)
+        _settle(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return replace(package, folder=target)
+
+
+def _examine(
+    source: Path, staging: Path, trusted_signers: Mapping[str, Ed25519PublicKey], limits: Limits
+) -> None:
+    request = {
+        "source": str(source.absolute()),
+        "target": str(staging.absolute()),
+        "signers": {name: key.public_bytes_raw().hex() for name, key in trusted_signers.items()},
+        "limits": asdict(limits),
+    }
+    # The product's own settings may hold passwords of databases; a stranger's model shall not see them.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CLOISTER_")}
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "inference.examine"],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.DEVNULL,
+            env=environment | {"OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).resolve().parents[1],
+            start_new_session=True,
+        )
+        try:
+            child.communicate(json.dumps(request).encode(), timeout=limits.time_s)
+        except subprocess.TimeoutExpired as error:
+            raise PackageError("package.limits", f"not opened within {limits.time_s:g} s") from error
+        finally:
+            _stop(child)
+        output.seek(0)
+        answer = output.read(_MAX_ANSWER_BYTES)
+    _raise_for(child.returncode, answer)
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _raise_for(returncode: int, answer: bytes) -> None:
+    try:
+        value = json.loads(answer)
+    except ValueError:
+        value = None
+    if returncode != 0 or not isinstance(value, dict):
+        raise PackageError("package.limits", f"the process that opened it ended with status {returncode}")
+    if value:
+        raise PackageError(str(value.get("code", "package.limits"))[:40], str(value.get("message", ""))[:200])
+
+
+def _settle(staging: Path, target: Path) -> None:
+    for name in FILES:
+        with (staging / name).open("rb") as file:
+            os.fsync(file.fileno())
+    if target.exists():
+        shutil.rmtree(target)
+    staging.rename(target)
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def open_package(
     folder: Path, trusted_signers: Mapping[str, Ed25519PublicKey], limits: Limits | None = None
 ) -> Package:
@@ -163,7 +272,7 @@ def open_package(
     Raises
     ------
     PackageError
-        ``package.files``, ``package.size``, ``package.sums``, ``package.signer``, ``package.hash`` or ``card``.
+        ``package.files``, ``.size``, ``.sums``, ``.signer``, ``.hash`` or ``card``.
     """
     limits = limits or Limits()
     sums = read_limited(folder / SUMS, limits.of(SUMS))
@@ -177,7 +286,7 @@ def open_package(
 
 
 def read_limited(path: Path, limit: int) -> bytes:
-    """Read a regular file of at most ``limit`` bytes; links are refused.
+    """Read a plain file of at most ``limit`` bytes; links, pipes and folders are refused.
 
     Raises
     ------
@@ -188,8 +297,13 @@ def read_limited(path: Path, limit: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise PackageError("package.files", f"{path.name}: missing, or not a plain file") from error
-    with os.fdopen(descriptor, "rb") as file:
-        content = file.read(limit + 1)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise PackageError("package.files", f"{path.name}: not a plain file")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(limit + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > limit:
         raise PackageError("package.size", f"{path.name}: expected at most {limit} bytes")
     return content

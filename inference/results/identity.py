@@ -1,0 +1,99 @@
+"""Copy who the patient is and which study this is from a source instance, unchanged.
+
+References
+----------
+DICOM PS3.3 C.7.1.1 (Patient), C.7.2.1 (General Study), C.7.2.2 (Patient Study), C.12.1.1.2 (character sets).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Final
+
+from pydicom.charset import convert_encodings
+from pydicom.datadict import dictionary_VR
+
+from inference.errors import ResultError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pydicom import Dataset
+
+PATIENT: Final = (
+    "PatientName", "PatientID", "IssuerOfPatientID", "IssuerOfPatientIDQualifiersSequence",
+    "PatientBirthDate", "PatientSex", "OtherPatientIDsSequence",
+)  # fmt: skip
+STUDY: Final = (
+    "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber",
+    "IssuerOfAccessionNumberSequence", "ReferringPhysicianName", "StudyDescription",
+    "PatientAge", "PatientSize", "PatientWeight",
+)  # fmt: skip
+TYPE_2: Final = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+# Whoever differs in one of these is another person until somebody says otherwise.
+DECISIVE: Final = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex")
+_UTF_8: Final = "ISO_IR 192"
+
+
+def differing(instances: Iterable[Dataset]) -> tuple[str, ...]:
+    """Return the keywords in which instances of one study disagree about the patient."""
+    found = [{keyword: str(ds.get(keyword) or "").strip() for keyword in DECISIVE} for ds in instances]
+    return tuple(keyword for keyword in DECISIVE if len({values[keyword] for values in found}) > 1)
+
+
+def check_same_patient(instances: Sequence[Dataset]) -> None:
+    """Refuse to make a result of pictures that name different patients.
+
+    Raises
+    ------
+    ResultError
+        ``identity.mismatch``, naming the attributes, never their values.
+    """
+    wrong = differing(instances)
+    if wrong:
+        raise ResultError("identity.mismatch", f"instances of the study disagree in {', '.join(wrong)}")
+
+
+def copy_identity(source: Dataset, target: Dataset, texts: Sequence[str] = ()) -> None:
+    """Put the true identity of ``source`` into ``target``, with its character set.
+
+    Parameters
+    ----------
+    source : Dataset
+        A source instance.
+    target : Dataset
+        The result; it is changed.
+    texts : sequence of str
+        Our own texts in the result. If the source's character set cannot hold one, the result is in UTF-8.
+    """
+    for keyword in (*PATIENT, *STUDY):
+        if keyword in target:
+            del target[keyword]
+        if keyword in source:
+            target.add(copy.deepcopy(source[keyword]))
+        elif keyword in TYPE_2:
+            target.add_new(keyword, dictionary_VR(keyword), None)
+    character_set = source.get("SpecificCharacterSet")
+    if not _fits(texts, character_set):
+        character_set = _UTF_8
+    if character_set:
+        target.SpecificCharacterSet = character_set
+    elif "SpecificCharacterSet" in target:
+        del target.SpecificCharacterSet
+
+
+def _fits(texts: Sequence[str], character_set: object) -> bool:
+    if all(text.isascii() for text in texts):
+        return True
+    if not isinstance(character_set, str) or character_set in ("", "ISO_IR 6"):
+        return False
+    encoding = convert_encodings(character_set)[0]
+    try:
+        for text in texts:
+            text.encode(encoding)
+    except (UnicodeError, LookupError):
+        return False
+    return True

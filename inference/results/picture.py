@@ -1,0 +1,165 @@
+"""The picture that a radiologist sees: the radiograph, the findings with their probability, the legend.
+
+No identity is drawn; the viewer shows it from the instance's attributes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from inference.pixels import read_grey
+from inference.preprocessing import PreprocessingSpec, shown
+from inference.resampling import fit, resize
+from inference.results.context import RESEARCH_USE
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from pydicom import Dataset
+
+    from inference.card import Finding
+    from inference.results.context import ResultContext
+
+PICTURE_EDGE: Final = 1024
+MIN_WIDTH: Final = 840
+MAX_FINDINGS: Final = 6
+_HEADER: Final = 64
+_ROW: Final = 132
+_FOOTER: Final = 92
+_MARGIN: Final = 32
+_BLACK: Final = (0, 0, 0)
+_PANEL: Final = (18, 23, 29)
+_LINE: Final = (52, 62, 73)
+_TEXT: Final = (236, 240, 244)
+_QUIET: Final = (157, 170, 184)
+_ALERT: Final = (255, 178, 66)
+_CALM: Final = (112, 178, 222)
+
+Color = tuple[int, int, int]
+_AS_SEEN: Final = PreprocessingSpec(
+    intensity="voi_or_percentile", color="luminance", lower_percentile=0.1, upper_percentile=99.9
+)
+
+
+def render(context: ResultContext) -> npt.NDArray[np.uint8]:
+    """Draw the leading picture with the model's findings.
+
+    Parameters
+    ----------
+    context : ResultContext
+        The answers; the picture with the highest probability is shown.
+
+    Returns
+    -------
+    ndarray
+        uint8 RGB, shape (rows, columns, 3).
+    """
+    picture = as_seen(context.leading.source)
+    order = sorted(range(len(context.findings)), key=lambda index: -context.leading.probabilities[index])
+    rows = [(context.findings[index], context.leading.probabilities[index]) for index in order[:MAX_FINDINGS]]
+    width = max(MIN_WIDTH, picture.shape[1])
+    height = _HEADER + picture.shape[0] + len(rows) * _ROW + _FOOTER
+    canvas = Image.new("RGB", (width, height), _BLACK)
+    canvas.paste(Image.fromarray(picture), ((width - picture.shape[1]) // 2, _HEADER))
+    draw = ImageDraw.Draw(canvas)
+    _header(draw, width, context)
+    top = _HEADER + picture.shape[0]
+    draw.rectangle((0, top, width, height), fill=_PANEL)
+    for finding, probability in rows:
+        _finding(draw, top, width, finding, probability)
+        top += _ROW
+    _footer(draw, top, width, context)
+    return np.asarray(canvas, dtype=np.uint8)
+
+
+def as_seen(ds: Dataset, edge: int = PICTURE_EDGE) -> npt.NDArray[np.uint8]:
+    """Return an instance as a viewer would first show it, its longer side ``edge`` pixels.
+
+    Parameters
+    ----------
+    ds : Dataset
+        A single-frame picture.
+    edge : int
+        Length of the longer side.
+
+    Returns
+    -------
+    ndarray
+        uint8, shape (rows, columns).
+    """
+    image = read_grey(ds, accept_color=True)
+    white = shown(ds, image, _AS_SEEN)
+    rows, columns = fit(white.shape[0], white.shape[1], edge, edge, image.pixel_aspect)
+    return (resize(white, rows, columns) >> 8).astype(np.uint8)
+
+
+def _header(draw: ImageDraw.ImageDraw, width: int, context: ResultContext) -> None:
+    draw.rectangle((0, 0, width, _HEADER - 1), fill=_PANEL)
+    draw.line((0, _HEADER - 1, width, _HEADER - 1), fill=_LINE)
+    font = _font(30)
+    draw.text(
+        (_MARGIN, _HEADER // 2), RESEARCH_USE, _ALERT, font, anchor="lm", stroke_width=0.6, stroke_fill=_ALERT
+    )
+    room = width - 3 * _MARGIN - int(draw.textlength(RESEARCH_USE, font))
+    label = _fitted(draw, f"{context.card.name} {context.card.version}", _font(24), room)
+    draw.text((width - _MARGIN, _HEADER // 2), label, _QUIET, _font(24), anchor="rm")
+
+
+def _finding(draw: ImageDraw.ImageDraw, top: int, width: int, finding: Finding, probability: float) -> None:
+    called = probability >= finding.threshold
+    color = _ALERT if called else _CALM
+    percent = _percent(probability)
+    base = top + 58
+    draw.text(
+        (width - _MARGIN, base), percent, color, _font(52), anchor="rs", stroke_width=0.5, stroke_fill=color
+    )
+    room = width - 3 * _MARGIN - int(draw.textlength(percent, _font(52)))
+    draw.text((_MARGIN, base), _fitted(draw, finding.meaning, _font(40), room), _TEXT, _font(40), anchor="ls")
+    left, right, bar = _MARGIN, width - _MARGIN, top + 76
+    draw.rounded_rectangle((left, bar, right, bar + 14), 7, fill=_LINE)
+    length = max(14, round((right - left) * min(1.0, max(0.0, probability))))
+    draw.rounded_rectangle((left, bar, left + length, bar + 14), 7, fill=color)
+    mark = left + round((right - left) * finding.threshold)
+    draw.line((mark, bar - 6, mark, bar + 20), fill=_TEXT, width=3)
+    note = f"{'at or above' if called else 'below'} the model's threshold of {_percent(finding.threshold)}"
+    draw.text((left, bar + 38), note, _QUIET, _font(22), anchor="ls")
+
+
+def _footer(draw: ImageDraw.ImageDraw, top: int, width: int, context: ResultContext) -> None:
+    draw.line((_MARGIN, top + 4, width - _MARGIN, top + 4), fill=_LINE)
+    count = len(context.answers)
+    about = [f"Model package {context.package_sha256[:12]}"]
+    if count > 1:
+        about.append(f"highest of {count} pictures")
+    if context.unreadable:
+        about.append(f"{context.unreadable} picture{'s' if context.unreadable > 1 else ''} could not be read")
+    first = "Not for diagnosis or treatment. The probability is a model's output under investigation."
+    room = width - 2 * _MARGIN
+    draw.text((_MARGIN, top + 40), _fitted(draw, first, _font(21), room), _TEXT, _font(21), anchor="ls")
+    draw.text(
+        (_MARGIN, top + 72), _fitted(draw, ", ".join(about), _font(21), room), _QUIET, _font(21), anchor="ls"
+    )
+
+
+def _percent(share: float) -> str:
+    """Say 99 % only of what is not certain, and never more digits than a model deserves."""
+    value = round(100 * share)
+    if share < 1 and value == 100:
+        return "> 99 %"
+    if share > 0 and value == 0:
+        return "< 1 %"
+    return f"{value} %"
+
+
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+def _fitted(draw: ImageDraw.ImageDraw, text: str, font: Any, room: int) -> str:
+    if draw.textlength(text, font) <= room:
+        return text
+    while text and draw.textlength(f"{text}…", font) > room:
+        text = text[:-1]
+    return f"{text.rstrip()}…"

@@ -1,0 +1,122 @@
+"""The result as a Secondary Capture that any viewer shows.
+
+References
+----------
+DICOM PS3.3 A.8.1 (Secondary Capture Image IOD), C.8.6, C.7.6.1 (General Image).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from highdicom.sc import SCImage
+from pydicom import Dataset
+from pydicom.multival import MultiValue
+
+from inference.errors import ResultError
+from inference.results.context import MANUFACTURER, RESEARCH_USE
+from inference.results.identity import check_same_patient, copy_identity
+from inference.results.picture import render
+from inference.results.uids import result_uid
+
+if TYPE_CHECKING:
+    from inference.results.context import ResultContext
+
+KIND: Final = "sc"
+_SERIES_NUMBER: Final = 9002
+_PLACEHOLDER: Final = ("L", "F")
+_LOSSY_SYNTAXES: Final = frozenset(
+    {"50", "51", "81", "91", "93", "203"}  # 1.2.840.10008.1.2.4.N (PS3.5 section 8.2)
+)
+
+
+def build_capture(context: ResultContext) -> Dataset:
+    """Make the Secondary Capture of one model for one study revision.
+
+    Parameters
+    ----------
+    context : ResultContext
+        The model's answers and their sources.
+
+    Returns
+    -------
+    Dataset
+        With file meta information; the same for the same context.
+
+    Raises
+    ------
+    ResultError
+        ``identity.mismatch``, or ``result.source`` if a source cannot be referenced.
+    PreprocessingError
+        If the picture cannot be shown.
+    """
+    check_same_patient([answer.source for answer in context.answers])
+    source = context.leading.source
+    made = context.made_at.astimezone()
+    try:
+        capture: Dataset = SCImage(
+            pixel_array=render(context),
+            photometric_interpretation="RGB",
+            bits_allocated=8,
+            coordinate_system="PATIENT",
+            patient_orientation=_PLACEHOLDER,
+            study_instance_uid=str(source.StudyInstanceUID),
+            series_instance_uid=result_uid(context.revision_id, context.package_sha256, f"{KIND}.series"),
+            series_number=_SERIES_NUMBER,
+            sop_instance_uid=result_uid(context.revision_id, context.package_sha256, KIND),
+            instance_number=1,
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name="Cloister inference",
+            software_versions=context.software_version,
+            series_description=f"{RESEARCH_USE}: {context.card.name}"[:64],
+            content_date=made.date(),
+            content_time=made.time(),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ResultError(
+            "result.source", f"a capture cannot be made of these instances ({type(error).__name__})"
+        ) from error
+    _describe(capture, context, source)
+    copy_identity(source, capture, [context.card.name, context.card.version])
+    return capture
+
+
+def _describe(capture: Dataset, context: ResultContext, source: Dataset) -> None:
+    capture.InstanceCreationDate = capture.DateOfSecondaryCapture = capture.ContentDate
+    capture.InstanceCreationTime = capture.TimeOfSecondaryCapture = capture.ContentTime
+    capture.ConversionType = "SYN"  # PS3.3 C.8.6.1.1: synthetic image
+    capture.BurnedInAnnotation = "NO"
+    capture.DerivationDescription = (
+        f"{RESEARCH_USE}. {context.card.name} {context.card.version}, package_sha256={context.package_sha256}"
+    )
+    capture.SourceImageSequence = [_reference(answer.source) for answer in context.answers]
+    orientation = source.get("PatientOrientation")
+    good = isinstance(orientation, MultiValue) and len(orientation) == 2 and all(orientation)
+    capture.PatientOrientation = list(orientation) if good else None
+    capture.Laterality = source.get("Laterality") or None
+    _tell_of_loss(capture, source)
+
+
+def _reference(source: Dataset) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = source.SOPClassUID
+    item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    purpose = Dataset()
+    purpose.CodeValue = "121322"
+    purpose.CodingSchemeDesignator = "DCM"
+    purpose.CodeMeaning = "Source image for image processing operation"
+    item.PurposeOfReferenceCodeSequence = [purpose]
+    return item
+
+
+def _tell_of_loss(capture: Dataset, source: Dataset) -> None:
+    """Once lossy, always lossy (PS3.3 C.7.6.1.1.5)."""
+    meta: Any = getattr(source, "file_meta", None)
+    syntax = str(meta.get("TransferSyntaxUID", "")) if meta is not None else ""
+    by_syntax = syntax.startswith("1.2.840.10008.1.2.4.") and syntax.rpartition(".")[2] in _LOSSY_SYNTAXES
+    if not by_syntax and str(source.get("LossyImageCompression") or "") != "01":
+        return
+    capture.LossyImageCompression = "01"
+    for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        if source.get(keyword):
+            capture.add(source[keyword])

@@ -1,0 +1,97 @@
+"""A model in memory: loaded once, asked many times."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import onnxruntime as ort
+
+from inference.errors import SessionError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from inference.card import ModelCard
+    from inference.package import Package
+
+_RUNTIME_ERRORS: Final = (RuntimeError, ValueError, TypeError, MemoryError)
+
+
+class ModelSession:
+    """An ONNX session on the CPU that answers probabilities.
+
+    Parameters
+    ----------
+    package : Package
+        Verified; its bytes are read once.
+    threads : int
+        Of the operators; operators run one after the other.
+
+    Raises
+    ------
+    SessionError
+        ``session.load`` if the model cannot be loaded.
+    """
+
+    def __init__(self, package: Package, threads: int = 1) -> None:
+        self.card: ModelCard = package.card
+        self.package_sha256 = package.sha256
+        ort.set_default_logger_severity(4)  # its texts quote names out of the model
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.use_deterministic_compute = True
+        options.enable_cpu_mem_arena = False
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            content = package.model_path.read_bytes()
+            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except (*_RUNTIME_ERRORS, OSError) as error:
+            raise SessionError(
+                "session.load", f"the model cannot be loaded ({type(error).__name__})"
+            ) from error
+
+    def run(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the probability of each finding of the card.
+
+        Parameters
+        ----------
+        batch : ndarray
+            float32, shape (n, 1, rows, columns), from :func:`inference.preprocessing.prepare`.
+
+        Returns
+        -------
+        ndarray
+            float32, shape (n, findings), 0.0 to 1.0.
+
+        Raises
+        ------
+        SessionError
+            ``session.input``, ``session.run``, or ``session.output``: not what the card declares.
+        """
+        spec = self.card.input.preprocessing
+        if batch.dtype != np.float32 or batch.ndim != 4 or batch.shape[1:] != (1, spec.rows, spec.columns):
+            raise SessionError(
+                "session.input", f"expected float32 of shape (n, 1, {spec.rows}, {spec.columns})"
+            )
+        try:
+            (answer,) = self._session.run([self.card.output.name], {self.card.input.name: batch})
+        except _RUNTIME_ERRORS as error:
+            raise SessionError("session.run", f"the model failed ({type(error).__name__})") from error
+        return self._probabilities(answer, len(batch))
+
+    def _probabilities(self, answer: Any, count: int) -> npt.NDArray[np.float32]:
+        wanted = (count, len(self.card.output.findings))
+        if not isinstance(answer, np.ndarray) or answer.shape != wanted or answer.dtype != np.float32:
+            raise SessionError("session.output", f"expected float32 of shape {wanted}")
+        if not np.isfinite(answer).all():
+            raise SessionError("session.output", "expected finite numbers")
+        if self.card.output.activation == "sigmoid":
+            wide = np.clip(answer.astype(np.float64), -80.0, 80.0)
+            return np.asarray(1.0 / (1.0 + np.exp(-wide)), dtype=np.float32)
+        if (answer < 0).any() or (answer > 1).any():
+            raise SessionError("session.output", "expected probabilities, 0 to 1")
+        return answer
