@@ -1,0 +1,102 @@
+"""Command sets of the C-STORE service, read and written by hand (PS3.7 sections 6.3, 9.3.1 and annex E).
+
+They are always implicit VR little endian and tiny; a general data set decoder costs more than the reception.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from dicom_node.errors import DICOMNodeError
+
+C_STORE_RQ: Final = 0x0001
+C_STORE_RSP: Final = 0x8001
+NO_DATA_SET: Final = 0x0101
+
+_AFFECTED_SOP_CLASS_UID: Final = 0x0002
+_COMMAND_FIELD: Final = 0x0100
+_MESSAGE_ID: Final = 0x0110
+_MESSAGE_ID_BEING_RESPONDED_TO: Final = 0x0120
+_COMMAND_DATA_SET_TYPE: Final = 0x0800
+_STATUS: Final = 0x0900
+_ERROR_COMMENT: Final = 0x0902
+_AFFECTED_SOP_INSTANCE_UID: Final = 0x1000
+
+
+class CommandError(DICOMNodeError):
+    """The bytes are no command set."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """The fields of a command set that the storage SCP needs; UIDs are bytes as received."""
+
+    field: int
+    message_id: int
+    has_data_set: bool
+    affected_sop_class_uid: bytes
+    affected_sop_instance_uid: bytes
+
+
+def decode(encoded: bytes) -> Command:
+    """Read a command set.
+
+    Raises
+    ------
+    CommandError
+        When the bytes are not a command set with a command field.
+    """
+    values: dict[int, bytes] = {}
+    position = 0
+    while position + 8 <= len(encoded):
+        group, element, length = struct.unpack_from("<HHI", encoded, position)
+        position += 8
+        if group != 0 or position + length > len(encoded):
+            raise CommandError("an element that is none of a command set")
+        values[element] = encoded[position : position + length]
+        position += length
+    if position != len(encoded):
+        raise CommandError("bytes behind the last element of a command set")
+    return Command(
+        field=_number(values, _COMMAND_FIELD),
+        message_id=_number(values, _MESSAGE_ID) if _MESSAGE_ID in values else 0,
+        has_data_set=_number(values, _COMMAND_DATA_SET_TYPE) != NO_DATA_SET,
+        affected_sop_class_uid=values.get(_AFFECTED_SOP_CLASS_UID, b""),
+        affected_sop_instance_uid=values.get(_AFFECTED_SOP_INSTANCE_UID, b""),
+    )
+
+
+def _number(values: dict[int, bytes], element: int) -> int:
+    raw = values.get(element, b"")
+    if len(raw) != 2:
+        raise CommandError(f"(0000,{element:04X}) is no 16-bit number")
+    return int.from_bytes(raw, "little")
+
+
+def _element(element: int, value: bytes, pad: bytes = b"\0") -> bytes:
+    value += pad * (len(value) % 2)
+    return struct.pack("<HHI", 0, element, len(value)) + value
+
+
+def encode_store_response(request: Command, status: int, comment: str = "") -> bytes:
+    """Return the command set of a C-STORE response; the UIDs go back as they came."""
+    body = [
+        _element(_AFFECTED_SOP_CLASS_UID, request.affected_sop_class_uid),
+        _element(_COMMAND_FIELD, struct.pack("<H", C_STORE_RSP)),
+        _element(_MESSAGE_ID_BEING_RESPONDED_TO, struct.pack("<H", request.message_id)),
+        _element(_COMMAND_DATA_SET_TYPE, struct.pack("<H", NO_DATA_SET)),
+        _element(_STATUS, struct.pack("<H", status)),
+    ]
+    if comment:
+        body.append(_element(_ERROR_COMMENT, comment.encode("ascii", "replace")[:64], b" "))
+    body.append(_element(_AFFECTED_SOP_INSTANCE_UID, request.affected_sop_instance_uid))
+    joined = b"".join(body)
+    return _element(0x0000, struct.pack("<I", len(joined))) + joined
+
+
+def p_data(context_id: int, command_set: bytes) -> bytes:
+    """Return one P-DATA-TF PDU that carries a whole command set (PS3.8 9.3.5)."""
+    item = struct.pack(">IBB", len(command_set) + 2, context_id, 0x03) + command_set
+    return struct.pack(">BBI", 0x04, 0, len(item)) + item

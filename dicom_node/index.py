@@ -1,0 +1,209 @@
+"""The header of a stored instance: what filing needs, from files that may be hostile.
+
+No value of the data set ever becomes part of a path; UIDs are checked all the same (PS3.5 section 9).
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import tempfile
+import warnings
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from dicom_node import elements, part10
+from dicom_node.errors import HeaderError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import BinaryIO
+
+_UID: Final = re.compile(r"(?=.{1,64}\Z)(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+\Z", re.ASCII)
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+
+_IMPLICIT: Final = frozenset({"1.2.840.10008.1.2"})
+_BIG_ENDIAN: Final = frozenset({"1.2.840.10008.1.2.2"})
+# PS3.5 A.5, A.8, A.12: the whole data set is deflated.
+_DEFLATED: Final = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})
+
+_SPECIFIC_CHARACTER_SET: Final = 0x00080005
+_SOP_CLASS_UID: Final = 0x00080016
+_SOP_INSTANCE_UID: Final = 0x00080018
+_STUDY_DATE: Final = 0x00080020
+_MODALITY: Final = 0x00080060
+_STUDY_DESCRIPTION: Final = 0x00081030
+_PATIENT_NAME: Final = 0x00100010
+_PATIENT_ID: Final = 0x00100020
+_ISSUER_OF_PATIENT_ID: Final = 0x00100021
+_PATIENT_BIRTH_DATE: Final = 0x00100030
+_BODY_PART_EXAMINED: Final = 0x00180015
+_STUDY_INSTANCE_UID: Final = 0x0020000D
+_SERIES_INSTANCE_UID: Final = 0x0020000E
+_WANTED: Final = frozenset(
+    {
+        _SPECIFIC_CHARACTER_SET,
+        _SOP_CLASS_UID,
+        _SOP_INSTANCE_UID,
+        _STUDY_DATE,
+        _MODALITY,
+        _STUDY_DESCRIPTION,
+        _PATIENT_NAME,
+        _PATIENT_ID,
+        _ISSUER_OF_PATIENT_ID,
+        _PATIENT_BIRTH_DATE,
+        _BODY_PART_EXAMINED,
+        _STUDY_INSTANCE_UID,
+        _SERIES_INSTANCE_UID,
+    }
+)
+_CHUNK_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class InstanceHeader:
+    """Attributes of one instance, as text, trimmed, without control characters.
+
+    ``patient_id`` keeps a backslash: whether several values are usable is not for this package to decide.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+    transfer_syntax_uid: str
+    patient_id: str
+    issuer_of_patient_id: str
+    patient_name: str
+    patient_birth_date: str
+    study_date: str
+    study_description: str
+    modality: str
+    body_part_examined: str
+
+
+def is_uid(text: str) -> bool:
+    """Say whether a text is a valid UID: digits and dots, no leading zeros, at most 64 characters."""
+    return _UID.match(text) is not None
+
+
+def read_header(path: Path, *, max_inflated_bytes: int = 4 << 30) -> InstanceHeader:
+    """Read the header of a Part 10 file, and check that its data set is whole.
+
+    Raises
+    ------
+    HeaderError
+        With a code: ``not_part10``, ``bad_file_meta``, ``empty``, ``truncated``, ``not_a_data_set``,
+        ``ambiguous``, ``too_complex``, ``bad_deflate``, ``missing_uid``, ``invalid_uid``, ``value_too_long``.
+    """
+    with path.open("rb") as file:
+        meta = part10.decode(file.read(part10.MAX_META_BYTES))
+        syntax = meta.uid(0x0010)
+        if not is_uid(syntax):
+            raise HeaderError("bad_file_meta", "no valid TransferSyntaxUID in the file meta information")
+        if syntax in _DEFLATED:
+            with tempfile.TemporaryFile(dir=path.parent) as inflated:
+                _inflate(file, meta.data_offset, inflated, max_inflated_bytes)
+                values = _scan(inflated, 0, syntax)
+        else:
+            values = _scan(file, meta.data_offset, syntax)
+    return _header(values, syntax)
+
+
+def _scan(file: BinaryIO, offset: int, syntax: str) -> dict[int, bytes]:
+    encoding = elements.Encoding(implicit=syntax in _IMPLICIT, big_endian=syntax in _BIG_ENDIAN)
+    file.seek(0, 2)
+    if file.tell() <= offset:
+        raise HeaderError("empty", "no data set behind the file meta information")
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return elements.scan(data, offset, encoding, _WANTED)
+
+
+def _inflate(source: BinaryIO, offset: int, target: BinaryIO, limit: int) -> None:
+    """Write the inflated data set to a file, a chunk at a time: it may be a bomb."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    source.seek(offset)
+    written = 0
+    try:
+        while not inflater.eof:
+            chunk = inflater.unconsumed_tail or source.read(_CHUNK_BYTES)
+            if not chunk:
+                raise HeaderError("truncated", "the deflated data set ends too early")
+            piece = inflater.decompress(chunk, _CHUNK_BYTES)
+            written += len(piece)
+            if written > limit:
+                raise HeaderError("too_complex", "the inflated data set is longer than allowed")
+            target.write(piece)
+    except zlib.error as error:
+        raise HeaderError("bad_deflate", "the data set cannot be inflated") from error
+    target.flush()
+
+
+def _header(values: dict[int, bytes], syntax: str) -> InstanceHeader:
+    encodings = _encodings(values.get(_SPECIFIC_CHARACTER_SET, b""))
+    return InstanceHeader(
+        sop_class_uid=_uid(values, _SOP_CLASS_UID, "SOPClassUID"),
+        sop_instance_uid=_uid(values, _SOP_INSTANCE_UID, "SOPInstanceUID"),
+        study_instance_uid=_uid(values, _STUDY_INSTANCE_UID, "StudyInstanceUID"),
+        series_instance_uid=_uid(values, _SERIES_INSTANCE_UID, "SeriesInstanceUID"),
+        transfer_syntax_uid=syntax,
+        patient_id=_identifier(values, _PATIENT_ID, "PatientID", encodings),
+        issuer_of_patient_id=_identifier(values, _ISSUER_OF_PATIENT_ID, "IssuerOfPatientID", encodings),
+        patient_name=_text(values.get(_PATIENT_NAME, b""), encodings)[:400],
+        patient_birth_date=_text(values.get(_PATIENT_BIRTH_DATE, b""), ["ascii"])[:16],
+        study_date=_text(values.get(_STUDY_DATE, b""), ["ascii"])[:16],
+        study_description=_text(values.get(_STUDY_DESCRIPTION, b""), encodings)[:64],
+        modality=_text(values.get(_MODALITY, b""), ["ascii"])[:16],
+        body_part_examined=_text(values.get(_BODY_PART_EXAMINED, b""), ["ascii"])[:16],
+    )
+
+
+def _uid(values: dict[int, bytes], tag: int, keyword: str) -> str:
+    raw = values.get(tag, b"").rstrip(b"\0 ")
+    if not raw:
+        raise HeaderError("missing_uid", f"no {keyword}; expected one in every instance")
+    text = raw.decode("ascii", "replace")
+    if not is_uid(text):
+        raise HeaderError("invalid_uid", f"{keyword} is no valid UID (PS3.5 9.1)")
+    return text
+
+
+def _identifier(values: dict[int, bytes], tag: int, keyword: str, encodings: list[str]) -> str:
+    """Return an identifier whole or not at all: cut or cleaned it would be somebody else's."""
+    raw = values.get(tag, b"")
+    text = _decode(raw.rstrip(b"\0 ").lstrip(b" "), encodings)
+    if len(text) > 64:
+        raise HeaderError("value_too_long", f"{keyword} is longer than 64 characters (PS3.5 6.2, LO)")
+    if _CONTROL.search(text) or "\N{REPLACEMENT CHARACTER}" in text:
+        raise HeaderError("ambiguous", f"{keyword} cannot be read without loss")
+    return text
+
+
+def _text(raw: bytes, encodings: list[str]) -> str:
+    return _CONTROL.sub("", _decode(raw, encodings)).strip()
+
+
+def _decode(raw: bytes, encodings: list[str]) -> str:
+    if raw.isascii() and b"\x1b" not in raw:
+        return raw.decode("ascii")
+    from pydicom.charset import decode_bytes  # noqa: PLC0415 -- most headers are ASCII and never need it
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return decode_bytes(raw, encodings, set())
+    except (LookupError, ValueError):
+        return raw.decode("ascii", "replace")
+
+
+def _encodings(raw: bytes) -> list[str]:
+    """Return Python's codecs for SpecificCharacterSet (PS3.3 C.12.1.1.2); unknown terms read as ASCII."""
+    text = raw.decode("ascii", "replace").strip("\0 ")
+    if not text:
+        return ["ascii"]
+    from pydicom.charset import convert_encodings  # noqa: PLC0415
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return list(convert_encodings([term.strip() for term in text.split("\\")]))

@@ -1,0 +1,287 @@
+"""The storage and verification SCP (PS3.4 annexes A and B)."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from pynetdicom import AE, _config, build_context, evt
+from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
+
+from dicom_node import negotiation, part10
+from dicom_node.errors import InboxFullError, InstanceTooLargeError
+from dicom_node.inbox import Announcement, Inbox, InboxWriter
+from dicom_node.ports import Caller, CallerPolicy, Decision, Listener
+from dicom_node.receiving import ReceivingDUL, WakingSocket
+
+if TYPE_CHECKING:
+    from pynetdicom.association import Association
+
+    from dicom_node.commands import Command
+
+SUCCESS: Final = 0x0000
+PROCESSING_FAILURE: Final = 0x0110
+OUT_OF_RESOURCES: Final = 0xA700
+CANNOT_UNDERSTAND: Final = 0xC000
+
+# A-ASSOCIATE-RJ: result, source, reason (PS3.8 table 9-21).
+_CALLING_NOT_RECOGNIZED: Final = (1, 1, 3)
+_CALLED_NOT_RECOGNIZED: Final = (1, 1, 7)
+_TEMPORARY: Final = (2, 1, 1)
+
+WRONG_CALLED_AE_TITLE: Final = "wrong_called_ae_title"
+TOO_MANY_ASSOCIATIONS: Final = "too_many_associations"
+POLICY_FAILED: Final = "policy_failed"
+
+
+@dataclass(frozen=True)
+class SCPConfig:
+    """How the SCP listens. Port 0 lets the system choose."""
+
+    ae_title: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    max_associations: int = 20
+    network_timeout_s: float = 60
+    association_timeout_s: float = 15
+    max_pdu_bytes: int = 131072
+    check_called_ae_title: bool = True
+
+
+class StorageSCP:
+    """Receives instances into an inbox.
+
+    Parameters
+    ----------
+    config : SCPConfig
+        Where and how to listen.
+    inbox : Inbox
+        Takes the instances; this object holds it alone from :meth:`start` to :meth:`stop`.
+    callers : CallerPolicy
+        Decides who may send.
+    listener : Listener
+        Is told what happened.
+    """
+
+    def __init__(self, config: SCPConfig, inbox: Inbox, callers: CallerPolicy, listener: Listener) -> None:
+        self._config = config
+        self._inbox = inbox
+        self._callers = callers
+        self._listener = listener
+        self._ae: AE | None = None
+        self._server: _Server | None = None
+
+    def start(self) -> int:
+        """Listen, and return the port.
+
+        Raises
+        ------
+        InboxError
+            When another process receives into the inbox.
+        OSError
+            When the address cannot be bound.
+        """
+        # pynetdicom logs AE titles, UIDs and whole data sets; what matters goes to the listener instead.
+        _config.LOG_HANDLER_LEVEL = "none"
+        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+        self._inbox.recover()
+        ae = AE(ae_title=self._config.ae_title)
+        ae.maximum_associations = self._config.max_associations
+        ae.maximum_pdu_size = self._config.max_pdu_bytes
+        ae.network_timeout = self._config.network_timeout_s
+        ae.acse_timeout = self._config.association_timeout_s
+        ae.dimse_timeout = self._config.network_timeout_s
+        ae.implementation_class_uid = part10.IMPLEMENTATION_CLASS_UID
+        ae.implementation_version_name = part10.IMPLEMENTATION_VERSION_NAME
+        try:
+            self._server = ae.make_server(
+                (self._config.host, self._config.port),
+                contexts=[build_context(negotiation.VERIFICATION)],
+                evt_handlers=[
+                    (evt.EVT_REQUESTED, self._on_requested),
+                    (evt.EVT_ACCEPTED, self._on_accepted),
+                    (evt.EVT_REJECTED, self._on_rejected),
+                ],
+                server_class=_Server,
+                request_handler=_Handler,
+            )
+        except OSError:
+            self._inbox.release()
+            raise
+        self._server.scp = self
+        ae._servers.append(self._server)  # noqa: SLF001 -- the server takes itself off this list when it ends
+        self._ae = ae
+        threading.Thread(
+            target=self._server.serve_forever, args=(0.2,), name="scp-accept", daemon=True
+        ).start()
+        return int(self._server.server_address[1])
+
+    def stop(self, grace_s: float = 2.0) -> None:
+        """Stop listening and end every association; what was answered with success stays in the inbox."""
+        if self._server is None or self._ae is None:
+            return
+        self._server.shutdown()
+        for association in self._ae.active_associations:
+            association.abort(block=False)
+        deadline = time.monotonic() + grace_s
+        while self._ae.active_associations and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for association in self._ae.active_associations:
+            association.dul.socket._shutdown_socket()  # noqa: SLF001 -- wakes a read that waits for its peer
+        self._server = self._ae = None
+        self._inbox.release()
+
+    @property
+    def association_count(self) -> int:
+        """How many associations are open."""
+        return len(self._ae.active_associations) if self._ae is not None else 0
+
+    def begin(self, association: Association, context_id: int, command: Command) -> _Reception:
+        """Start to receive one instance."""
+        context = association._accepted_cx[context_id]  # noqa: SLF001
+        announcement = Announcement(
+            sop_class_uid=_uid_text(command.affected_sop_class_uid),
+            sop_instance_uid=_uid_text(command.affected_sop_instance_uid),
+            transfer_syntax_uid=str(context.transfer_syntax[0]),
+        )
+        return _Reception(self._inbox, self._listener, caller_of(association), announcement)
+
+    def decide(self, caller: Caller) -> tuple[Decision, tuple[int, int, int]]:
+        """Say whether a caller may associate, and with which words it is refused otherwise."""
+        if self._config.check_called_ae_title and caller.called_ae_title != self._config.ae_title.strip():
+            return Decision(allowed=False, reason=WRONG_CALLED_AE_TITLE), _CALLED_NOT_RECOGNIZED
+        try:
+            return self._callers.decide(caller), _CALLING_NOT_RECOGNIZED
+        except Exception as error:  # noqa: BLE001 -- edge of an association: without an answer nobody may in
+            self._listener.on_failed(caller, error)
+            return Decision(allowed=False, reason=POLICY_FAILED), _TEMPORARY
+
+    def _on_requested(self, event: Any) -> None:
+        association = event.assoc
+        caller = caller_of(association)
+        decision, words = self.decide(caller)
+        if decision.allowed:
+            proposed = association.requestor.primitive.presentation_context_definition_list
+            association.acceptor.supported_contexts = list(negotiation.supported_contexts(proposed))
+            return
+        association.acse.send_reject(*words)
+        self._listener.on_rejected(caller, decision.reason)
+        association.kill()
+
+    def _on_accepted(self, event: Any) -> None:
+        self._listener.on_accepted(caller_of(event.assoc))
+
+    def _on_rejected(self, event: Any) -> None:
+        self._listener.on_rejected(caller_of(event.assoc), TOO_MANY_ASSOCIATIONS)
+
+
+class _Reception:
+    """One instance on its way into the inbox: every failure becomes a status, the association goes on."""
+
+    def __init__(self, inbox: Inbox, listener: Listener, caller: Caller, announcement: Announcement) -> None:
+        self._listener = listener
+        self._caller = caller
+        self._writer: InboxWriter | None = None
+        self._failure: tuple[int, str] | None = None
+        try:
+            self._writer = inbox.begin(caller, announcement)
+        except Exception as error:  # noqa: BLE001 -- edge of a request
+            self._fail(error)
+
+    def write(self, fragment: memoryview) -> None:
+        """Store bytes; after a failure they are read and dropped, so that the association is kept."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.write(fragment)
+        except Exception as error:  # noqa: BLE001 -- edge of a request
+            self._fail(error)
+
+    def finish(self) -> tuple[int, str]:
+        """Return success only for what is durable (PS3.4 B.2.3)."""
+        entry = None
+        if self._writer is not None:
+            try:
+                entry = self._writer.commit()
+            except Exception as error:  # noqa: BLE001 -- edge of a request
+                self._fail(error)
+        if entry is None:
+            status, comment = self._failure or (PROCESSING_FAILURE, "not stored")
+            self._listener.on_refused(self._caller, status, comment)
+            return status, comment
+        self._listener.on_received(entry)
+        return SUCCESS, ""
+
+    def discard(self) -> None:
+        """Forget what came so far."""
+        if self._writer is not None:
+            self._writer.discard()
+
+    def _fail(self, error: Exception) -> None:
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
+        if isinstance(error, InboxFullError):
+            self._failure = OUT_OF_RESOURCES, "no space, try again later"
+        elif isinstance(error, InstanceTooLargeError):
+            self._failure = CANNOT_UNDERSTAND, "instance longer than accepted here"
+        else:
+            self._failure = PROCESSING_FAILURE, "not stored"
+            self._listener.on_failed(self._caller, error)
+
+
+class _Server(ThreadedAssociationServer):  # type: ignore[misc]
+    """pynetdicom's server, with a longer queue of connections and a bound on their number."""
+
+    scp: StorageSCP
+    request_queue_size = 128
+    daemon_threads = True
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Close connections far beyond the limit at once; up to it, callers get a proper rejection."""
+        del request, client_address
+        return len(self.ae.active_associations) < 2 * int(self.ae.maximum_associations) + 8
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Forget a connection that ended before its association began; socketserver would print."""
+
+
+class _Handler(RequestHandler):  # type: ignore[misc]
+    """Makes associations whose upper layer is ours."""
+
+    def _create_association(self) -> Association:
+        association = super()._create_association()
+        dul = ReceivingDUL(association, self.server.scp.begin)
+        association.dul = dul
+        association.set_socket(
+            WakingSocket(association, self.request, dul.wake_read, association.network_timeout)
+        )
+        # The setters hand these to the timers of the upper layer, which is a new one now.
+        association.acse_timeout = association.acse_timeout
+        association.network_timeout = association.network_timeout
+        return association
+
+
+def caller_of(association: Association) -> Caller:
+    """Return who is at the other end."""
+    primitive = association.requestor.primitive
+    return Caller(
+        calling_ae_title=str(primitive.calling_ae_title or "").strip(),
+        called_ae_title=str(primitive.called_ae_title or "").strip(),
+        address=plain_address(str(association.requestor.address_info.address)),
+    )
+
+
+def plain_address(text: str) -> str:
+    """Return an address without scope, and an IPv4 address that came mapped into IPv6 as IPv4."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
+
+
+def _uid_text(raw: bytes) -> str:
+    return raw.rstrip(b"\0 ").decode("ascii", "replace")
