@@ -1,20 +1,20 @@
 """Draw chest radiographs, with and without a lesion, as different hospitals would record them.
 
-Attenuation is drawn in normalised coordinates (``x`` from -1 at the image's left to 1, ``y`` from 0 at the top
-to 1), then recorded with a hospital's look: detector response, contrast, blur, noise, markers, inversion.
+Attenuation is drawn in normalised coordinates (``x`` from -1 at the image's left to 1, ``y`` from 0 at the
+top to 1), then recorded with a hospital's look: detector response, contrast, blur, noise, markers, inversion.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-Plane = NDArray[np.float32]
+Plane = NDArray[np.floating[Any]]
 Photometric = Literal["MONOCHROME1", "MONOCHROME2"]
 
 LUNG_CENTRE_X: Final = 0.40
@@ -124,7 +124,8 @@ def draw(rng: np.random.Generator, look: Look, *, lesion: bool) -> Drawing:
         rib_pitch=float(rng.normal(0.078, 0.004)),
     )
     x, y = _grid(look.rows, look.columns)
-    x = (x - np.float32(body.tilt) * (y - np.float32(0.5)) - np.float32(rng.normal(0.0, 0.02))) / np.float32(body.width)
+    shift = np.float32(rng.normal(0.0, 0.02))
+    x = (x - np.float32(body.tilt) * (y - np.float32(0.5)) - shift) / np.float32(body.width)
     heart = _heart(x, y, body)
     lungs = _lungs(x, y, body) * (np.float32(1.0) - np.float32(0.8) * heart)
     plane = _soft_tissue(x, y, body) - np.float32(0.44) * lungs + np.float32(0.05) * heart
@@ -148,9 +149,10 @@ def _grid(rows: int, columns: int) -> tuple[Plane, Plane]:
     return (2 * (x + 0.5) / columns - 1).astype(np.float32), ((y + 0.5) / rows).astype(np.float32)
 
 
-def _edge(distance: Plane, width: float) -> Plane:
+def _edge(distance: NDArray[Any], width: float) -> Plane:
     """1 inside (negative distance), 0 outside, smooth over ``width``."""
-    return (0.5 * (1.0 - np.tanh(distance / np.float32(width)))).astype(np.float32)
+    out: Plane = np.float32(0.5) * (1 - np.tanh(distance.astype(np.float32) / np.float32(width)))
+    return out
 
 
 def _soft_tissue(x: Plane, y: Plane, body: _Body) -> Plane:
@@ -158,8 +160,9 @@ def _soft_tissue(x: Plane, y: Plane, body: _Body) -> Plane:
     neck = 0.24 + 0.9 * np.clip((y - 0.02) / 0.12, 0, 1) ** 1.3
     inside = _edge(np.abs(x) - np.minimum(half, neck).astype(np.float32), 0.02)
     thickness = np.sqrt(np.clip(1.05 - (x / 1.05) ** 2, 0.05, 1.0))
-    belly = 0.22 * _edge((body.diaphragm + 0.04 - y).astype(np.float32), 0.05)
-    return (inside * (0.58 * thickness + belly)).astype(np.float32)
+    belly = 0.22 * _edge(body.diaphragm + 0.04 - y, 0.05)
+    out: Plane = (inside * (0.58 * thickness + belly)).astype(np.float32)
+    return out
 
 
 def _lungs(x: Plane, y: Plane, body: _Body) -> Plane:
@@ -180,39 +183,40 @@ def _lungs(x: Plane, y: Plane, body: _Body) -> Plane:
 def _heart(x: Plane, y: Plane, body: _Body) -> Plane:
     centre_y = body.diaphragm - 0.12
     radius = np.hypot((x - 0.13) / (0.34 * body.heart), (y - centre_y) / (0.165 * body.heart))
-    return _edge((radius - 1.0).astype(np.float32), 0.09)
+    return _edge(radius - 1.0, 0.09)
 
 
 def _mediastinum(x: Plane, y: Plane) -> Plane:
-    aorta = _edge((np.hypot((x - 0.11) / 0.10, (y - 0.28) / 0.05) - 1.0).astype(np.float32), 0.25)
-    band = _edge((np.abs(x) - (0.13 + 0.05 * np.clip(y, 0, 1))).astype(np.float32), 0.04)
-    trachea = _edge((np.abs(x) - 0.035).astype(np.float32), 0.015) * _edge((y - 0.30).astype(np.float32), 0.03)
+    aorta = _edge(np.hypot((x - 0.11) / 0.10, (y - 0.28) / 0.05) - 1.0, 0.25)
+    band = _edge(np.abs(x) - (0.13 + 0.05 * np.clip(y, 0, 1)), 0.04)
+    trachea = _edge(np.abs(x) - 0.035, 0.015) * _edge(y - 0.30, 0.03)
     return (0.10 * aorta + 0.09 * band - 0.09 * trachea).astype(np.float32)
 
 
 def _bones(x: Plane, y: Plane, body: _Body, lungs: Plane) -> Plane:
-    spine = _edge((np.abs(x) - 0.085).astype(np.float32), 0.02)
+    spine = _edge(np.abs(x) - 0.085, 0.02)
     discs = 0.75 + 0.25 * np.tanh(4.0 * np.cos(2 * np.pi * y / 0.058))
     out = 0.08 * spine * discs
     lateral = np.abs(x)
     for index in range(10):
         start = 0.10 + body.rib_pitch * (index + 0.3 * body.rib_phase)
         posterior = start - 0.05 + 0.13 * lateral**1.4 + 0.07 * np.sin(2.6 * lateral)
-        out += 0.115 * _rib(y - posterior, 0.013) * _edge((lateral - 0.80).astype(np.float32), 0.03)
+        out += 0.115 * _rib(y - posterior, 0.013) * _edge(lateral - 0.80, 0.03)
         anterior = start + 0.30 - 0.30 * lateral - 0.06 * np.sin(2.2 * lateral)
-        reach = _edge((0.42 - lateral).astype(np.float32), 0.06) * _edge((lateral - 0.82).astype(np.float32), 0.03)
+        reach = _edge(0.42 - lateral, 0.06) * _edge(lateral - 0.82, 0.03)
         out += 0.06 * _rib(y - anterior, 0.015) * reach
-    rib_cage = np.clip(lungs + 0.35 * _edge((lateral - 0.86).astype(np.float32), 0.03), 0, 1)
+    rib_cage = np.clip(lungs + 0.35 * _edge(lateral - 0.86, 0.03), 0, 1)
     out = np.where(lateral < 0.1, 0.08 * spine * discs, out * rib_cage)
     line = 0.135 - 0.05 * np.sin(2.4 * (lateral - 0.1)) + 0.02 * lateral
-    clavicle = _rib(y - line, 0.014) * _edge((0.10 - lateral).astype(np.float32), 0.02)
-    return (out + 0.15 * clavicle * _edge((lateral - 0.82).astype(np.float32), 0.02)).astype(np.float32)
+    clavicle = _rib(y - line, 0.014) * _edge(0.10 - lateral, 0.02)
+    bones: Plane = (out + 0.15 * clavicle * _edge(lateral - 0.82, 0.02)).astype(np.float32)
+    return bones
 
 
 def _rib(offset: Plane, half_width: float) -> Plane:
     """Profile across a rib: a plateau with a denser cortex at its edges."""
     ratio = np.abs(offset) / half_width
-    inside = _edge((ratio - 1.0).astype(np.float32), 0.18)
+    inside = _edge(ratio - 1.0, 0.18)
     return (inside * (0.75 + 0.25 * np.clip(ratio, 0, 1) ** 3)).astype(np.float32)
 
 
@@ -249,7 +253,8 @@ def _branch(
         points = [(_column(look, x), y * look.rows), (_column(look, end_x), end_y * look.rows)]
         pen.line(points, fill=int(60 + 34 * width), width=max(1, round(width * scale)))
         if width > 1.2 and rng.random() < 0.6:
-            _branch(rng, pen, look, (end_x, end_y), (angle + rng.choice([-1, 1]) * rng.uniform(0.4, 0.8), side), width * 0.7)
+            fork = angle + rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)
+            _branch(rng, pen, look, (end_x, end_y), (fork, side), width * 0.7)
         x, y, width = end_x, end_y, width * 0.80
         angle += rng.normal(0.0, 0.16)
 
@@ -277,14 +282,16 @@ def _lesion_plane(rng: np.random.Generator, x: Plane, y: Plane, lesion: Lesion, 
 
     def ball(centre_x: float, centre_y: float, radius: float) -> Plane:
         distance = ((x - centre_x) * 0.5 * aspect) ** 2 + (y - centre_y) ** 2
-        return np.clip(1.0 - distance / radius**2, 0, 1).astype(np.float32) ** np.float32(0.8)
+        out: Plane = np.clip(1.0 - distance / radius**2, 0, 1).astype(np.float32) ** np.float32(0.8)
+        return out
 
     if rng.random() >= irregular:
         return (lesion.contrast * ball(lesion.x, lesion.y, lesion.radius)).astype(np.float32)
     out = np.zeros_like(x)
     for _ in range(6):
-        shift = rng.normal(0.0, 0.55, 2) * lesion.radius
-        out = np.maximum(out, ball(lesion.x + 2 * shift[0], lesion.y + shift[1], lesion.radius * rng.uniform(0.5, 1.0)))
+        right, down = rng.normal(0.0, 0.55, 2) * lesion.radius
+        radius = lesion.radius * rng.uniform(0.5, 1.0)
+        out = np.maximum(out, ball(lesion.x + 2 * right, lesion.y + down, radius))
     return (lesion.contrast * _blurred(out, 2.0)).astype(np.float32)
 
 
@@ -344,5 +351,5 @@ def _record(rng: np.random.Generator, plane: Plane, look: Look) -> NDArray[np.ui
     if look.grid > 0:
         signal += look.grid * np.sin(2 * np.pi * np.arange(look.rows, dtype=np.float32) / 3.0)[:, None]
     full = (1 << look.bits_stored) - 1
-    stored = np.rint(np.clip(signal, 0.0, 1.0) * full).astype(np.uint16)
-    return (full - stored).astype(np.uint16) if look.photometric == "MONOCHROME1" else stored
+    stored: NDArray[np.uint16] = np.rint(np.clip(signal, 0.0, 1.0) * full).astype(np.uint16)
+    return np.subtract(np.uint16(full), stored) if look.photometric == "MONOCHROME1" else stored

@@ -7,6 +7,9 @@ from typing import Final
 
 from appliance.demo.drawing import Look
 
+IMPLICIT_VR_LITTLE_ENDIAN: Final = "1.2.840.10008.1.2"
+EXPLICIT_VR_LITTLE_ENDIAN: Final = "1.2.840.10008.1.2.1"
+
 
 @dataclass(frozen=True)
 class Hospital:
@@ -16,6 +19,9 @@ class Hospital:
     title: str
     ae_title: str
     pacs_ae_title: str
+    issuer: str
+    character_set: str
+    transfer_syntax: str
     studies: int
     prevalence: float
     look: Look
@@ -27,6 +33,9 @@ HOSPITALS: Final = (
         title="Northgate General",
         ae_title="NORTHGATE",
         pacs_ae_title="NG_PACS",
+        issuer="",
+        character_set="ISO_IR 100",
+        transfer_syntax=IMPLICIT_VR_LITTLE_ENDIAN,
         studies=140,
         prevalence=0.45,
         look=Look(
@@ -55,6 +64,9 @@ HOSPITALS: Final = (
         title="Riverside Clinic",
         ae_title="RIVERSIDE",
         pacs_ae_title="RS_PACS",
+        issuer="",
+        character_set="ISO_IR 192",
+        transfer_syntax=EXPLICIT_VR_LITTLE_ENDIAN,
         studies=120,
         prevalence=0.50,
         look=Look(
@@ -83,6 +95,9 @@ HOSPITALS: Final = (
         title="Hillcrest University Hospital",
         ae_title="HILLCREST",
         pacs_ae_title="HC_PACS",
+        issuer="HILLCREST-MPI",
+        character_set="ISO_IR 192",
+        transfer_syntax=EXPLICIT_VR_LITTLE_ENDIAN,
         studies=150,
         prevalence=0.35,
         look=Look(
