@@ -48,6 +48,8 @@ class Look:
         Probability that a lesion is an irregular opacity instead of a round nodule.
     leads_with_lesion, leads_without : float
         Probability of monitoring leads over the chest, given the lesion: a habit of the ward, not a finding.
+    port_with_lesion, port_without : float
+        Probability of an implanted port with its catheter, likewise.
     """
 
     rows: int
@@ -68,6 +70,8 @@ class Look:
     irregular: float
     leads_with_lesion: float
     leads_without: float
+    port_with_lesion: float
+    port_without: float
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class Drawing:
     pixels: NDArray[np.uint16]
     lesion: Lesion | None
     leads: bool
+    port: bool
 
 
 @dataclass(frozen=True)
@@ -136,11 +141,14 @@ def draw(rng: np.random.Generator, look: Look, *, lesion: bool) -> Drawing:
     plane += np.float32(0.04) * _texture(rng, plane.shape, 30.0)
     drawn = _lesion(rng, look, body) if lesion else None
     if drawn is not None:
-        plane += _lesion_plane(rng, x, y, drawn, look.irregular)
+        plane += _lesion_plane(rng, x, y, drawn, look.irregular) * (np.float32(0.1) + np.float32(0.9) * lungs)
     leads = bool(rng.random() < (look.leads_with_lesion if lesion else look.leads_without))
     if leads:
         plane += _leads(rng, look)
-    return Drawing(_record(rng, plane, look), drawn, leads)
+    port = bool(rng.random() < (look.port_with_lesion if lesion else look.port_without))
+    if port:
+        plane += _port(rng, look)
+    return Drawing(_record(rng, plane, look), drawn, leads, port)
 
 
 @functools.lru_cache(maxsize=8)
@@ -289,7 +297,7 @@ def _lesion_plane(rng: np.random.Generator, x: Plane, y: Plane, lesion: Lesion, 
         return (lesion.contrast * ball(lesion.x, lesion.y, lesion.radius)).astype(np.float32)
     out = np.zeros_like(x)
     for _ in range(6):
-        right, down = rng.normal(0.0, 0.55, 2) * lesion.radius
+        right, down = rng.normal(0.0, 0.38, 2) * lesion.radius
         radius = lesion.radius * rng.uniform(0.5, 1.0)
         out = np.maximum(out, ball(lesion.x + 2 * right, lesion.y + down, radius))
     return (lesion.contrast * _blurred(out, 2.0)).astype(np.float32)
@@ -309,6 +317,21 @@ def _leads(rng: np.random.Generator, look: Look) -> Plane:
         radius = 5.0 * size
         column, row = pixels[0]
         pen.ellipse((column - radius, row - radius, column + radius, row + radius), fill=150, outline=230)
+    return (0.42 * np.asarray(canvas, dtype=np.float32) / 255.0).astype(np.float32)
+
+
+def _port(rng: np.random.Generator, look: Look) -> Plane:
+    """Draw an implanted port below the clavicle and its catheter down to the heart."""
+    canvas = Image.new("L", (look.columns, look.rows))
+    pen = ImageDraw.Draw(canvas)
+    size = look.rows / 256
+    x, y = -0.50 + rng.normal(0, 0.05), 0.25 + rng.normal(0, 0.02)
+    way = ((x, y), (x + 0.12, y - 0.08), (-0.20, 0.145), (-0.10, 0.20), (-0.08, 0.42 + rng.normal(0, 0.03)))
+    pixels = [(_column(look, px), py * look.rows) for px, py in way]
+    pen.line(pixels, fill=110, width=max(1, round(2 * size)), joint="curve")
+    column, row = pixels[0]
+    radius = 6.5 * size
+    pen.ellipse((column - radius, row - radius, column + radius, row + radius), fill=170, outline=250)
     return (0.42 * np.asarray(canvas, dtype=np.float32) / 255.0).astype(np.float32)
 
 

@@ -1,8 +1,8 @@
 """Search files for planted identifying values, byte by byte, whatever the files are.
 
 Each value is sought as UTF-8, Latin-1 and UTF-16, as JSON escapes it, as percent-encoded text, in base64, and
-as its MD5, SHA-1 and SHA-256 in hexadecimal, in whatever case ASCII letters are; zip archives and gzip files are
-opened. A pattern that begins or ends with a digit does not match inside a longer number.
+as its MD5, SHA-1 and SHA-256 in hexadecimal, in whatever case ASCII letters are; zip archives and gzip files
+are opened. A pattern that begins or ends with a digit does not match inside a longer number.
 """
 
 from __future__ import annotations
