@@ -1,0 +1,139 @@
+"""What the engine's job process says to the research zone; its imports stay small."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.federation.errors import SiteServiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from appliance.federation.unixclient import UnixClient
+
+POLL_S: Final = 0.1
+LONGEST_POLL_S: Final = 1.0
+SERVICE_AWAY_S: Final = 300.0
+
+
+class AbortedError(Exception):
+    """The engine told us to stop."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The site does not do it; code and message for the coordinator."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished round: the update's safetensors bytes (empty for an evaluation) and what goes with it."""
+
+    round_id: str
+    content: bytes
+    samples: int
+    metrics: Mapping[str, Any]
+    train_seconds: float
+    receipt_sha256: str
+    signature: str
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Talks to the site's service on behalf of one engine job.
+
+    Parameters
+    ----------
+    aborted : callable
+        Whether the engine wants this task to end; looked at before every question.
+    """
+
+    client: UnixClient
+    aborted: Callable[[], bool]
+
+    def admit(self, plan: Mapping[str, Any], plan_sha256: str, wait_s: float) -> Refused | None:
+        """Propose a plan and wait for a person's decision; None means admitted."""
+        body = {"plan": plan, "plan_sha256": plan_sha256}
+        return self._until_decided(lambda: _mapping(self._ask("POST", "/v1/plans", body)), wait_s)
+
+    def run(self, asked: Mapping[str, Any], model: bytes, wait_s: float) -> Finished | Refused:
+        """Run one round: store the model, have the row worked on, fetch the update with its receipt."""
+        self._retrying(lambda: self.client.send("PUT", f"/v1/models/{asked['model_sha256']}", model))
+        view: dict[str, Any] = {}
+
+        def begin() -> dict[str, Any]:
+            answer = self._ask("POST", "/v1/rounds", asked)
+            view.update(answer["round"] or {})
+            return _mapping(answer["decision"])
+
+        refused = self._until_decided(begin, wait_s)
+        if refused is not None:
+            return refused
+        round_id = str(view["round_id"])
+        view = self._until_worked(round_id)
+        if view["state"] != "done":
+            return Refused("round_failed", str(view["reason"] or "the local round failed")[:300])
+        reply = self._retrying(lambda: self.client.send("POST", f"/v1/rounds/{round_id}/update"))
+        return Finished(
+            round_id=round_id,
+            content=reply.content,
+            samples=int(view["samples"]),
+            metrics=view["metrics"],
+            train_seconds=float(view["train_seconds"] or 0.0),
+            receipt_sha256=reply.headers.get("X-Receipt", ""),
+            signature=reply.headers.get("X-Signature", ""),
+        )
+
+    def _until_decided(self, ask: Callable[[], Mapping[str, Any]], wait_s: float) -> Refused | None:
+        deadline, pause = time.monotonic() + wait_s, POLL_S
+        while True:
+            decision = ask()
+            if decision["standing"] == "admitted":
+                return None
+            if decision["standing"] != "pending":
+                return Refused(str(decision["code"]), str(decision["message"]))
+            if time.monotonic() >= deadline:
+                return Refused("not_approved", "nobody approved the plan in time")
+            pause = self._pause(pause)
+
+    def _until_worked(self, round_id: str) -> dict[str, Any]:
+        """Watch the row until it is done or dead; a time-out of the coordinator comes as the abort signal."""
+        pause = POLL_S
+        while True:
+            view = _mapping(self._ask("GET", f"/v1/rounds/{round_id}"))
+            if view["state"] in {"done", "dead"}:
+                return view
+            pause = self._pause(pause)
+
+    def _pause(self, pause: float) -> float:
+        if self.aborted():
+            raise AbortedError
+        time.sleep(pause)
+        return min(pause * 1.2, LONGEST_POLL_S)
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        return self._retrying(lambda: self.client.json(method, path, body))
+
+    def _retrying(self, ask: Callable[[], Any]) -> Any:
+        """Ask again while the service is away: it is restarted by the node's supervisor."""
+        deadline, pause = time.monotonic() + SERVICE_AWAY_S, POLL_S
+        while True:
+            if self.aborted():
+                raise AbortedError
+            try:
+                return ask()
+            except SiteServiceError as error:
+                if not error.retryable or time.monotonic() >= deadline:
+                    raise
+            pause = self._pause(pause)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise SiteServiceError("expected an object from the research zone", retryable=False)
+    return value

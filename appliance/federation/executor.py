@@ -1,0 +1,86 @@
+"""The engine's executor at a site: a thin shell that translates tasks into questions to the research zone.
+
+It runs in the engine's job process and imports neither torch nor a database nor Celery.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from nvflare.apis.executor import Executor
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+
+from appliance.federation import messages, policy
+from appliance.federation.errors import SiteServiceError
+from appliance.federation.exchange import AbortedError, Exchange, Finished, Refused
+from appliance.federation.unixclient import UnixClient
+from trainer.errors import TrainerError
+from trainer.weights_io import from_bytes, to_bytes
+
+if TYPE_CHECKING:
+    from nvflare.apis.fl_context import FLContext
+    from nvflare.apis.signal import Signal
+
+SOCKET_VARIABLE: Final = "CLOISTER_FEDERATION_SOCKET"
+
+
+class SiteExecutor(Executor):  # type: ignore[misc]
+    """Runs ``admit``, ``train`` and ``finalize``; takes no argument, since a job's arguments are hostile."""
+
+    def execute(
+        self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
+    ) -> Shareable:
+        """Do one task; a refusal is an answer, not an error."""
+        exchange = Exchange(
+            UnixClient(Path(os.environ[SOCKET_VARIABLE])), lambda: bool(abort_signal.triggered)
+        )
+        try:
+            order = messages.read_order(shareable.get(messages.ORDER_KEY))
+            if task_name == policy.TASK_ADMIT:
+                return _plain(exchange.admit(order.plan, order.plan_sha256, order.wait_s))
+            return self._round(task_name, exchange, order, shareable)
+        except AbortedError:
+            return make_reply(ReturnCode.TASK_ABORTED)
+        except (SiteServiceError, TrainerError, messages.MessageError) as error:
+            self.log_error(fl_ctx, f"task {task_name}: {error}")
+            return _plain(Refused("site_error", str(error)[:300]))
+
+    def _round(
+        self, task_name: str, exchange: Exchange, order: messages.Order, shareable: Shareable
+    ) -> Shareable:
+        model = FLModelUtils.from_shareable(shareable)
+        content = to_bytes({name: np.asarray(value) for name, value in model.params.items()})
+        asked = {
+            "plan_sha256": order.plan_sha256,
+            "kind": task_name,
+            "number": order.number,
+            "model_sha256": order.model_sha256,
+        }
+        answer = exchange.run(asked, content, order.wait_s)
+        if isinstance(answer, Refused):
+            return _plain(answer)
+        reply = _carrier(answer, task_name)
+        reply[messages.ANSWER_KEY] = json.dumps(messages.answer_of(answer))
+        return reply
+
+
+def _plain(refused: Refused | None) -> Shareable:
+    """Answer without tensors."""
+    reply = make_reply(ReturnCode.OK)
+    reply[messages.ANSWER_KEY] = json.dumps(messages.refusal_of(refused))
+    return reply
+
+
+def _carrier(answer: Finished, task_name: str) -> Shareable:
+    """Pack an update as a difference of weights, so that the site's privacy filters know what it is."""
+    if task_name != policy.TASK_TRAIN:
+        return make_reply(ReturnCode.OK)
+    delta: dict[str, Any] = from_bytes(answer.content)
+    return FLModelUtils.to_shareable(FLModel(params_type=ParamsType.DIFF, params=delta))

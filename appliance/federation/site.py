@@ -1,0 +1,300 @@
+"""The site's side of a round, in the research zone: gate, row, wake-up call, receipt.
+
+The engine's job process asks for all this over a Unix socket. It holds no key and opens no database: a
+hostile coordinator or model finds nothing there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import select
+
+from appliance.db.base import WorkState, now
+from appliance.db.engine import reading, writing
+from appliance.db.research import DatasetVersion, Protocol, Receipt, Round
+from appliance.federation import protocols
+from appliance.federation.errors import FederationError
+from trainer.errors import TrainerError
+from trainer.federation import gate, receipt
+from trainer.federation.plan import Plan
+from trainer.weights_io import from_bytes, save
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy.orm import Session
+
+    from appliance.node import ResearchZone
+
+ROUND_REQUESTED: Final = "round.requested"
+ROUND_RELEASED: Final = "round.released"
+REWAKE_S: Final = 10.0
+MAX_ATTEMPTS: Final = 4
+TRAIN: Final = "train"
+FINALIZE: Final = "finalize"
+KINDS: Final = (TRAIN, FINALIZE)
+
+
+class ReleaseError(FederationError):
+    """An update must not leave the building, or is not there."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a coordinator asks for: one round of one plan on one global model."""
+
+    plan_sha256: str
+    kind: str
+    number: int
+    model_sha256: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The gate's answer: ``admitted``, ``pending`` or ``refused``, with the reason and its code."""
+
+    standing: str
+    code: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class RoundView:
+    """A round's row as the engine's process sees it."""
+
+    round_id: str
+    state: str
+    reason: str | None
+    progress: dict[str, Any]
+    samples: int
+    metrics: dict[str, Any]
+    train_seconds: float | None
+
+
+@dataclass(frozen=True)
+class SiteService:
+    """Everything that the engine's process may ask for."""
+
+    zone: ResearchZone
+
+    def propose(self, content: dict[str, Any], announced_sha256: str) -> Decision:
+        """Write a plan down when it is new, and say whether its first round may run."""
+        try:
+            plan = Plan.from_json(content)
+        except TrainerError as error:
+            return Decision("refused", "unreadable_plan", str(error)[:300])
+        if plan.sha256 != announced_sha256:
+            return Decision(
+                "refused", gate.Refusal.OTHER_PLAN.value, "the plan differs from its announced hash"
+            )
+        with writing(self.zone.engine) as session:
+            other = session.scalar(
+                select(Protocol).where(Protocol.run_id == plan.run_id, Protocol.plan_sha256 != plan.sha256)
+            )
+            protocol = protocols.propose(session, self.zone.ledger, plan)
+            if other is not None and protocol.state != gate.Standing.APPROVED:
+                message = "this run was proposed here with another plan; a person must look"
+                protocol.reason = message
+            return self._decide(session, protocol, plan, announced_sha256, 1)
+
+    def store_model(self, sha256: str, content: bytes) -> Path:
+        """Keep a global model by its hash; raises ReleaseError when the bytes are others."""
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ReleaseError("the model differs from its announced hash")
+        path = self._model_path(sha256)
+        if not path.is_file():
+            save(path, from_bytes(content))
+        return path
+
+    def begin(self, asked: Asked) -> tuple[Decision, RoundView | None]:
+        """Ask the gate; when it admits, find or insert the round's row and wake the worker.
+
+        The row is unique by run, number, kind, site, model and plan: asked twice, the same row answers.
+        """
+        if asked.kind not in KINDS:
+            return Decision("refused", "unknown_kind", "no such kind of round"), None
+        with writing(self.zone.engine) as session:
+            protocol = session.scalar(select(Protocol).where(Protocol.plan_sha256 == asked.plan_sha256))
+            if protocol is None:
+                return Decision(
+                    "refused", gate.Refusal.NOT_APPROVED.value, "the plan is not known here"
+                ), None
+            plan = Plan.from_json(protocol.plan)
+            decision = self._decide(session, protocol, plan, asked.plan_sha256, asked.number)
+            if decision.standing != "admitted":
+                return decision, None
+            if not self._model_path(asked.model_sha256).is_file():
+                return Decision("refused", "no_model", "the global model did not arrive"), None
+            row, is_new = self._row(session, protocol, plan, asked)
+            view = _view(row)
+        if is_new:
+            self.zone.wake(view.round_id)
+        return decision, view
+
+    def watch(self, round_id: str) -> RoundView | None:
+        """Return a round's row; one that waits for long is announced to the workers again."""
+        with reading(self.zone.engine) as session:
+            row = session.get(Round, round_id)
+            if row is None:
+                return None
+            view, forgotten = _view(row), _forgotten(row)
+        if forgotten:
+            with writing(self.zone.engine) as session:
+                again = session.get(Round, round_id)
+                if again is not None:
+                    again.woken_at = now()
+            self.zone.wake(round_id)
+        return view
+
+    def release(self, round_id: str) -> tuple[bytes, receipt.SignedReceipt]:
+        """Return a finished round's update with its signed receipt; receipt and ledger are one transaction.
+
+        Raises
+        ------
+        ReleaseError
+            If the round is not done, or its file is not what the worker wrote.
+        """
+        with writing(self.zone.engine) as session:
+            row = session.get(Round, round_id)
+            if row is None or row.state != WorkState.DONE:
+                raise ReleaseError("the round is not done")
+            content = self._output(row)
+            known = session.get(Receipt, row.receipt_id) if row.receipt_id else None
+            if known is not None:
+                return content, receipt.SignedReceipt(known.body, known.body_sha256, known.signature)
+            signed = receipt.sign(
+                receipt.build(_departure(session, row, content), now()), self.zone.keys.signing
+            )
+            stored = Receipt(
+                round_id=row.id,
+                body=dict(signed.body),
+                body_sha256=signed.body_sha256,
+                signature=signed.signature,
+            )
+            session.add(stored)
+            session.flush()
+            row.receipt_id = stored.id
+            body = {"round_id": row.id, "receipt_sha256": signed.body_sha256, "size_bytes": len(content)}
+            self.zone.ledger.append(session, kind=ROUND_RELEASED, subject_id=row.id, body=body)
+        return content, signed
+
+    def _decide(
+        self, session: Session, protocol: Protocol, plan: Plan, announced: str, number: int
+    ) -> Decision:
+        facts = gate.Facts(
+            now=now(),
+            announced_sha256=announced,
+            approved_sha256=protocol.plan_sha256,
+            standing=gate.Standing(protocol.state),
+            cohort=protocols.cohort(session, plan.task),
+            site_minimum_cohort=self.zone.settings.federation.minimum_cohort,
+            number=number,
+        )
+        match gate.decide(plan, facts):
+            case gate.Admit():
+                return Decision("admitted")
+            case gate.Wait():
+                return Decision("pending")
+            case gate.Refuse(reason, message):
+                return Decision("refused", reason.value, message)
+
+    def _row(self, session: Session, protocol: Protocol, plan: Plan, asked: Asked) -> tuple[Round, bool]:
+        site = self.zone.settings.federation.site
+        known = session.scalar(
+            select(Round).where(
+                Round.run_id == plan.run_id,
+                Round.number == asked.number,
+                Round.kind == asked.kind,
+                Round.site == site,
+                Round.global_model_sha256 == asked.model_sha256,
+                Round.plan_sha256 == asked.plan_sha256,
+            )
+        )
+        deadline = now() + timedelta(seconds=plan.round_timeout_s)
+        if known is not None:
+            return known, _revived(known, deadline)
+        row = Round(
+            run_id=plan.run_id,
+            number=asked.number,
+            kind=asked.kind,
+            site=site,
+            plan_sha256=asked.plan_sha256,
+            global_model_sha256=asked.model_sha256,
+            protocol_id=protocol.id,
+            input_path=str(self._model_path(asked.model_sha256).relative_to(self.zone.root)),
+            max_attempts=MAX_ATTEMPTS,
+            woken_at=now(),
+            deadline_at=deadline,
+        )
+        session.add(row)
+        session.flush()
+        body = {"round_id": row.id, "protocol_id": protocol.id, "number": asked.number, "kind": asked.kind}
+        self.zone.ledger.append(session, kind=ROUND_REQUESTED, subject_id=row.id, body=body)
+        return row, True
+
+    def _model_path(self, sha256: str) -> Path:
+        if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+            raise ReleaseError("expected a SHA-256 in hexadecimal")
+        return self.zone.root / "federation" / "models" / f"{sha256}.safetensors"
+
+    def _output(self, row: Round) -> bytes:
+        """Read what the worker wrote; an evaluation has no update."""
+        if row.kind != TRAIN:
+            return b""
+        if row.output_path is None or row.output_sha256 is None:
+            raise ReleaseError("the round has no update")
+        path = (self.zone.root / row.output_path).resolve()
+        if not path.is_relative_to(self.zone.root.resolve()):
+            raise ReleaseError("the update lies outside the research zone")
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ReleaseError(f"the update cannot be read ({error.strerror})") from error
+        if hashlib.sha256(content).hexdigest() != row.output_sha256:
+            raise ReleaseError("the update differs from what the worker wrote")
+        return content
+
+
+def _departure(session: Session, row: Round, content: bytes) -> receipt.Departure:
+    dataset = session.get(DatasetVersion, row.dataset_version_id) if row.dataset_version_id else None
+    return receipt.Departure(
+        run_id=row.run_id,
+        number=row.number,
+        kind=row.kind,
+        site=row.site,
+        plan_sha256=row.plan_sha256,
+        global_model_sha256=row.global_model_sha256,
+        update_sha256=row.output_sha256 or "" if row.kind == TRAIN else "",
+        size_bytes=len(content),
+        tensor_names=tuple(sorted(from_bytes(content))) if content else (),
+        samples=row.samples,
+        dataset_sha256=dataset.content_sha256 if dataset is not None else "",
+        metric_names=tuple(row.metrics),
+    )
+
+
+def _view(row: Round) -> RoundView:
+    return RoundView(
+        row.id, row.state, row.reason, dict(row.progress), row.samples, dict(row.metrics), row.train_seconds
+    )
+
+
+def _revived(row: Round, deadline: datetime) -> bool:
+    """Give a round that nobody worked on in time another chance, since it is asked for again."""
+    late = row.deadline_at is not None and row.deadline_at <= now()
+    if not late or row.state not in {WorkState.QUEUED, WorkState.FAILED, WorkState.DEAD}:
+        return False
+    row.state, row.attempts, row.reason, row.next_try_at = WorkState.QUEUED, 0, None, None
+    row.deadline_at, row.woken_at = deadline, now()
+    return True
+
+
+def _forgotten(row: Round) -> bool:
+    """Whether a queued row was announced so long ago that the message is probably lost."""
+    if row.state != WorkState.QUEUED:
+        return False
+    return row.woken_at is None or now() - row.woken_at > timedelta(seconds=REWAKE_S)

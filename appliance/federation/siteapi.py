@@ -1,0 +1,75 @@
+"""The site's service over its own Unix socket, for the engine's processes alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance import node
+from appliance.federation.site import Asked, SiteService
+from appliance.federation.unixhttp import MAX_BODY_BYTES, Answer, Request, RequestError, Route, UnixServer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from appliance.settings import Settings
+
+SOCKET_NAME: Final = "federation.sock"
+
+
+def socket_path(settings: Settings) -> Path:
+    """Return the socket on which the research zone serves the engine's processes."""
+    return node.run_dir(settings) / SOCKET_NAME
+
+
+def serve(zone: node.ResearchZone) -> UnixServer:
+    """Start serving; stop it with ``stop()``."""
+    server = UnixServer(socket_path(zone.settings), routes(SiteService(zone)))
+    server.start()
+    return server
+
+
+def routes(service: SiteService) -> list[Route]:
+    """Return the routes of the site's service."""
+
+    def propose(request: Request) -> object:
+        body = request.json()
+        plan, digest = body.get("plan"), body.get("plan_sha256")
+        if not isinstance(plan, dict) or not isinstance(digest, str):
+            raise RequestError(400, "expected plan and plan_sha256")
+        return asdict(service.propose(plan, digest))
+
+    def store(request: Request) -> object:
+        service.store_model(request.parameters["sha256"], request.content)
+        return {}
+
+    def begin(request: Request) -> object:
+        decision, view = service.begin(_asked(request.json()))
+        return {"decision": asdict(decision), "round": None if view is None else asdict(view)}
+
+    def watch(request: Request) -> object:
+        view = service.watch(request.parameters["round_id"])
+        if view is None:
+            raise RequestError(404, "no such round")
+        return asdict(view)
+
+    def release(request: Request) -> object:
+        content, signed = service.release(request.parameters["round_id"])
+        headers = {"X-Receipt": signed.body_sha256, "X-Signature": signed.signature}
+        return Answer(content, headers=headers)
+
+    return [
+        Route("POST", "/v1/plans", propose),
+        Route("PUT", "/v1/models/{sha256}", store, MAX_BODY_BYTES),
+        Route("POST", "/v1/rounds", begin),
+        Route("GET", "/v1/rounds/{round_id}", watch),
+        Route("POST", "/v1/rounds/{round_id}/update", release),
+    ]
+
+
+def _asked(body: dict[str, Any]) -> Asked:
+    number = body.get("number")
+    texts = [body.get(name) for name in ("plan_sha256", "kind", "model_sha256")]
+    if not isinstance(number, int) or isinstance(number, bool) or not all(isinstance(t, str) for t in texts):
+        raise RequestError(400, "expected plan_sha256, kind, number and model_sha256")
+    return Asked(str(texts[0]), str(texts[1]), number, str(texts[2]))

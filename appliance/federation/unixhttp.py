@@ -1,0 +1,210 @@
+"""A small HTTP server over a Unix socket, from the standard library: the research zone must stay small."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socketserver
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl, urlsplit
+
+from appliance import logs
+from appliance.errors import ApplianceError
+from appliance.federation.unixclient import BYTES_TYPE, JSON_TYPE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+MAX_JSON_BYTES: Final = 1024 * 1024
+MAX_BODY_BYTES: Final = 2 * 1024**3
+REQUEST_TIMEOUT_S: Final = 60.0
+REQUEST_FAILED: Final = "unix_http.request_failed"
+
+_LOG = logs.logger(__name__)
+
+
+class RequestError(Exception):
+    """What the caller did wrong; ``status`` is the HTTP status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as a handler sees it: path parameters, query, JSON object or raw bytes."""
+
+    parameters: Mapping[str, str]
+    query: Mapping[str, str]
+    content: bytes
+
+    def json(self) -> dict[str, Any]:
+        """Return the body as a JSON object.
+
+        Raises
+        ------
+        RequestError
+            If it is none.
+        """
+        try:
+            value = json.loads(self.content or b"{}")
+        except ValueError as error:
+            raise RequestError(400, "expected a JSON body") from error
+        if not isinstance(value, dict):
+            raise RequestError(400, "expected a JSON object")
+        return value
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A handler's answer: bytes, or something that JSON can hold."""
+
+    content: bytes
+    content_type: str = BYTES_TYPE
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Handler = Callable[[Request], object]
+
+
+@dataclass(frozen=True)
+class Route:
+    """A method and a path such as ``/v1/rounds/{id}``; a parameter is 1 to 128 of ``A-Za-z0-9._-``."""
+
+    method: str
+    path: str
+    handler: Handler
+    max_bytes: int = MAX_JSON_BYTES
+
+    def match(self, method: str, path: str) -> Mapping[str, str] | None:
+        """Return the path's parameters when this route serves it."""
+        if method != self.method:
+            return None
+        pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[A-Za-z0-9._-]{1,128})", self.path)
+        found = re.fullmatch(pattern, path)
+        return None if found is None else found.groupdict()
+
+
+class UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """Serve routes on a socket that the owner alone may open."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, path: Path, routes: Iterable[Route]) -> None:
+        self.routes = tuple(routes)
+        self.path = path
+        path.unlink(missing_ok=True)
+        before = os.umask(0o177)
+        try:
+            super().__init__(str(path), _Handler)
+        finally:
+            os.umask(before)
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.2,), name=path.name, daemon=True)
+
+    def start(self) -> None:
+        """Serve in a thread of its own."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End serving and remove the socket."""
+        self.shutdown()
+        self.server_close()
+        self._thread.join(timeout=5)
+        self.path.unlink(missing_ok=True)
+
+
+class _Outcome(AbstractContextManager["_Outcome"]):
+    """The edge of a request: whatever a handler raises becomes a status."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.value: object = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """Translate."""
+        if isinstance(error, RequestError):
+            self.status, self.value = error.status, {"error": str(error)}
+        elif isinstance(error, ApplianceError):
+            self.status, self.value = 409, {"error": str(error)}
+        elif isinstance(error, Exception):
+            _LOG.error(REQUEST_FAILED, exc_info=error)
+            self.status, self.value = 500, {"error": "the service failed; its log says why"}
+        return isinstance(error, Exception)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Parse, call one handler, translate the answer."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = REQUEST_TIMEOUT_S
+    server: UnixServer
+
+    def do_GET(self) -> None:
+        """Answer a question."""
+        self._serve()
+
+    def do_POST(self) -> None:
+        """Do something."""
+        self._serve()
+
+    def do_PUT(self) -> None:
+        """Store something."""
+        self._serve()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
+        """Say nothing; failures are logged where they happen."""
+
+    def address_string(self) -> str:
+        """Return a fixed name: a Unix peer has none."""
+        return "unix"
+
+    def _serve(self) -> None:
+        with _Outcome() as outcome:
+            outcome.value = self._answer()
+        if outcome.status != 200:
+            self.close_connection = True  # the body may be unread
+        self._send(outcome.status, outcome.value)
+
+    def _answer(self) -> object:
+        parts = urlsplit(self.path)
+        for route in self.server.routes:
+            parameters = route.match(self.command, parts.path)
+            if parameters is not None:
+                request = Request(parameters, dict(parse_qsl(parts.query)), self._body(route.max_bytes))
+                return route.handler(request)
+        raise RequestError(404, "no such path")
+
+    def _body(self, max_bytes: int) -> bytes:
+        try:
+            length = int(self.headers.get("Content-Length", "0"))
+        except ValueError as error:
+            raise RequestError(400, "expected a Content-Length") from error
+        if not 0 <= length <= max_bytes:
+            raise RequestError(413, f"expected at most {max_bytes} bytes")
+        content = self.rfile.read(length)
+        if len(content) != length:
+            raise RequestError(400, "the body ended early")
+        return content
+
+    def _send(self, status: int, value: object) -> None:
+        answer = value if isinstance(value, Answer) else Answer(json.dumps(value).encode(), JSON_TYPE)
+        self.send_response(status)
+        self.send_header("Content-Type", answer.content_type)
+        self.send_header("Content-Length", str(len(answer.content)))
+        for name, text in answer.headers.items():
+            self.send_header(name, text)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(answer.content)
