@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from inference.card import Finding, ModelCard
 
 MANUFACTURER: Final = "Cloister"
+DEVICE: Final = "Cloister inference"
 RESEARCH_USE: Final = "RESEARCH USE ONLY"
 
 

@@ -26,7 +26,7 @@ PICTURE_EDGE: Final = 1024
 MIN_WIDTH: Final = 840
 MAX_FINDINGS: Final = 6
 _HEADER: Final = 64
-_ROW: Final = 132
+_ROW: Final = 140
 _FOOTER: Final = 92
 _MARGIN: Final = 32
 _BLACK: Final = (0, 0, 0)
@@ -100,7 +100,7 @@ def _header(draw: ImageDraw.ImageDraw, width: int, context: ResultContext) -> No
     draw.line((0, _HEADER - 1, width, _HEADER - 1), fill=_LINE)
     font = _font(30)
     draw.text(
-        (_MARGIN, _HEADER // 2), RESEARCH_USE, _ALERT, font, anchor="lm", stroke_width=0.6, stroke_fill=_ALERT
+        (_MARGIN, _HEADER // 2), RESEARCH_USE, _ALERT, font, anchor="lm", stroke_width=0.4, stroke_fill=_ALERT
     )
     room = width - 3 * _MARGIN - int(draw.textlength(RESEARCH_USE, font))
     label = _fitted(draw, f"{context.card.name} {context.card.version}", _font(24), room)
@@ -124,7 +124,7 @@ def _finding(draw: ImageDraw.ImageDraw, top: int, width: int, finding: Finding, 
     mark = left + round((right - left) * finding.threshold)
     draw.line((mark, bar - 6, mark, bar + 20), fill=_TEXT, width=3)
     note = f"{'at or above' if called else 'below'} the model's threshold of {_percent(finding.threshold)}"
-    draw.text((left, bar + 38), note, _QUIET, _font(22), anchor="ls")
+    draw.text((left, bar + 46), note, _QUIET, _font(22), anchor="ls")
 
 
 def _footer(draw: ImageDraw.ImageDraw, top: int, width: int, context: ResultContext) -> None:

@@ -28,7 +28,7 @@ from pydicom import Dataset
 from pydicom.multival import MultiValue
 
 from inference.errors import ResultError
-from inference.results.context import MANUFACTURER, RESEARCH_USE
+from inference.results.context import DEVICE, MANUFACTURER, RESEARCH_USE
 from inference.results.identity import check_same_patient, copy_identity
 from inference.results.uids import result_uid
 
@@ -87,7 +87,7 @@ def build_report(context: ResultContext) -> Dataset:
             sop_instance_uid=result_uid(context.revision_id, context.package_sha256, KIND),
             instance_number=1,
             manufacturer=MANUFACTURER,
-            manufacturer_model_name="Cloister inference",
+            manufacturer_model_name=DEVICE,
             software_versions=context.software_version,
             series_description=f"{RESEARCH_USE}: {context.card.name}"[:64],
             is_complete=True,
@@ -108,7 +108,7 @@ def build_report(context: ResultContext) -> Dataset:
 def _content(context: ResultContext, evidence: list[Dataset]) -> MeasurementReport:
     device = DeviceObserverIdentifyingAttributes(
         uid=result_uid("", context.package_sha256, "device"),
-        name="Cloister inference",
+        name=DEVICE,
         manufacturer_name=MANUFACTURER,
         model_name=context.card.name,
     )
