@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _STRICTNESS: Final = ("1", "1C", "2", "2C", "3")
-_FREE_KEEP_REFUSED: Final = frozenset({"PN", "UN"})  # a person's name or opaque bytes are never kept as they are
+_NO_ROW: Final = "X/Z/D"  # how a stricter attribute resolves by type
 
 Node = dict[str, list[Any]]
 
@@ -44,6 +44,25 @@ def _keep_list() -> dict[str, Any]:
 def sop_classes() -> frozenset[str]:
     """Return the UIDs of the SOP classes that the keep list knows."""
     return frozenset(_keep_list()["sop_classes"])
+
+
+@lru_cache(maxsize=1)
+def _released() -> tuple[frozenset[str], Sequence[Sequence[str]]]:
+    content = rules.read_table("sop_classes.json")
+    return frozenset(uid for uid, _ in content["released"]), content["waiting"]
+
+
+def waits(sop_class_uid: str) -> tuple[str, str] | None:
+    """Return reason code and reason when instances of a SOP class wait for a person; None when they are released."""
+    released, waiting = _released()
+    if sop_class_uid not in sop_classes():
+        return "unknown_sop_class", "SOPClassUID (0008,0016): a class without an entry in the keep list"
+    if sop_class_uid in released:
+        return None
+    for uid, code, reason in waiting:
+        if sop_class_uid == uid or (uid.endswith(".") and sop_class_uid.startswith(uid)):
+            return code, reason
+    return "sop_class_not_judged", "nobody has judged yet whether this SOP class can be released"
 
 
 @lru_cache(maxsize=64)
@@ -78,13 +97,22 @@ def _join(nodes: Sequence[Node], numbers: tuple[int, ...], known: Known) -> Mapp
     return known[numbers]
 
 
+@lru_cache(maxsize=1)
+def _stricter() -> tuple[frozenset[str], frozenset[str]]:
+    content = rules.read_table("stricter.json")
+    return frozenset(tag for tag, *_ in content["rows"]), frozenset(content["vrs"])
+
+
 def _decide(tag: str, kind: str, children: Mapping[int, Decision]) -> Decision:
     rule = rules.rule_for(int(tag, 16))
     vrs = _value_representations(int(tag, 16), rule)
     if rule is not None:
         return Decision(rules.resolve(rule, kind), vrs, kind, children)
-    if vrs & _FREE_KEEP_REFUSED or not vrs:
+    if not vrs:
         return Decision(Action.REMOVE, vrs, kind)
+    refused_tags, refused_vrs = _stricter()
+    if tag in refused_tags or vrs & refused_vrs:
+        return Decision(rules.by_type(_NO_ROW, kind), vrs, kind, children)
     if vrs == {"UI"}:
         return Decision(Action.REMAP_UID, vrs, kind)  # well-known UIDs stay
     if vrs & {"DA", "DT", "TM"}:

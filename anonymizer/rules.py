@@ -96,4 +96,9 @@ def resolve(rule: Rule, attribute_type: str) -> Action:
     """
     if rule.modified_dates and rule.vr in {"DA", "DT", "TM"}:
         return Action.SHIFT
-    return BY_TYPE[rule.basic][_TYPES[attribute_type]]
+    return by_type(rule.basic, attribute_type)
+
+
+def by_type(code: str, attribute_type: str) -> Action:
+    """Resolve a code of Table E.1-1 by the attribute's type (PS3.15 Table E.1-1a)."""
+    return BY_TYPE[code][_TYPES[attribute_type]]

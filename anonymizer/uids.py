@@ -5,14 +5,22 @@ from __future__ import annotations
 import hmac
 import uuid
 from hashlib import sha256
-from typing import Final
+from functools import lru_cache
 
 from pydicom.uid import UID_dictionary
 
 from anonymizer.keys import ProjectKeys
+from anonymizer.profiles import sop_classes
 
-WELL_KNOWN: Final = frozenset(UID_dictionary)
-"""UIDs that PS3.6 registers; they name classes, syntaxes and well-known instances, never a patient's object."""
+
+@lru_cache(maxsize=1)
+def well_known() -> frozenset[str]:
+    """Return the UIDs that PS3.6 registers.
+
+    They name classes, syntaxes and well-known instances, never a patient's object; the keep list knows SOP classes
+    that are newer than the dictionary.
+    """
+    return frozenset(UID_dictionary) | sop_classes()
 
 
 def map_uid(keys: ProjectKeys, uid: str) -> str:
@@ -35,4 +43,4 @@ def _uuid8(octets: bytes) -> uuid.UUID:
 def map_unless_well_known(keys: ProjectKeys, uid: str) -> str:
     """Map a UID, except one of the standard's own and the empty one."""
     stripped = uid.strip(" \0")
-    return stripped if not stripped or stripped in WELL_KNOWN else map_uid(keys, stripped)
+    return stripped if not stripped or stripped in well_known() else map_uid(keys, stripped)

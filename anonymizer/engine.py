@@ -1,0 +1,199 @@
+"""The engine: one instance in, de-identified or stopped with a reason. Nothing else leaves.
+
+Order: read strictly, stop what cannot be judged, apply the decisions of the SOP class's profile, look into the pixel
+data, write the de-identification attributes, search the result for the original's identifiers, write the file.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+from anonymizer import part10, pixels, profiles
+from anonymizer.checker import IDENTIFYING, Search, Value, identifiers
+from anonymizer.dates import shift_days
+from anonymizer.elements import Element, Fragments, walk
+from anonymizer.errors import DecodingError, StopError, UnusablePatientIDError
+from anonymizer.identity import WRITTEN, identity_elements
+from anonymizer.judgement import refuse_unjudgeable
+from anonymizer.pseudonyms import pseudonym
+from anonymizer.text import CHARSET_VRS, Charset
+from anonymizer.transform import CHARSET, Patient, transform
+from anonymizer.uids import map_uid, well_known
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anonymizer.elements import Bytes, Item
+    from anonymizer.keys import ProjectKeys
+
+_SOP_CLASS, _SOP_INSTANCE = 0x00080016, 0x00080018
+_STUDY, _SERIES, _MODALITY = 0x0020000D, 0x0020000E, 0x00080060
+_PATIENT_ID, _ISSUER = 0x00100020, 0x00100021
+_TEXT_VRS: Final = CHARSET_VRS | {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "UR"}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What de-identification needs besides the instance."""
+
+    keys: ProjectKeys
+    project: str
+    max_date_shift_days: int = 365
+
+
+@dataclass(frozen=True)
+class Released:
+    """What came out; all UIDs are the mapped ones."""
+
+    pseudonym: str
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    modality: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """Why nothing came out; never a value of the instance."""
+
+    reason_code: str
+    reason: str
+
+
+def deidentify_file(source: Path, target: Path, context: Context) -> Released | Quarantined:
+    """De-identify a Part 10 file.
+
+    ``target`` is written whole (temporary file beside it, synced, renamed) or not at all.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read or written.
+    """
+    outcome = deidentify(source.read_bytes(), context)
+    if isinstance(outcome, Quarantined):
+        return outcome
+    released, chunks = outcome
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.writelines(chunks)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return released
+
+
+def deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]] | Quarantined:
+    """De-identify the bytes of a Part 10 file; return the bytes of the new one in chunks."""
+    try:
+        return _deidentify(content, context)
+    except (StopError, DecodingError) as error:
+        return Quarantined(error.code, str(error))
+    except UnusablePatientIDError as error:
+        return Quarantined("unusable_patient_id", str(error))
+
+
+def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]]:
+    file = part10.read(content)
+    sop_class_uid = _required_uid(file.item, _SOP_CLASS, "SOPClassUID (0008,0016)")
+    if sop_class_uid != file.sop_class_uid:
+        raise StopError("malformed", "MediaStorageSOPClassUID (0002,0002): expected the data set's SOPClassUID")
+    refuse_unjudgeable(file.item, sop_class_uid)
+    profile = profiles.profile(sop_class_uid)
+    if profile is None:
+        raise StopError("unknown_sop_class", "SOPClassUID (0008,0016): a class without an entry in the keep list")
+    charset = Charset.of(_bytes_of(file.item, CHARSET))
+    name, patient = _patient(file.item, charset, context)
+    item = transform(file.item, profile, patient, charset)
+    item.update(pixels.cleaned(file.item, item, file.transfer_syntax_uid, file.syntax))
+    item.update(identity_elements(name))
+    _refuse_residue(file.item, item, charset)
+    uids = [map_uid(context.keys, _required_uid(file.item, tag, what)) for tag, what in (
+        (_STUDY, "StudyInstanceUID (0020,000D)"),
+        (_SERIES, "SeriesInstanceUID (0020,000E)"),
+        (_SOP_INSTANCE, "SOPInstanceUID (0008,0018)"),
+    )]  # fmt: skip
+    chunks = part10.write(item, sop_class_uid, uids[2], file.transfer_syntax_uid)
+    digest = sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    modality = pixels.text_of(item, _MODALITY)
+    return Released(
+        name, *uids, sop_class_uid, modality, sum(map(len, chunks)), digest.hexdigest()
+    ), chunks
+
+
+def _bytes_of(item: Item, tag: int) -> Bytes | None:
+    element = item.get(tag)
+    return element.value if element is not None and isinstance(element.value, (bytes, memoryview)) else None
+
+
+def _required_uid(item: Item, tag: int, what: str) -> str:
+    uid = bytes(_bytes_of(item, tag) or b"").decode("ascii", "replace").strip(" \0")
+    if not uid or len(uid) > 64 or not uid.replace(".", "").isdecimal():
+        raise StopError("missing_uid", f"{what}: expected one UID")
+    return uid
+
+
+def _patient(item: Item, charset: Charset, context: Context) -> tuple[str, Patient]:
+    patient_id = charset.decode(_bytes_of(item, _PATIENT_ID) or b"")
+    issuer = charset.decode(_bytes_of(item, _ISSUER) or b"")
+    name = pseudonym(context.keys, patient_id, issuer)
+    days = shift_days(context.keys, patient_id, issuer, context.max_date_shift_days)
+    return name, Patient(context.keys, days)
+
+
+def _refuse_residue(original: Item, item: Item, charset: Charset) -> None:
+    """Search everything that is about to leave, except what the engine itself wrote of the patient.
+
+    Raises
+    ------
+    StopError
+        If an identifier of the original is still there.
+    """
+    wanted = [
+        text
+        for text in identifiers(
+            (path[-1], element.vr, charset.decode(element.value))
+            for path, element in walk(original)
+            if isinstance(element.value, (bytes, memoryview)) and _may_identify(path[-1], element.vr)
+        )
+        if text not in well_known()
+    ]
+    search = Search(wanted)
+    values = [
+        Value(_place(path), element.vr, bytes(element.value), _loose_text(element, charset))
+        for path, element in walk(item)
+        if isinstance(element.value, (bytes, memoryview)) and path[0] not in WRITTEN
+        and path[-1] not in pixels.ALL
+    ]  # fmt: skip
+    found = [residue.where for residue in search.in_values(values)]
+    for tag in pixels.ALL & item.keys():
+        value = item[tag].value
+        if isinstance(value, Fragments):
+            found += [hit.where for part in value.fragments for hit in search.in_bytes(_place((tag,)), part)]
+    if found:
+        raise StopError("residual_identifier", f"an identifier of the original is still in {', '.join(sorted(set(found)))}")
+
+
+def _may_identify(tag: int, vr: str) -> bool:
+    return vr in {"PN", "UI"} or tag in IDENTIFYING
+
+
+def _place(path: tuple[int, ...]) -> str:
+    return ">".join(f"({tag >> 16:04X},{tag & 0xFFFF:04X})" for tag in path)
+
+
+def _loose_text(element: Element, charset: Charset) -> str | None:
+    if element.vr not in _TEXT_VRS or not isinstance(element.value, (bytes, memoryview)):
+        return None
+    return charset.decode(element.value) if element.vr in CHARSET_VRS else bytes(element.value).decode("latin-1")

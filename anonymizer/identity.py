@@ -1,0 +1,42 @@
+"""What stands in place of the identity, and the attributes that say so (PS3.15 E.1.1, PS3.3 C.12.1.1.9, PS3.16 CID 7050)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from anonymizer.elements import Element, Item
+
+_PATIENT_NAME, _PATIENT_ID = 0x00100010, 0x00100020
+_IDENTITY_REMOVED, _METHOD, _METHOD_CODES = 0x00120062, 0x00120063, 0x00120064
+_LONGITUDINAL: Final = 0x00280303
+WRITTEN: Final = frozenset({_PATIENT_NAME, _PATIENT_ID, _IDENTITY_REMOVED, _METHOD, _METHOD_CODES, _LONGITUDINAL})
+CODES: Final = (
+    ("113100", "Basic Application Confidentiality Profile"),
+    ("113107", "Retain Longitudinal Temporal Information Modified Dates Option"),
+)
+METHOD: Final = "Cloister: PS3.15 2026c Basic Profile, modified dates"
+
+
+def _text(tag: int, vr: str, value: str) -> Element:
+    return Element(tag, vr, value.encode("ascii"))
+
+
+def _code(value: str, meaning: str) -> Item:
+    return {
+        0x00080100: _text(0x00080100, "SH", value),
+        0x00080102: _text(0x00080102, "SH", "DCM"),
+        0x00080104: _text(0x00080104, "LO", meaning),
+    }
+
+
+def identity_elements(pseudonym: str) -> Item:
+    """Return the elements that replace the identity."""
+    written = (
+        _text(_PATIENT_NAME, "PN", pseudonym),
+        _text(_PATIENT_ID, "LO", pseudonym),
+        _text(_IDENTITY_REMOVED, "CS", "YES"),
+        _text(_METHOD, "LO", METHOD),
+        Element(_METHOD_CODES, "SQ", tuple(_code(*code) for code in CODES)),
+        _text(_LONGITUDINAL, "CS", "MODIFIED"),
+    )
+    return {element.tag: element for element in written}
