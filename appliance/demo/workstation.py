@@ -1,7 +1,7 @@
 """A radiology workstation: takes results over the network, stores them, looks at each, as another process.
 
-``python -m appliance.demo.workstation FOLDER --ae-title AE`` writes its port as the first JSON line and one line
-for each instance that it received; SIGTERM ends it.
+``python -m appliance.demo.workstation FOLDER --ae-title AE`` writes its port as the first JSON line, then one
+line for each instance that it received; SIGTERM ends it.
 """
 
 from __future__ import annotations
