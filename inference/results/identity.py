@@ -39,9 +39,24 @@ _UTF_8: Final = "ISO_IR 192"
 
 
 def differing(instances: Iterable[Dataset]) -> tuple[str, ...]:
-    """Return the keywords in which instances of one study disagree about the patient."""
-    found = [{keyword: str(ds.get(keyword) or "").strip() for keyword in DECISIVE} for ds in instances]
-    return tuple(keyword for keyword in DECISIVE if len({values[keyword] for values in found}) > 1)
+    """Return the keywords in which instances of one study disagree about the patient.
+
+    An empty value contradicts nothing, except as Patient ID.
+    """
+    found = [{keyword: _comparable(ds.get(keyword)) for keyword in DECISIVE} for ds in instances]
+    wrong = []
+    for keyword in DECISIVE:
+        values = {item[keyword] for item in found}
+        if keyword != "PatientID":
+            values.discard("")
+        if len(values) > 1:
+            wrong.append(keyword)
+    return tuple(wrong)
+
+
+def _comparable(value: object) -> str:
+    """Without padding, empty name components (PS3.5 6.2.1.1) and differences of case."""
+    return "=".join(part.rstrip("^ ") for part in str(value or "").split("=")).rstrip("= ").strip().casefold()
 
 
 def check_same_patient(instances: Sequence[Dataset]) -> None:

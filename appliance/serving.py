@@ -1,0 +1,293 @@
+"""Inference on a study revision: models that fit, results as DICOM, deliveries; everything idempotent."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance import logs, serving_rows
+from appliance.db.clinical import ModelState
+from appliance.db.engine import reading, writing
+from appliance.models import trusted_signers
+from inference.errors import InferenceError, PackageError, ResultError
+from inference.results.identity import check_same_patient
+from inference.study import answer_study, build_results, fits, is_own_result, read_instance
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pydicom import Dataset
+
+    from appliance.node import ClinicalZone
+    from appliance.serving_rows import Facts, Made, Model, Source
+    from appliance.work import Claim
+    from inference.session import ModelSession
+    from inference.study import Outcome
+
+MODEL_FAILED: Final = "inference.model_failed"
+PICTURE_UNREADABLE: Final = "inference.picture_unreadable"
+DONE: Final = "inference.done"
+_SESSIONS: Final = 4
+_PERMANENT: Final = ("identity.", "pixel.", "instance.", "result.")
+
+_LOG = logs.logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    source: Source
+    path: Path
+    header: Dataset
+
+
+@dataclass(frozen=True)
+class _Failure:
+    model: Model
+    error: InferenceError
+
+
+def infer_study(zone: ClinicalZone, claim: Claim) -> None:
+    """Run every active and shadow model that fits a study revision and queue what it made for delivery.
+
+    Results already made of the same instances are not made again, so neither a second message nor our own
+    results that come back from the PACS lead to new ones. Ends the claim.
+
+    Parameters
+    ----------
+    zone : ClinicalZone
+        The clinical zone.
+    claim : Claim
+        A job whose subject is a row of ``study_revision``.
+    """
+    with reading(zone.engine) as session:
+        facts = serving_rows.load(session, claim.subject_id)
+    if facts is None:
+        claim.die("the study revision does not exist")
+        return
+    if facts.outdated:
+        with writing(zone.engine) as session:
+            serving_rows.record_outdated(session, zone.ledger, facts)
+            claim.finish(session)
+        return
+    made, failures = _run_models(zone, claim, facts)
+    blocking = [failure for failure in failures if failure.model.state == ModelState.ACTIVE]
+    with writing(zone.engine) as session:
+        jobs = serving_rows.store(session, zone.ledger, facts, made, int(claim.row.priority))
+        if not blocking:
+            claim.finish(session)
+    for job_id in jobs:
+        zone.wake("deliver", job_id)
+    if blocking:
+        _end_failed(claim, blocking[0])
+    _LOG.info(DONE, study_revision_id=facts.revision_id, results=sum(len(item.files) for item in made))
+
+
+def _end_failed(claim: Claim, failure: _Failure) -> None:
+    reason = f"model {failure.model.name} {failure.model.version}: {failure.error}"
+    if failure.error.code.startswith(_PERMANENT):
+        claim.die(reason)
+    else:
+        claim.fail(reason)
+
+
+def _run_models(zone: ClinicalZone, claim: Claim, facts: Facts) -> tuple[list[Made], list[_Failure]]:
+    pictures = _pictures(zone, facts)
+    made: list[Made] = []
+    failures: list[_Failure] = []
+    for model in facts.models:
+        try:
+            result = _run_model(zone, claim, facts, model, pictures)
+        except InferenceError as error:
+            _LOG.warning(MODEL_FAILED, model_version_id=model.id, reason=logs.safe_reason(error))
+            failures.append(_Failure(model, error))
+            continue
+        if result is not None:
+            made.append(result)
+    return made, failures
+
+
+def _pictures(zone: ClinicalZone, facts: Facts) -> list[_Picture]:
+    """Read the headers of what no node of ours made; a file that cannot be read fails the whole study."""
+    found = []
+    for source in facts.sources:
+        path = zone.root / source.path
+        header = read_instance(path, with_pixels=False)
+        if not is_own_result(header):
+            found.append(_Picture(source, path, header))
+    return found
+
+
+def _run_model(
+    zone: ClinicalZone, claim: Claim, facts: Facts, model: Model, pictures: Sequence[_Picture]
+) -> Made | None:
+    """Return what the model made, or None when nothing fits or it has been made of the same instances."""
+    if not any(str(picture.header.get("Modality", "")) in model.modalities for picture in pictures):
+        return None
+    loaded = _session(zone.root / model.path, model.package_sha256, zone)
+    fitting = [picture for picture in pictures if fits(picture.header, loaded.card)]
+    if not fitting:
+        return None
+    sources_sha256 = serving_rows.fingerprint(picture.source for picture in fitting)
+    if facts.has_result(model, sources_sha256):
+        return None
+    check_identity(facts, [picture.header for picture in pictures])
+    outcome = answer_study(loaded, [picture.path for picture in fitting], claim.heartbeat)
+    _tell_unreadable(model, fitting, outcome)
+    if not outcome.answers:
+        raise ResultError(outcome.unreadable[0][1], "no picture of the study could be read")
+    return _make(zone, facts, model, loaded, outcome, sources_sha256)
+
+
+def _make(
+    zone: ClinicalZone,
+    facts: Facts,
+    model: Model,
+    loaded: ModelSession,
+    outcome: Outcome,
+    sources_sha256: str,
+) -> Made:
+    from inference.results.context import Predecessor, ResultContext  # noqa: PLC0415
+    from inference.results.uids import result_uid  # noqa: PLC0415
+
+    context = ResultContext(
+        answers=outcome.answers,
+        card=loaded.card,
+        package_sha256=model.package_sha256,
+        revision_id=facts.revision_id,
+        made_at=facts.assembled_at,
+        software_version=version("cloister"),
+        unreadable=len(outcome.unreadable),
+        predecessors=tuple(
+            Predecessor(
+                study_instance_uid=facts.study_instance_uid,
+                series_instance_uid=result_uid(previous.revision_id, previous.package_sha256, "sr.series"),
+                sop_class_uid=previous.sop_class_uid,
+                sop_instance_uid=previous.sop_instance_uid,
+            )
+            for previous in facts.predecessors(model)
+        ),
+    )
+    files = tuple(
+        serving_rows.MadeFile(
+            kind=kind,
+            sop_class_uid=str(ds.SOPClassUID),
+            sop_instance_uid=str(ds.SOPInstanceUID),
+            path=_save(zone.root, ds, f"results/{facts.revision_id}/{model.package_sha256[:32]}.{kind}.dcm"),
+        )
+        for kind, ds in build_results(context, outcome.paths).items()
+    )
+    leading = context.leading
+    return serving_rows.Made(
+        model=model,
+        files=files,
+        probability=leading.probabilities[0],
+        finding=_finding(context, sources_sha256),
+    )
+
+
+def _finding(context: Any, sources_sha256: str) -> dict[str, Any]:
+    rows = [
+        {
+            "code": finding.code,
+            "scheme": finding.scheme,
+            "meaning": finding.meaning,
+            "threshold": finding.threshold,
+            "probability": probability,
+            "called": probability >= finding.threshold,
+        }
+        for finding, probability in zip(context.findings, context.leading.probabilities, strict=True)
+    ]
+    return {
+        **rows[0],
+        "findings": rows,
+        "pictures": len(context.answers),
+        "unreadable": context.unreadable,
+        "sources_sha256": sources_sha256,
+    }
+
+
+def check_identity(facts: Facts, headers: Sequence[Dataset]) -> None:
+    """Refuse a study whose instances name different patients, or another one than the study's row.
+
+    Raises
+    ------
+    ResultError
+        ``identity.mismatch``.
+    """
+    check_same_patient(headers)
+    for header in headers:
+        if str(header.get("StudyInstanceUID", "")) != facts.study_instance_uid:
+            raise ResultError("identity.mismatch", "an instance belongs to another study")
+        if str(header.get("PatientID") or "").strip() != facts.patient_id.strip():
+            raise ResultError("identity.mismatch", "an instance names another patient than the study")
+
+
+def identity_problem(zone: ClinicalZone, result_id: str) -> str | None:
+    """Say why a result must not be delivered now, or None: its identity against every instance of its study.
+
+    Parameters
+    ----------
+    zone : ClinicalZone
+        The clinical zone.
+    result_id : str
+        Row id of the result.
+    """
+    with reading(zone.engine) as session:
+        found = serving_rows.load_for_delivery(session, result_id)
+    if found is None:
+        return "the result does not exist"
+    result_path, facts = found
+    try:
+        headers = [read_instance(zone.root / source.path, with_pixels=False) for source in facts.sources]
+        own = read_instance(zone.root / result_path, with_pixels=False)
+        check_identity(facts, [own, *headers])
+    except InferenceError as error:
+        return str(error)
+    return None
+
+
+def _tell_unreadable(model: Model, fitting: Sequence[_Picture], outcome: Outcome) -> None:
+    ids = {picture.path: picture.source.id for picture in fitting}
+    for path, code in outcome.unreadable:
+        _LOG.warning(PICTURE_UNREADABLE, model_version_id=model.id, instance_id=ids[path], reason=code)
+
+
+def _session(folder: Path, package_sha256: str, zone: ClinicalZone) -> ModelSession:
+    return _load(
+        os.getpid(), folder, package_sha256, zone.settings.inference.threads, zone.settings.crossing_in
+    )
+
+
+@functools.lru_cache(maxsize=_SESSIONS)
+def _load(pid: int, folder: Path, package_sha256: str, threads: int, crossing_in: Path) -> ModelSession:
+    """Load a model once in this process; a forked child loads its own."""
+    del pid
+    from inference.package import open_package  # noqa: PLC0415
+    from inference.session import ModelSession  # noqa: PLC0415  onnxruntime only in this process
+
+    package = open_package(folder, trusted_signers(crossing_in))
+    if package.sha256 != package_sha256:
+        raise PackageError("package.hash", "not the package that was approved")
+    return ModelSession(package, threads)
+
+
+def _save(root: Path, ds: Dataset, relative: str) -> str:
+    """Write a result whole or not at all; return its path relative to the clinical root."""
+    target = root / relative
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    with aside.open("wb") as file:
+        ds.save_as(file, enforce_file_format=True)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return relative
