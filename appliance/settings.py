@@ -23,7 +23,13 @@ Zone = Literal["clinical", "research"]
 
 def _ae_title(value: str) -> str:
     """PS3.5 table 6.2-1, AE: at most 16 printable characters, no backslash."""
-    if not value.strip() or len(value) > 16 or not value.isascii() or not value.isprintable() or "\\" in value:
+    if (
+        not value.strip()
+        or len(value) > 16
+        or not value.isascii()
+        or not value.isprintable()
+        or "\\" in value
+    ):
         raise ValueError("expected an AE title: 1 to 16 printable ASCII characters without a backslash")
     return value.strip()
 
@@ -124,7 +130,11 @@ class Settings(BaseSettings):
     """The whole tree. Build it with :func:`load_settings`."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix="CLOISTER_", env_nested_delimiter="__", nested_model_default_partial_update=True
+        frozen=True,
+        extra="forbid",
+        env_prefix="CLOISTER_",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
     )
 
     name: Name = "node"
