@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -119,21 +118,21 @@ def model_card(
 
 def _to_onnx(model: torch.nn.Module, task: TaskSpec) -> bytes:
     example = torch.zeros((2, 1, task.preprocessing.rows, task.preprocessing.columns))
-    stream = io.BytesIO()
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory(prefix="cloister-export-") as folder, warnings.catch_warnings():
+        path = Path(folder) / "model.onnx"
         # The tracing exporter needs a fifth of the other one's time and memory; torch is pinned.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             model,
             (example,),
-            stream,
+            path,
             input_names=["image"],
             output_names=["probability"],
             dynamic_axes={"image": {0: "n"}, "probability": {0: "n"}},
             opset_version=OPSET,
             dynamo=False,
         )
-    return stream.getvalue()
+        return path.read_bytes()
 
 
 def _served(task: TaskSpec, content: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:

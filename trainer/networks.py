@@ -47,7 +47,9 @@ def build(spec: NetworkSpec) -> torch.nn.Module:
     widths = [*np.atleast_1d(values["features"]).tolist(), values.get("growth", values["groups"])]
     if any(width % values["groups"] for width in widths):
         raise TaskError("network.parameters: every number of features must be a multiple of groups")
-    return make(values)
+    network = make(values)
+    _normalise_by_group(network, values["groups"])
+    return network
 
 
 def initial_weights(task: TaskSpec, seed: int | None = None) -> dict[str, NDArray[Any]]:
@@ -107,6 +109,15 @@ def _densenet(values: Mapping[str, Any]) -> torch.nn.Module:
         norm=("group", {"num_groups": values["groups"]}),
     )
     return network
+
+
+def _normalise_by_group(module: torch.nn.Module, groups: int) -> None:
+    """Replace batch normalisation, which MONAI 1.6.1's ResNet uses in its stages whatever ``norm`` says."""
+    for name, child in module.named_children():
+        if isinstance(child, torch.nn.BatchNorm2d):
+            setattr(module, name, torch.nn.GroupNorm(groups, child.num_features))
+        else:
+            _normalise_by_group(child, groups)
 
 
 def _check(name: str, value: object, default: object) -> None:

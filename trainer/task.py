@@ -57,8 +57,8 @@ class LocalSpec:
     local_steps: int = 20
     fedprox_mu: float = 0.01
     weight_decay: float = 1e-4
-    shift_fraction: float = 0.0
-    gain_fraction: float = 0.0
+    shift_fraction: float = 0.05
+    gain_fraction: float = 0.1
 
 
 @dataclass(frozen=True)

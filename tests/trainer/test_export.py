@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from inference.package import open_package
+from inference.session import ModelSession
+from tests.trainer.samples import drawn, drawn_dataset, small_task
+from trainer import export
+from trainer.datasets import Samples
+from trainer.errors import ExportError
+from trainer.export import export_onnx, export_package
+from trainer.local_round import predict, use_threads
+from trainer.networks import initial_weights
+from trainer.task import NetworkSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+use_threads(1)
+TASK = small_task()
+
+
+@pytest.mark.parametrize("spec", [TASK.network, NetworkSpec("densenet")])
+def test_the_exported_model_computes_what_torch_computes(spec: NetworkSpec) -> None:
+    task = small_task(network=spec)
+    content, parity = export_onnx(task, initial_weights(task), drawn(1, 5, task))
+    assert parity < 1e-5
+    model = onnx.load_from_string(content)
+    onnx.checker.check_model(model)
+    assert [opset.domain for opset in model.opset_import] == [""]
+    assert [(value.name, value.type.tensor_type.shape.dim[0].dim_param) for value in model.graph.input] == [
+        ("image", "n")
+    ]
+    assert [value.name for value in model.graph.output] == ["probability"]
+
+
+def test_the_package_serves_the_trained_model_with_its_card(tmp_path: Path) -> None:
+    key, weights, samples = Ed25519PrivateKey.generate(), initial_weights(TASK, 3), drawn(2, 70, TASK)
+    made = export_package(
+        TASK,
+        weights,
+        samples,
+        tmp_path / "package",
+        version="run-1.3",
+        signing_key=key,
+        provenance={"run_id": "run-1", "rounds": 3},
+        metrics={"auc": 0.9},
+    )
+    package = open_package(tmp_path / "package", {"research": key.public_key()})
+    assert (package.sha256, package.signer) == (made.package_sha256, "research")
+    assert package.card.input.preprocessing == TASK.preprocessing
+    assert package.card.input.modalities == TASK.modalities
+    assert package.card.output.findings[0].code == TASK.finding.code
+    assert (package.card.version, package.card.provenance["rounds"]) == ("run-1.3", 3)
+    session = ModelSession(package, threads=1)
+    found = session.run(samples.x[:1])
+    assert found.shape == (1, 1)
+    assert np.allclose(session.run(samples.x)[:, 0], predict(TASK, weights, samples.x), atol=1e-5)
+
+
+def test_a_model_that_strays_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = export._to_onnx
+
+    def wrong(model: torch.nn.Module, task: object) -> bytes:
+        with torch.no_grad():
+            last = list(model.parameters())[-1]
+            last.add_(0.5)
+            content = genuine(model, TASK)
+            last.sub_(0.5)
+        return content
+
+    monkeypatch.setattr(export, "_to_onnx", wrong)
+    with pytest.raises(ExportError, match="strays"):
+        export_onnx(TASK, initial_weights(TASK), drawn_dataset(1, TASK).train)
+
+
+def test_without_a_real_input_nothing_is_exported() -> None:
+    nothing = Samples(np.zeros((0, 1, 32, 32), np.float32), np.zeros(0, np.uint8))
+    with pytest.raises(ExportError, match="sample"):
+        export_onnx(TASK, initial_weights(TASK), nothing)

@@ -1,0 +1,135 @@
+"""A federation on one machine: the sites' local rounds and the strategy, one after the other in this process.
+
+It is an in-process loop over the same pure functions that a real federation runs (:func:`local_round`,
+the strategies, the check of updates), not the federation engine's simulator: nothing is sent, so transport,
+admission and faults are left to the real thing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from trainer import strategies
+from trainer.baselines import cross_evaluate
+from trainer.errors import StrategyError
+from trainer.local_round import local_round
+from trainer.networks import initial_weights
+from trainer.optimisation import seed_of
+from trainer.ports import silent
+from trainer.weights_io import to_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trainer.datasets import Dataset
+    from trainer.metrics import Metrics
+    from trainer.ports import Progress
+    from trainer.task import TaskSpec
+    from trainer.weights_io import Weights
+
+
+@dataclass(frozen=True)
+class SiteRecord:
+    """One site's part of one round; ``metrics`` are of the incoming global model."""
+
+    samples: int
+    update_bytes: int
+    update_norm: float
+    train_loss: float
+    train_seconds: float
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One finished round; ``number`` counts from 1."""
+
+    number: int
+    seconds: float
+    sites: Mapping[str, SiteRecord]
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """The final global model, what it came from, and its metrics at each site."""
+
+    weights: Weights
+    rounds: tuple[RoundRecord, ...]
+    final: Mapping[str, Metrics]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as JSON values, without the weights."""
+        return {
+            "rounds": [asdict(record) for record in self.rounds],
+            "final": {site: metrics.to_json() for site, metrics in self.final.items()},
+        }
+
+
+def simulate(
+    task: TaskSpec,
+    datasets: Mapping[str, Dataset],
+    *,
+    rounds: int,
+    strategy: str = "fedavg",
+    parameters: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Simulation:
+    """Run a federation of these sites; the same arguments give the same model on the same machine.
+
+    Parameters
+    ----------
+    task : TaskSpec
+        What is learned.
+    datasets : Mapping
+        Site name to its dataset.
+    rounds : int
+        At least 1.
+    strategy, parameters : str, Mapping
+        Of :data:`trainer.strategies.STRATEGIES`.
+    seed : int
+        Of the initial model and of all local rounds.
+    progress : Progress
+        Called with stage ``round`` after each round.
+    """
+    parameters = parameters or {}
+    chosen = strategies.get(strategy)
+    chosen.check_parameters(parameters)
+    if rounds < 1 or not datasets:
+        raise StrategyError("nothing to simulate; expected at least one round and one site")
+    weights: Weights = initial_weights(task, seed)
+    state: dict[str, Any] = {}
+    records = []
+    for number in range(1, rounds + 1):
+        started = time.perf_counter()
+        contributions, sites = [], {}
+        for site, dataset in datasets.items():
+            update = local_round(
+                task,
+                weights,
+                dataset,
+                strategy=strategy,
+                strategy_parameters=parameters,
+                seed=round_seed(seed, site, number),
+            )
+            contributions.append(strategies.Contribution(site, update.delta, update.samples))
+            sites[site] = SiteRecord(
+                samples=update.samples,
+                update_bytes=len(to_bytes(update.delta)),
+                update_norm=strategies.update_norm(update.delta),
+                train_loss=update.train_loss,
+                train_seconds=update.train_seconds,
+                metrics=update.metrics,
+            )
+        weights, state = chosen.aggregate(weights, contributions, state, parameters)
+        records.append(RoundRecord(number, time.perf_counter() - started, sites))
+        progress("round", number, rounds)
+    final = cross_evaluate(task, {"global": weights}, datasets)["global"]
+    return Simulation(weights, tuple(records), final)
+
+
+def round_seed(seed: int, site: str, number: int) -> int:
+    """Return the seed of a site's local round, as simulated and real federations both take it."""
+    return seed_of("round", seed, site, number)
