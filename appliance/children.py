@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -40,3 +42,35 @@ def _prctl(option: int, argument: int) -> None:
     if libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"prctl: {os.strerror(number)}")
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the direct children of a process, of all its threads."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that ended just now
+            found.extend(int(word) for word in path.read_text(encoding="ascii").split())
+    return found
+
+
+def descendants_of(pid: int) -> list[int]:
+    """Return all living descendants of a process, parents before children."""
+    found: list[int] = []
+    waiting = children_of(pid)
+    while waiting:
+        child = waiting.pop()
+        found.append(child)
+        waiting.extend(children_of(child))
+    return found
+
+
+def send_signal(pid: int, number: signal.Signals) -> None:
+    """Signal a process that may have ended already."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def send_group_signal(group: int, number: signal.Signals) -> None:
+    """Signal a process group that may have ended already."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)

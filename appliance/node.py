@@ -68,6 +68,7 @@ def create_node(settings: Settings) -> None:
         settings.data_root,
         settings.zone_root("clinical"),
         settings.zone_root("research"),
+        settings.crossing_out.parent,
         settings.crossing_out,
         settings.crossing_in,
         settings.crossing_in / "acks",

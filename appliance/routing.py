@@ -49,8 +49,8 @@ class Facts:
 class Outcome:
     """What the rules decided; stored as ``StudyRevision.rule_outcome``.
 
-    ``instances`` counts the study's instances that are not results of ours: a later revision that adds none of
-    these triggers nothing.
+    ``instances`` counts the study's instances that are not results of ours: a later revision that adds none
+    of these triggers nothing.
     """
 
     rules: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class Outcome:
 
 
 def apply(zone: ClinicalZone, session: Session, revision_id: str) -> Outcome:
-    """Match the rules on a study revision, store the outcome and enqueue its jobs, in the caller's transaction.
+    """Match the rules on a study revision, store the outcome, enqueue its jobs in the caller's transaction.
 
     A revision that holds nothing new but our own results triggers nothing. Called again, it changes nothing:
     jobs have one key for each revision. After the commit the caller may wake workers; the reconciler does in

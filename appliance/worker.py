@@ -90,6 +90,11 @@ def sender(url: str) -> Celery:
     app.conf.update(_COMMON)
     app.conf.update(
         broker_url=url,
+        broker_transport_options={
+            **_COMMON["broker_transport_options"],
+            "max_retries": 0,  # a wake-up call is not worth waiting for
+            "socket_timeout": broker.CONNECT_TIMEOUT_S,
+        },
         task_queues=[
             Queue(name, routing_key=name)
             for name in (broker.CLINICAL_QUEUE, broker.INFERENCE_QUEUE, broker.RESEARCH_QUEUE)

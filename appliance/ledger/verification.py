@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import Engine, text
 
 from appliance.db.engine import reading
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+PublicKey = Ed25519PublicKey
 MAX_PROBLEMS: Final = 100
 _SELECT: Final = (
     "SELECT sequence, at, kind, actor, subject_id, body, previous_hash, entry_hash, signature "
