@@ -1,1 +1,1 @@
-"""De-identification after DICOM PS3.15 Annex E: rules as data, an engine over encoded elements, an independent check."""
+"""De-identification after DICOM PS3.15 Annex E: rules as data, an engine, an independent check."""

@@ -1,7 +1,8 @@
-"""An independent check: are identifiers of the original anywhere in what would leave?
+"""An independent check that no identifier of the original is in what would leave.
 
-Independent of the rule tables: what identifies is listed here again, and every value is searched, whatever its
-attribute. A hit stops a release; a missing hit proves nothing beyond the identifiers that were searched for.
+Independent of the rule tables: what identifies is listed here again, and every value is searched, whatever
+its attribute. A hit stops a release; a missing hit proves nothing beyond the identifiers that were searched
+for.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import permutations
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pydicom import Dataset, dcmread
 from pydicom.datadict import tag_for_keyword
+from pydicom.multival import MultiValue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from anonymizer.elements import Bytes
 
@@ -33,8 +35,8 @@ IDENTIFYING: Final = frozenset(
     if tag is not None
 )
 NUMERIC_VRS: Final = frozenset({
-    "AS", "AT", "DA", "DS", "DT", "FD", "FL", "IS", "OD", "OF", "OL", "OV", "OW", "SL", "SS", "SV", "TM", "UL", "US",
-    "UV",
+    "AS", "AT", "DA", "DS", "DT", "FD", "FL", "IS", "OD", "OF", "OL", "OV", "OW", "SL", "SS", "SV", "TM",
+    "UL", "US", "UV",
 })  # fmt: skip
 PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _UID: Final = re.compile(rb"[0-9]+(?:\.[0-9]+){3,}")
@@ -88,9 +90,18 @@ def _whole_number(form: bytes, lowered: bytes) -> bool:
 
 
 def _forms(text: str) -> tuple[bytes, ...]:
-    codecs = ("utf-8", "utf-16-le", "utf-16-be")
+    codecs = ["utf-8", "utf-16-le", "utf-16-be"]
     if not text.isascii():
-        codecs += ("latin-1", "iso8859_2", "iso8859_5", "iso8859_7", "gb18030", "euc_kr", "euc_jp", "shift_jis")
+        codecs += [
+            "latin-1",
+            "iso8859_2",
+            "iso8859_5",
+            "iso8859_7",
+            "gb18030",
+            "euc_kr",
+            "euc_jp",
+            "shift_jis",
+        ]
     found: set[bytes] = set()
     for variant in {text, text.lower(), text.upper()}:
         for codec in codecs:
@@ -131,7 +142,7 @@ class Search:
         """Search values: their bytes, and text also by whole words."""
         numbers = b"\0".join(value.raw for value in values if value.vr in NUMERIC_VRS).lower()
         others = b"\0".join(value.raw for value in values if value.vr not in NUMERIC_VRS).lower()
-        words = set(_words("\0".join(value.text for value in values if _has_words(value))))
+        words = set(_words("\0".join(value.text or "" for value in values if _has_words(value))))
         suspects = [
             needle
             for needle in self._needles
@@ -150,7 +161,9 @@ class Search:
         words = _words(value.text or "") if _has_words(value) else []
         numeric = value.vr in NUMERIC_VRS
         for needle in needles:
-            if ((needle.in_numbers or not numeric) and needle.in_raw(lowered)) or _contains(words, needle.words):
+            if ((needle.in_numbers or not numeric) and needle.in_raw(lowered)) or _contains(
+                words, needle.words
+            ):
                 yield Residue(value.where, needle.number)
 
     def in_bytes(self, where: str, raw: Bytes) -> Iterator[Residue]:
@@ -201,7 +214,9 @@ def identifiers(values: Iterable[tuple[int, str, str]]) -> tuple[str, ...]:
         elif vr == "UI" or tag in IDENTIFYING:
             found.update(value.strip(" \0") for value in text.split("\\"))
         if tag in IDENTIFYING and vr == "DA":
-            found |= {f"{d[:4]}{s}{d[4:6]}{s}{d[6:8]}" for d in text.split("\\") for s in "-./" if len(d) == 8}
+            found |= {
+                f"{d[:4]}{s}{d[4:6]}{s}{d[6:8]}" for d in text.split("\\") for s in "-./" if len(d) == 8
+            }
     return tuple(sorted(text for text in found if len(text) >= _WORD_LENGTH))
 
 
@@ -218,7 +233,9 @@ def identifiers_of(ds: Dataset, known: Iterable[str] = ()) -> tuple[str, ...]:
 def _text(value: object) -> str:
     if value is None:
         return ""
-    return "\\".join(map(str, value)) if isinstance(value, (list, tuple)) or hasattr(value, "append") else str(value)
+    if isinstance(value, (MultiValue, list, tuple)):
+        return "\\".join(map(str, value))
+    return str(value)
 
 
 def find_residue(source: Dataset | Path, wanted: Sequence[str]) -> list[Residue]:
@@ -227,7 +244,8 @@ def find_residue(source: Dataset | Path, wanted: Sequence[str]) -> list[Residue]
     Parameters
     ----------
     source : Dataset or Path
-        What would leave. A path is searched as bytes too: preamble, file meta information and whatever follows.
+        What would leave. A path is searched as bytes too: preamble, file meta information and whatever
+        follows.
     wanted : sequence of str
         Identifiers as text. Those of fewer than six characters are found as whole words of text values only.
     """

@@ -1,7 +1,7 @@
 """Compressed frames: what they say of themselves, and a copy without comments and application segments.
 
-JPEG (ITU-T T.81), JPEG-LS (T.87), JPEG 2000 and HTJ2K (T.800, T.814), RLE (PS3.5 annex G). Comments and application
-segments are free text that no DICOM attribute rule reaches.
+JPEG (ITU-T T.81), JPEG-LS (T.87), JPEG 2000 and HTJ2K (T.800, T.814), RLE (PS3.5 annex G). Comments and
+application segments are free text that no DICOM attribute rule reaches.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Every date of a patient moves back by the same number of days, so intervals within a patient are exact, across
 studies too, and nothing of two patients can be aligned. Whole days leave times of day as they are, so that
-differences between times (decay correction, contrast phases) stay true over midnight. UTC offsets of DT values are
-dropped with TimezoneOffsetFromUTC: what remains is local time, as in DA and TM.
+differences between times (decay correction, contrast phases) stay true over midnight. UTC offsets of DT
+values are dropped with TimezoneOffsetFromUTC: what remains is local time, as in DA and TM.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import hmac
 import re
 from datetime import date, timedelta
 from hashlib import sha256
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from anonymizer.keys import ProjectKeys
+if TYPE_CHECKING:
+    from anonymizer.keys import ProjectKeys
 
 _DA: Final = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")  # with dots: ACR-NEMA, still seen (PS3.5 6.2)
 _TM: Final = re.compile(r"([01]\d|2[0-3])(?:([0-5]\d)(?:([0-5]\d|60)(?:\.\d{1,6})?)?)?")
@@ -67,7 +68,8 @@ def _datetime(text: str, days: int) -> str | None:
     year, month, day, rest = match.groups()
     if rest is not None and _TM.fullmatch(rest) is None:
         return None
-    # A month or a year alone moves by its middle, so that its precision stays and its error is half of it at most.
+    # A month or a year alone moves by its middle, so that its precision stays and its error is half of it at
+    # most.
     moved = _moved(year, month or "07", day or ("15" if month else "01"), days)
     if moved is None:
         return None

@@ -1,7 +1,8 @@
 """Encoded data elements: a strict reader and a writer (PS3.5 section 7, PS3.10 section 7).
 
-The reader takes no liberty: a length that leads outside, an unknown value representation or trailing bytes stop it,
-because bytes that two readers understand differently are a hiding place. Values stay the bytes that they were.
+The reader takes no liberty: a length that leads outside, an unknown value representation or trailing bytes
+stop it, because bytes that two readers understand differently are a hiding place. Values stay the bytes that
+they were.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from pydicom.datadict import dictionary_VR
@@ -23,10 +25,12 @@ UNDEFINED: Final = 0xFFFFFFFF
 _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
-_LONG_VRS: Final = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+_LONG_VRS: Final = frozenset(
+    {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+)
 _SHORT_VRS: Final = frozenset({
-    b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
-    b"ST", b"TM", b"UI", b"UL", b"US",
+    b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL",
+    b"SS", b"ST", b"TM", b"UI", b"UL", b"US",
 })  # fmt: skip
 _NAMES: Final = {vr: vr.decode("ascii") for vr in _LONG_VRS | _SHORT_VRS}
 _LONG_NAMES: Final = frozenset(_NAMES[vr] for vr in _LONG_VRS)
@@ -71,6 +75,7 @@ def syntax_of(transfer_syntax_uid: str) -> Syntax:
     return Syntax(implicit=transfer_syntax_uid == IMPLICIT, little=transfer_syntax_uid != BIG_ENDIAN)
 
 
+@lru_cache(maxsize=16384)
 def _vr_of(tag: int) -> str:
     try:
         return dictionary_VR(tag)[:2]
@@ -84,6 +89,7 @@ class _Reader:
     def __init__(self, buffer: memoryview, syntax: Syntax) -> None:
         self.buffer = buffer
         self.implicit = syntax.implicit
+        self.little = syntax.little
         order = "<" if syntax.little else ">"
         self.tag_length = struct.Struct(f"{order}HHL").unpack_from
         self.tag_vr_length = struct.Struct(f"{order}HH2sH").unpack_from
@@ -104,7 +110,9 @@ class _Reader:
         if vr in _SHORT_VRS:
             return tag, _NAMES[vr], short, at + 8
         if vr not in _LONG_VRS:
-            raise DecodingError("malformed", f"element at byte {at}: expected a value representation of PS3.5 6.2")
+            raise DecodingError(
+                "malformed", f"element at byte {at}: expected a value representation of PS3.5 6.2"
+            )
         if end - at < 12:
             raise DecodingError("truncated", f"element at byte {at}: the header is cut off")
         return tag, _NAMES[vr], self.long_length(self.buffer, at + 8)[0], at + 12
@@ -112,7 +120,9 @@ class _Reader:
     def elements(self, at: int, end: int, depth: int, *, delimited: bool) -> tuple[Item, int]:
         """Read elements up to ``end``, or to an item's delimiter when ``delimited``."""
         if depth > MAX_DEPTH:
-            raise DecodingError("malformed", f"element at byte {at}: nested deeper than {MAX_DEPTH} sequences")
+            raise DecodingError(
+                "malformed", f"element at byte {at}: nested deeper than {MAX_DEPTH} sequences"
+            )
         found: Item = {}
         last = -1
         while at < end:
@@ -120,10 +130,16 @@ class _Reader:
             if tag == _ITEM_END and delimited:
                 return found, start
             if tag <= last:
-                raise DecodingError("malformed", f"element at byte {at}: not in ascending order of tags (PS3.5 7.1)")
+                raise DecodingError(
+                    "malformed", f"element at byte {at}: not in ascending order of tags (PS3.5 7.1)"
+                )
             last = tag
             value, at = self.value(tag, vr, length, start, end, depth)
-            found[tag] = Element(tag, "SQ" if isinstance(value, tuple) else vr, value)
+            if isinstance(value, tuple):
+                vr = "SQ"
+            elif vr == "UN" and self.little:
+                vr = _vr_of(tag) or vr  # PS3.5 6.2.2 note 2: the value is as in implicit VR
+            found[tag] = Element(tag, vr, value)
         if delimited:
             raise DecodingError("truncated", "an item of undefined length has no end")
         return found, at
@@ -135,18 +151,27 @@ class _Reader:
         if length == UNDEFINED:
             if vr in {"OB", "OW"}:
                 return self.fragments(start, end)
-            if vr == "UN" and not self.implicit:  # PS3.5 6.2.2: implicit VR little endian inside
-                inner = _Reader(self.buffer, Syntax(implicit=True, little=True))
-                return inner.items(start, end, depth, delimited=True)
+            if vr == "UN" and not self.implicit:
+                return self.unknown().items(start, end, depth, delimited=True)
             if vr not in {"SQ", ""}:
-                raise DecodingError("malformed", f"element at byte {start}: undefined length is for sequences")
+                raise DecodingError(
+                    "malformed", f"element at byte {start}: undefined length is for sequences"
+                )
             return self.items(start, end, depth, delimited=True)
         stop = start + length
         if stop > end:
             raise DecodingError("truncated", f"element at byte {start}: its value is cut off")
         if vr == "SQ" and tag & 0x10000 == 0:
             return self.items(start, stop, depth, delimited=False)[0], stop
+        if vr == "UN" and not self.implicit and _vr_of(tag) == "SQ":
+            return self.unknown().items(start, stop, depth, delimited=False)[0], stop
         return self.buffer[start:stop], stop
+
+    def unknown(self) -> _Reader:
+        """Return a reader for the inside of a UN value: implicit VR little endian (PS3.5 6.2.2)."""
+        if not self.little:
+            raise DecodingError("malformed", "a sequence of unknown VR in big endian")
+        return _Reader(self.buffer, Syntax(implicit=True, little=True))
 
     def items(self, at: int, end: int, depth: int, *, delimited: bool) -> tuple[tuple[Item, ...], int]:
         """Read the items of a sequence."""

@@ -1,12 +1,12 @@
 """The engine: one instance in, de-identified or stopped with a reason. Nothing else leaves.
 
-Order: read strictly, stop what cannot be judged, apply the decisions of the SOP class's profile, look into the pixel
-data, write the de-identification attributes, search the result for the original's identifiers, write the file.
+Order: read strictly, stop what cannot be judged, apply the decisions of the SOP class's profile, look into
+the pixel data, write the de-identification attributes, search the result for the original's identifiers,
+write the file.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
@@ -29,8 +29,12 @@ if TYPE_CHECKING:
     from anonymizer.elements import Bytes, Item
     from anonymizer.keys import ProjectKeys
 
-_SOP_CLASS, _SOP_INSTANCE = 0x00080016, 0x00080018
-_STUDY, _SERIES, _MODALITY = 0x0020000D, 0x0020000E, 0x00080060
+_SOP_CLASS, _MODALITY = 0x00080016, 0x00080060
+_UIDS: Final = (
+    (0x0020000D, "StudyInstanceUID (0020,000D)"),
+    (0x0020000E, "SeriesInstanceUID (0020,000E)"),
+    (0x00080018, "SOPInstanceUID (0008,0018)"),
+)
 _PATIENT_ID, _ISSUER = 0x00100020, 0x00100021
 _TEXT_VRS: Final = CHARSET_VRS | {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "UR"}
 
@@ -69,7 +73,7 @@ class Quarantined:
 def deidentify_file(source: Path, target: Path, context: Context) -> Released | Quarantined:
     """De-identify a Part 10 file.
 
-    ``target`` is written whole (temporary file beside it, synced, renamed) or not at all.
+    ``target`` is written whole (temporary file beside it, renamed) or not at all; syncing is the caller's.
 
     Raises
     ------
@@ -84,8 +88,6 @@ def deidentify_file(source: Path, target: Path, context: Context) -> Released | 
     try:
         with temporary.open("wb") as file:
             file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -106,30 +108,39 @@ def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]
     file = part10.read(content)
     sop_class_uid = _required_uid(file.item, _SOP_CLASS, "SOPClassUID (0008,0016)")
     if sop_class_uid != file.sop_class_uid:
-        raise StopError("malformed", "MediaStorageSOPClassUID (0002,0002): expected the data set's SOPClassUID")
+        raise StopError(
+            "malformed", "MediaStorageSOPClassUID (0002,0002): expected the data set's SOPClassUID"
+        )
     refuse_unjudgeable(file.item, sop_class_uid)
     profile = profiles.profile(sop_class_uid)
     if profile is None:
-        raise StopError("unknown_sop_class", "SOPClassUID (0008,0016): a class without an entry in the keep list")
+        raise StopError(
+            "unknown_sop_class", "SOPClassUID (0008,0016): a class without an entry in the keep list"
+        )
     charset = Charset.of(_bytes_of(file.item, CHARSET))
     name, patient = _patient(file.item, charset, context)
     item = transform(file.item, profile, patient, charset)
     item.update(pixels.cleaned(file.item, item, file.transfer_syntax_uid, file.syntax))
     item.update(identity_elements(name))
     _refuse_residue(file.item, item, charset)
-    uids = [map_uid(context.keys, _required_uid(file.item, tag, what)) for tag, what in (
-        (_STUDY, "StudyInstanceUID (0020,000D)"),
-        (_SERIES, "SeriesInstanceUID (0020,000E)"),
-        (_SOP_INSTANCE, "SOPInstanceUID (0008,0018)"),
-    )]  # fmt: skip
-    chunks = part10.write(item, sop_class_uid, uids[2], file.transfer_syntax_uid)
+    study, series, sop_instance = (
+        map_uid(context.keys, _required_uid(file.item, tag, what)) for tag, what in _UIDS
+    )
+    chunks = part10.write(item, sop_class_uid, sop_instance, file.transfer_syntax_uid)
     digest = sha256()
     for chunk in chunks:
         digest.update(chunk)
-    modality = pixels.text_of(item, _MODALITY)
-    return Released(
-        name, *uids, sop_class_uid, modality, sum(map(len, chunks)), digest.hexdigest()
-    ), chunks
+    released = Released(
+        pseudonym=name,
+        study_instance_uid=study,
+        series_instance_uid=series,
+        sop_instance_uid=sop_instance,
+        sop_class_uid=sop_class_uid,
+        modality=pixels.text_of(item, _MODALITY),
+        size_bytes=sum(map(len, chunks)),
+        sha256=digest.hexdigest(),
+    )
+    return released, chunks
 
 
 def _bytes_of(item: Item, tag: int) -> Bytes | None:
@@ -182,7 +193,10 @@ def _refuse_residue(original: Item, item: Item, charset: Charset) -> None:
         if isinstance(value, Fragments):
             found += [hit.where for part in value.fragments for hit in search.in_bytes(_place((tag,)), part)]
     if found:
-        raise StopError("residual_identifier", f"an identifier of the original is still in {', '.join(sorted(set(found)))}")
+        raise StopError(
+            "residual_identifier",
+            f"an identifier of the original is still in {', '.join(sorted(set(found)))}",
+        )
 
 
 def _may_identify(tag: int, vr: str) -> bool:
@@ -196,4 +210,6 @@ def _place(path: tuple[int, ...]) -> str:
 def _loose_text(element: Element, charset: Charset) -> str | None:
     if element.vr not in _TEXT_VRS or not isinstance(element.value, (bytes, memoryview)):
         return None
-    return charset.decode(element.value) if element.vr in CHARSET_VRS else bytes(element.value).decode("latin-1")
+    return (
+        charset.decode(element.value) if element.vr in CHARSET_VRS else bytes(element.value).decode("latin-1")
+    )

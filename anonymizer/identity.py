@@ -1,4 +1,4 @@
-"""What stands in place of the identity, and the attributes that say so (PS3.15 E.1.1, PS3.3 C.12.1.1.9, PS3.16 CID 7050)."""
+"""What stands in place of the identity, and the attributes that say so (PS3.15 E.1.1, PS3.16 CID 7050)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from anonymizer.elements import Element, Item
 _PATIENT_NAME, _PATIENT_ID = 0x00100010, 0x00100020
 _IDENTITY_REMOVED, _METHOD, _METHOD_CODES = 0x00120062, 0x00120063, 0x00120064
 _LONGITUDINAL: Final = 0x00280303
-WRITTEN: Final = frozenset({_PATIENT_NAME, _PATIENT_ID, _IDENTITY_REMOVED, _METHOD, _METHOD_CODES, _LONGITUDINAL})
+WRITTEN: Final = frozenset(
+    {_PATIENT_NAME, _PATIENT_ID, _IDENTITY_REMOVED, _METHOD, _METHOD_CODES, _LONGITUDINAL}
+)
 CODES: Final = (
     ("113100", "Basic Application Confidentiality Profile"),
     ("113107", "Retain Longitudinal Temporal Information Modified Dates Option"),

@@ -22,11 +22,27 @@ _GROUPS_OF_PATIENTS: Final = (0x00100026, 0x00100027)
 _OVERLAY_POSITION: Final = 0x0102
 _OVERLAY_DATA: Final = 0x3000
 SCREEN_WORDS: Final = (
-    "SCREEN", "CAPTURE", "REPORT", "DOSE_INFO", "DOSE INFO", "DOSEINFO", "SCANNED", "LABEL", "OVERVIEW", "PATIENT",
+    "SCREEN", "CAPTURE", "REPORT", "DOSE_INFO", "DOSE INFO", "DOSEINFO", "SCANNED", "LABEL", "OVERVIEW",
+    "PATIENT",
 )  # fmt: skip
 GREY_CLASSES: Final = tuple(
     f"1.2.840.10008.5.1.4.1.1.{tail}"
-    for tail in ("1", "1.1", "1.1.1", "1.2", "1.2.1", "1.3", "1.3.1", "2", "4", "12.1", "12.2", "20", "128", "481.1")
+    for tail in (
+        "1",
+        "1.1",
+        "1.1.1",
+        "1.2",
+        "1.2.1",
+        "1.3",
+        "1.3.1",
+        "2",
+        "4",
+        "12.1",
+        "12.2",
+        "20",
+        "128",
+        "481.1",
+    )
 )
 """Classes whose images have one sample per pixel; a coloured one is a screen."""
 
@@ -63,11 +79,13 @@ def _refuse_screens(item: Item, sop_class_uid: str) -> None:
     if sop_class_uid in GREY_CLASSES:
         photometric = text_of(item, _PHOTOMETRIC)
         if photometric and not photometric.startswith("MONOCHROME"):
-            raise StopError("burnt_in_text_likely", "a coloured image in a class of grey ones is likely a screen")
+            raise StopError(
+                "burnt_in_text_likely", "a coloured image in a class of grey ones is likely a screen"
+            )
 
 
 def _refuse_embedded_overlays(item: Item) -> None:
-    """Overlay planes are removed, but not those that lie in unused bits of the pixels (PS3.5 8.1.2, retired)."""
+    """Refuse overlay planes that lie in unused bits of the pixels (PS3.5 8.1.2, retired)."""
     planes = {tag & 0xFFFF0000 for tag in item if tag >> 24 == 0x60}
     if any(plane | _OVERLAY_POSITION in item and plane | _OVERLAY_DATA not in item for plane in planes):
         raise StopError("overlay_in_pixels", "an overlay plane lies in the unused bits of the pixel data")

@@ -1,7 +1,8 @@
-"""Pixel data: does it fit its description, and is there nothing but pixels in it (PS3.5 section 8, annex A)."""
+"""Pixel data: does it fit its description, and is there nothing else in it (PS3.5 section 8, annex A)."""
 
 from __future__ import annotations
 
+import itertools
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -123,7 +124,9 @@ def cleaned(original: Item, item: Item, transfer_syntax_uid: str, syntax: Syntax
         return {element.tag: _native(element, description)}
     if element.tag != PIXEL_DATA or not isinstance(element.value, Fragments):
         raise _mismatch("compressed transfer syntax: expected encapsulated pixel data")
-    frames = [_clean(frame, description, transfer_syntax_uid) for frame in split_frames(element.value, description)]
+    frames = [
+        _clean(frame, description, transfer_syntax_uid) for frame in split_frames(element.value, description)
+    ]
     return {element.tag: Element(element.tag, "OB", _encapsulated(frames))}
 
 
@@ -158,19 +161,25 @@ def split_frames(value: Fragments, description: Description) -> list[bytes]:
     if any(offset not in starts for offset in offsets) or list(offsets) != sorted(set(offsets)) or offsets[0]:
         raise _mismatch("the basic offset table does not point at fragments")
     bounds = [*(starts[offset] for offset in offsets), len(fragments)]
-    return [b"".join(fragments[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [b"".join(fragments[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
 def _clean(frame: bytes, description: Description, transfer_syntax_uid: str) -> bytes:
     if transfer_syntax_uid == RLE:
-        return check_rle(frame, description.samples * (description.bits_allocated // 8))
+        return check_rle(frame, description.samples * max(description.bits_allocated // 8, 1))
     if transfer_syntax_uid in JPEG:
         found = clean_jpeg(frame)
     elif transfer_syntax_uid in JPEG2000:
         found = clean_jpeg2000(frame)
     else:
-        raise StopError("transfer_syntax_not_judged", "the transfer syntax's pixel data cannot be looked into")
-    if (found.rows, found.columns, found.samples) != (description.rows, description.columns, description.samples):
+        raise StopError(
+            "transfer_syntax_not_judged", "the transfer syntax's pixel data cannot be looked into"
+        )
+    if (found.rows, found.columns, found.samples) != (
+        description.rows,
+        description.columns,
+        description.samples,
+    ):
         raise _mismatch("the compressed frame's own size is not the one that the attributes give")
     return found.content
 

@@ -25,8 +25,8 @@ Node = dict[str, list[Any]]
 class Decision:
     """What to do with one attribute at one place.
 
-    ``vrs`` are the value representations that the standard allows for it; ``children`` are the decisions inside
-    its items when it is a sequence that stays.
+    ``vrs`` are the value representations that the standard allows for it; ``children`` are the decisions
+    inside its items when it is a sequence that stays.
     """
 
     action: Action
@@ -53,7 +53,7 @@ def _released() -> tuple[frozenset[str], Sequence[Sequence[str]]]:
 
 
 def waits(sop_class_uid: str) -> tuple[str, str] | None:
-    """Return reason code and reason when instances of a SOP class wait for a person; None when they are released."""
+    """Return code and reason when instances of a SOP class wait for a person, None when they are released."""
     released, waiting = _released()
     if sop_class_uid not in sop_classes():
         return "unknown_sop_class", "SOPClassUID (0008,0016): a class without an entry in the keep list"

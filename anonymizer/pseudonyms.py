@@ -6,10 +6,12 @@ import base64
 import hmac
 import unicodedata
 from hashlib import sha256
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from anonymizer.errors import UnusablePatientIDError
-from anonymizer.keys import ProjectKeys
+
+if TYPE_CHECKING:
+    from anonymizer.keys import ProjectKeys
 
 PLACEHOLDERS: Final = frozenset(
     """
@@ -55,5 +57,11 @@ def _refuse_unusable(patient_id: str) -> None:
     core = "".join(c for c in unicodedata.normalize("NFKC", patient_id).casefold() if c.isalnum())
     if not core:
         raise UnusablePatientIDError("PatientID (0010,0020): empty; expected an identifier")
-    if core in PLACEHOLDERS or len(set(core)) == 1 or (len(core) > 2 and any(run.startswith(core) for run in _COUNTING)):
-        raise UnusablePatientIDError("PatientID (0010,0020): a placeholder; expected an identifier of one person")
+    if (
+        core in PLACEHOLDERS
+        or len(set(core)) == 1
+        or (len(core) > 2 and any(run.startswith(core) for run in _COUNTING))
+    ):
+        raise UnusablePatientIDError(
+            "PatientID (0010,0020): a placeholder; expected an identifier of one person"
+        )

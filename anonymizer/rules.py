@@ -42,18 +42,20 @@ class Rule:
     modified_dates: bool
 
 
-BY_TYPE: Final[Mapping[str, tuple[Action, Action, Action]]] = MappingProxyType({
-    # code: (type 1 or 1C, type 2 or 2C, type 3), PS3.15 Table E.1-1a
-    "X": (Action.REMOVE, Action.REMOVE, Action.REMOVE),
-    "Z": (Action.EMPTY, Action.EMPTY, Action.EMPTY),
-    "D": (Action.DUMMY, Action.DUMMY, Action.DUMMY),
-    "U": (Action.REMAP_UID, Action.REMAP_UID, Action.REMAP_UID),
-    "Z/D": (Action.DUMMY, Action.EMPTY, Action.EMPTY),
-    "X/Z": (Action.DUMMY, Action.EMPTY, Action.REMOVE),
-    "X/D": (Action.DUMMY, Action.EMPTY, Action.REMOVE),
-    "X/Z/D": (Action.DUMMY, Action.EMPTY, Action.REMOVE),
-    "X/Z/U*": (Action.CONTAINED, Action.EMPTY, Action.REMOVE),
-})
+BY_TYPE: Final[Mapping[str, tuple[Action, Action, Action]]] = MappingProxyType(
+    {
+        # code: (type 1 or 1C, type 2 or 2C, type 3), PS3.15 Table E.1-1a
+        "X": (Action.REMOVE, Action.REMOVE, Action.REMOVE),
+        "Z": (Action.EMPTY, Action.EMPTY, Action.EMPTY),
+        "D": (Action.DUMMY, Action.DUMMY, Action.DUMMY),
+        "U": (Action.REMAP_UID, Action.REMAP_UID, Action.REMAP_UID),
+        "Z/D": (Action.DUMMY, Action.EMPTY, Action.EMPTY),
+        "X/Z": (Action.DUMMY, Action.EMPTY, Action.REMOVE),
+        "X/D": (Action.DUMMY, Action.EMPTY, Action.REMOVE),
+        "X/Z/D": (Action.DUMMY, Action.EMPTY, Action.REMOVE),
+        "X/Z/U*": (Action.CONTAINED, Action.EMPTY, Action.REMOVE),
+    }
+)
 _TYPES: Final = MappingProxyType({"1": 0, "1C": 0, "2": 1, "2C": 1, "3": 2})
 
 

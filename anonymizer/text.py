@@ -1,4 +1,4 @@
-"""Text values: character sets (PS3.5 6.1, PS3.3 C.12.1.1.2) and what a value of each VR may look like (PS3.5 6.2)."""
+"""Text values: character sets (PS3.3 C.12.1.1.2) and what a value of each VR may look like (PS3.5 6.2)."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _LEXICAL: Final = {
     "UR": re.compile(rb"[\x21-\x7e]* *"),
 }
 _SIZES: Final = {
-    "AT": 4, "FD": 8, "FL": 4, "OD": 8, "OF": 4, "OL": 4, "OV": 8, "OW": 2, "SL": 4, "SS": 2, "SV": 8, "UL": 4,
-    "US": 2, "UV": 8,
+    "AT": 4, "FD": 8, "FL": 4, "OD": 8, "OF": 4, "OL": 4, "OV": 8, "OW": 2, "SL": 4, "SS": 2, "SV": 8, "UL":
+    4, "US": 2, "UV": 8,
 }  # fmt: skip
 _CONTROL: Final = re.compile(r"[\x00-\x1a\x1c-\x1f\x7f]")  # escape has been used up by decoding
 _CONTROL_MULTI_LINE: Final = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")
@@ -41,7 +41,9 @@ class Charset:
     def __init__(self, terms: Sequence[str]) -> None:
         unknown = [term for term in terms if term not in python_encoding]
         if unknown:
-            raise StopError("unknown_charset", "SpecificCharacterSet (0008,0005): expected a term of PS3.3 C.12.1.1.2")
+            raise StopError(
+                "unknown_charset", "SpecificCharacterSet (0008,0005): expected a term of PS3.3 C.12.1.1.2"
+            )
         self._encodings = [python_encoding[term] for term in terms] or ["iso8859"]
         self._default = not any(terms)
 
@@ -69,7 +71,9 @@ class Charset:
         if raw.isascii() and b"\x1b" not in raw:
             return raw.decode("ascii")
         if self._default:
-            raise StopError("undecodable_text", "a text value holds bytes outside the default character repertoire")
+            raise StopError(
+                "undecodable_text", "a text value holds bytes outside the default character repertoire"
+            )
         try:
             if len(self._encodings) == 1 and b"\x1b" not in raw:
                 return raw.decode(self._encodings[0])
@@ -77,7 +81,9 @@ class Charset:
                 warnings.simplefilter("error")
                 return decode_bytes(raw, list(self._encodings), set(_DELIMITERS))
         except (UnicodeError, UserWarning, LookupError, ValueError):
-            raise StopError("undecodable_text", "a text value does not fit the declared character set") from None
+            raise StopError(
+                "undecodable_text", "a text value does not fit the declared character set"
+            ) from None
 
 
 def fits(vr: str, value: Bytes, charset: Charset) -> bool:

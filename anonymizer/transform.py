@@ -26,9 +26,9 @@ DUMMY_TEXT: Final = b"REMOVED"
 _DUMMIES: Final[Mapping[str, bytes]] = MappingProxyType({
     **{vr: value.encode("ascii") for vr, value in dates.DUMMIES.items()},
     "AS": b"000Y", "DS": b"0", "IS": b"0", "UR": b"urn:removed",
-    "AT": bytes(4), "FD": bytes(8), "FL": bytes(4), "OB": bytes(2), "OD": bytes(8), "OF": bytes(4), "OL": bytes(4),
-    "OV": bytes(8), "OW": bytes(2), "SL": bytes(4), "SS": bytes(2), "SV": bytes(8), "UL": bytes(4), "UN": bytes(2),
-    "US": bytes(2), "UV": bytes(8),
+    "AT": bytes(4), "FD": bytes(8), "FL": bytes(4), "OB": bytes(2), "OD": bytes(8), "OF": bytes(4), "OL":
+    bytes(4), "OV": bytes(8), "OW": bytes(2), "SL": bytes(4), "SS": bytes(2), "SV": bytes(8), "UL": bytes(4),
+    "UN": bytes(2), "US": bytes(2), "UV": bytes(8),
 })  # fmt: skip
 _REQUIRED: Final = frozenset({"1", "1C"})
 
@@ -62,7 +62,7 @@ def transform(item: Item, decisions: Mapping[int, Decision], patient: Patient, c
 
 @lru_cache(maxsize=4096)
 def _outside(tag: int) -> Decision | None:
-    """Return the decision for an attribute that is not in the SOP class: UIDs of Table E.1-1 stay consistent."""
+    """Return the decision for an attribute that is not in the SOP class: Table E.1-1's UIDs are mapped."""
     rule = rules.rule_for(tag)
     if rule is None or rule.basic != "U":
         return None
@@ -71,10 +71,8 @@ def _outside(tag: int) -> Decision | None:
 
 def _apply(element: Element, decision: Decision, patient: Patient, charset: Charset) -> Element | None:
     action = decision.action
-    if action is Action.REMOVE:
-        return None
-    if action is Action.EMPTY:
-        return _empty(element, decision)
+    if action in {Action.REMOVE, Action.EMPTY}:
+        return _empty(element, decision) if action is Action.EMPTY else None
     if action is Action.DUMMY:
         return dummy(element.tag, decision, patient)
     if element.vr not in decision.vrs or isinstance(element.value, Fragments):
@@ -96,11 +94,13 @@ def _vr(decision: Decision, found: str = "") -> str:
 
 
 def dummy(tag: int, decision: Decision, patient: Patient) -> Element:
-    """Return a value that says nothing: the same for everyone, of the right VR; in sequences one item of these."""
+    """Return a value of the right VR that is the same for everyone; for a sequence one item of these."""
     vr = _vr(decision)
     if vr == "SQ":
         required = {child: inner for child, inner in decision.children.items() if inner.type == "1"}
-        return Element(tag, vr, ({child: dummy(child, inner, patient) for child, inner in sorted(required.items())},))
+        return Element(
+            tag, vr, ({child: dummy(child, inner, patient) for child, inner in sorted(required.items())},)
+        )
     if vr == "UI":
         return Element(tag, vr, uids.map_uid(patient.keys, "").encode("ascii"))
     return Element(tag, vr, _DUMMIES.get(vr, DUMMY_TEXT))

