@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from nvflare.apis.executor import Executor
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from nvflare.apis.fl_context import FLContext
     from nvflare.apis.signal import Signal
 
-SOCKET_VARIABLE: Final = "CLOISTER_FEDERATION_SOCKET"
-
 
 class SiteExecutor(Executor):  # type: ignore[misc]
     """Runs ``admit``, ``train`` and ``finalize``; takes no argument, since a job's arguments are hostile."""
@@ -39,7 +37,7 @@ class SiteExecutor(Executor):  # type: ignore[misc]
     ) -> Shareable:
         """Do one task; a refusal is an answer, not an error."""
         exchange = Exchange(
-            UnixClient(Path(os.environ[SOCKET_VARIABLE])), lambda: bool(abort_signal.triggered)
+            UnixClient(Path(os.environ[policy.SOCKET_VARIABLE])), lambda: bool(abort_signal.triggered)
         )
         try:
             order = messages.read_order(shareable.get(messages.ORDER_KEY))

@@ -23,6 +23,10 @@ TASK_TRAIN: Final = "train"
 TASK_FINALIZE: Final = "finalize"
 TASKS: Final = (TASK_ADMIT, TASK_TRAIN, TASK_FINALIZE)
 
+# Environment of the engine's processes: where its components find the rest of the appliance.
+SOCKET_VARIABLE: Final = "CLOISTER_FEDERATION_SOCKET"
+ROOT_VARIABLE: Final = "CLOISTER_COORDINATOR_ROOT"
+
 EXECUTOR_CLASS: Final = "appliance.federation.executor.SiteExecutor"
 CONTROLLER_CLASS: Final = "appliance.federation.controller.RunWorkflow"
 SWEEPER_CLASS: Final = "appliance.federation.sweeper.AbandonedJobs"

@@ -1,0 +1,265 @@
+"""The coordinator's book: runs, finished rounds and contributions. What stands here is what happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Engine, func, select
+
+from appliance.db.base import now
+from appliance.db.coordinator import Contribution, FinishedRound, Run, RunState
+from appliance.db.engine import reading, writing
+from appliance.federation.errors import CoordinatorError
+from trainer.federation.plan import Plan
+from trainer.weights_io import load, save, sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from sqlalchemy.orm import Session
+
+Array = NDArray[Any]
+OPEN: tuple[RunState, ...] = (RunState.QUEUED, RunState.RUNNING)
+
+
+class StaleJobError(CoordinatorError):
+    """The engine job is no longer the one that continues the run."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One site's contribution as it goes into the book."""
+
+    site: str
+    samples: int
+    update_sha256: str
+    bytes_received: int
+    metrics: Mapping[str, Any]
+    reason: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Where a run stands: its last finished round (0: the initial model), with model and strategy state."""
+
+    number: int
+    weights: dict[str, Array]
+    state: dict[str, Array]
+    model_sha256: str
+
+
+@dataclass(frozen=True)
+class Book:
+    """Reads and writes the coordinator's database and the checkpoints beside it."""
+
+    engine: Engine
+    root: Path
+
+    def add_run(self, plan: Plan, initial: Mapping[str, Array]) -> str:
+        """Write a new run with its initial model; return its id.
+
+        Raises
+        ------
+        CoordinatorError
+            If there is a run of this id already.
+        """
+        with reading(self.engine) as session:
+            if session.get(Run, plan.run_id) is not None:
+                raise CoordinatorError("a run of this id exists already")
+        path = self._path(plan.run_id, 0)
+        digest = save(path, initial)
+        with writing(self.engine) as session:
+            run = Run(
+                id=plan.run_id,
+                name=plan.name,
+                plan=plan.to_json(),
+                plan_sha256=plan.sha256,
+                total_rounds=plan.total_rounds,
+                min_sites=plan.min_sites,
+            )
+            session.add(run)
+            session.flush()
+            session.add(self._finished(plan.run_id, 0, digest, None))
+        return plan.run_id
+
+    def plan(self, run_id: str) -> Plan:
+        """Return a run's plan; raises CoordinatorError when its hash is not the one in the book."""
+        with reading(self.engine) as session:
+            run = _run(session, run_id)
+            plan = Plan.from_json(run.plan)
+            if plan.sha256 != run.plan_sha256:
+                raise CoordinatorError("the run's plan differs from its hash")
+            return plan
+
+    def checkpoint(self, run_id: str) -> Checkpoint:
+        """Load the last finished round.
+
+        Raises
+        ------
+        CoordinatorError
+            If its file is not the one that was written.
+        """
+        with reading(self.engine) as session:
+            row = session.scalar(
+                select(FinishedRound)
+                .where(FinishedRound.run_id == run_id)
+                .order_by(FinishedRound.number.desc())
+                .limit(1)
+            )
+        if row is None:
+            raise CoordinatorError("the run has no initial model")
+        path = self.root / row.checkpoint_path
+        if sha256(path) != row.model_sha256:
+            raise CoordinatorError(f"round {row.number}: the checkpoint differs from its hash")
+        state_path = _state_path(path)
+        state = load(state_path) if state_path.is_file() else {}
+        return Checkpoint(row.number, load(path), state, row.model_sha256)
+
+    def finish_round(
+        self,
+        run_id: str,
+        job_id: str,
+        checkpoint: Checkpoint,
+        counted: Sequence[Counted],
+        started_at: datetime,
+    ) -> Checkpoint:
+        """Write a finished round: model and state first, fsynced, then the rows in one transaction.
+
+        Returns
+        -------
+        Checkpoint
+            The same with the hash of the written file.
+
+        Raises
+        ------
+        StaleJobError
+            If another engine job continues this run by now, or the round is in the book already.
+        """
+        path = self._path(run_id, checkpoint.number, job_id)
+        if checkpoint.state:
+            save(_state_path(path), checkpoint.state)
+        digest = save(path, checkpoint.weights)
+        with writing(self.engine) as session:
+            self._check_job(session, run_id, job_id)
+            last = session.scalar(
+                select(func.max(FinishedRound.number)).where(FinishedRound.run_id == run_id)
+            )
+            if last != checkpoint.number - 1:
+                raise StaleJobError(f"round {checkpoint.number} does not follow round {last}")
+            row = self._finished(run_id, checkpoint.number, digest, started_at)
+            row.checkpoint_path = str(path.relative_to(self.root))
+            session.add(row)
+            session.add_all(_contribution(run_id, checkpoint.number, one) for one in counted)
+        return Checkpoint(checkpoint.number, checkpoint.weights, checkpoint.state, digest)
+
+    def finish_run(self, run_id: str, job_id: str, counted: Sequence[Counted]) -> None:
+        """Mark a run done; the sites' evaluations of the final model stand one round after the last."""
+        with writing(self.engine) as session:
+            run = self._check_job(session, run_id, job_id)
+            session.add_all(_contribution(run_id, run.total_rounds + 1, one) for one in counted)
+            run.state = RunState.DONE
+            run.reason = None
+
+    def note(self, run_id: str, job_id: str, reason: str) -> None:
+        """Keep why a run does not advance, for people; a stale job's word does not count."""
+        with writing(self.engine) as session:
+            run = session.get(Run, run_id)
+            if run is not None and run.engine_job_id == job_id:
+                run.reason = reason[:500]
+
+    def is_current(self, run_id: str, job_id: str) -> bool:
+        """Whether this engine job is the one that continues the run."""
+        with reading(self.engine) as session:
+            run = session.get(Run, run_id)
+            return run is not None and run.engine_job_id == job_id and run.state == RunState.RUNNING
+
+    def set_job(self, run_id: str, job_id: str) -> None:
+        """Make an engine job the one that continues the run."""
+        with writing(self.engine) as session:
+            run = _run(session, run_id)
+            run.engine_job_id = job_id
+            run.engine_jobs += 1
+            run.state = RunState.RUNNING
+
+    def end_run(self, run_id: str, state: RunState, reason: str) -> None:
+        """Give a run up (dead) or stop it at a person's wish (stopped)."""
+        with writing(self.engine) as session:
+            run = _run(session, run_id)
+            if run.state in OPEN:
+                run.state = state
+                run.reason = reason[:500]
+
+    def open_runs(self) -> list[str]:
+        """Return the ids of runs that are not finished, oldest first."""
+        with reading(self.engine) as session:
+            statement = select(Run.id).where(Run.state.in_(OPEN)).order_by(Run.created_at, Run.id)
+            return list(session.scalars(statement))
+
+    def state(self, run_id: str) -> RunState:
+        """Return a run's state."""
+        with reading(self.engine) as session:
+            return RunState(_run(session, run_id).state)
+
+    def last_round(self, run_id: str) -> int:
+        """Return the number of the last finished round."""
+        with reading(self.engine) as session:
+            number = session.scalar(
+                select(func.max(FinishedRound.number)).where(FinishedRound.run_id == run_id)
+            )
+            return int(number or 0)
+
+    def _check_job(self, session: Session, run_id: str, job_id: str) -> Run:
+        run = _run(session, run_id)
+        if run.engine_job_id != job_id or run.state != RunState.RUNNING:
+            raise StaleJobError("another engine job continues this run, or it was stopped")
+        return run
+
+    def _finished(self, run_id: str, number: int, digest: str, started_at: datetime | None) -> FinishedRound:
+        return FinishedRound(
+            run_id=run_id,
+            number=number,
+            checkpoint_path=str(self._path(run_id, number).relative_to(self.root)),
+            model_sha256=digest,
+            started_at=started_at,
+            finished_at=now(),
+        )
+
+    def _path(self, run_id: str, number: int, job_id: str = "") -> Path:
+        """Name a checkpoint; the job is in the name so that a stale job overwrites nothing."""
+        suffix = f"-{job_id[:8]}" if job_id else ""
+        return self.root / "runs" / run_id / f"round-{number:05d}{suffix}.safetensors"
+
+
+def _state_path(path: Path) -> Path:
+    return path.with_suffix(".state.safetensors")
+
+
+def _run(session: Session, run_id: str) -> Run:
+    run = session.get(Run, run_id)
+    if run is None:
+        raise CoordinatorError("there is no such run")
+    return run
+
+
+def _contribution(run_id: str, number: int, one: Counted) -> Contribution:
+    return Contribution(
+        run_id=run_id,
+        number=number,
+        site=one.site,
+        samples=one.samples,
+        update_sha256=one.update_sha256,
+        bytes_received=one.bytes_received,
+        metrics=dict(one.metrics),
+        accepted=one.reason is None,
+        reason=None if one.reason is None else one.reason[:500],
+    )
+
+
+def received_bytes(arrays: Mapping[str, Any]) -> int:
+    """Return the size of the arrays in memory, which is that of the update without its envelope."""
+    return sum(int(np.asarray(value).nbytes) for value in arrays.values())

@@ -1,0 +1,253 @@
+"""The engine's workflow of one job of a run: continue from the book's last finished round to the end.
+
+It runs in the engine's server job process. A dead site neither stops a round nor falsifies it: a round counts
+with ``min_sites`` checked updates, each of them trained on this round's model.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from nvflare.apis.controller_spec import ClientTask, Task, TaskCompletionStatus
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.impl.controller import Controller
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+
+from appliance.db.base import now
+from appliance.db.engine import make_engine
+from appliance.errors import ApplianceError
+from appliance.federation import messages, policy
+from appliance.federation.book import Book, Checkpoint, Counted, StaleJobError, received_bytes
+from appliance.federation.collection import Collection
+from trainer.errors import TrainerError
+from trainer.federation import aggregation
+from trainer.federation.errors import AggregationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nvflare.apis.client import Client
+    from nvflare.apis.fl_context import FLContext
+    from nvflare.apis.signal import Signal
+
+    from trainer.federation.plan import Plan
+
+POLL_S: Final = 0.05
+GRACE_S: Final = 5.0
+CURRENT_WAIT_S: Final = 30.0
+
+
+@dataclass
+class Answer:
+    """One site's answer to a broadcast."""
+
+    site: str
+    said: messages.SiteAnswer
+    arrays: dict[str, Any] = field(default_factory=dict)
+    bytes_received: int = 0
+
+
+class RunWorkflow(Controller):  # type: ignore[misc]
+    """Workflow of a run's job; the run's id is its only argument."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(task_check_period=POLL_S)
+        self._run_id = run_id
+        self._lock = threading.Lock()
+
+    def start_controller(self, fl_ctx: FLContext) -> None:
+        """Open the book."""
+        root = Path(os.environ[policy.ROOT_VARIABLE])
+        self._book = Book(make_engine(f"sqlite:///{root / 'coordinator.db'}"), root)
+        self._job_id = str(fl_ctx.get_job_id())
+        self._silent: frozenset[str] = frozenset()
+
+    def stop_controller(self, fl_ctx: FLContext) -> None:
+        """Close the book."""
+        del fl_ctx
+        self._book.engine.dispose()
+
+    def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        """Run the rounds that are left; a failure ends this job, the run controller decides what is next."""
+        try:
+            self._await_turn(abort_signal)
+            self._run(abort_signal, fl_ctx)
+        except (ApplianceError, TrainerError) as error:
+            self._book.note(self._run_id, self._job_id, str(error))
+            self.system_panic(f"run {self._run_id}: {error}", fl_ctx)
+
+    def process_result_of_unknown_task(
+        self, client: Client, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
+    ) -> None:
+        """Drop what comes too late: it was trained on a model that the run has left behind."""
+        del client_task_id, result
+        self.log_info(fl_ctx, f"late answer of {client.name} to {task_name}: dropped")
+
+    def _await_turn(self, abort_signal: Signal) -> None:
+        """Wait until the book names this job as the run's; that is written after submitting it."""
+        deadline = time.monotonic() + CURRENT_WAIT_S
+        while not self._book.is_current(self._run_id, self._job_id):
+            if abort_signal.triggered or time.monotonic() >= deadline:
+                raise StaleJobError("this job is not the one that continues the run")
+            time.sleep(POLL_S)
+
+    def _run(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        plan = self._book.plan(self._run_id)
+        standing = self._book.checkpoint(self._run_id)
+        sites = self._admit(plan, abort_signal, fl_ctx)
+        while standing.number < plan.total_rounds:
+            standing = self._round(plan, standing, sites, abort_signal, fl_ctx)
+        counted = self._finalize(plan, standing, sites, abort_signal, fl_ctx)
+        self._book.finish_run(self._run_id, self._job_id, counted)
+
+    def _admit(self, plan: Plan, abort_signal: Signal, fl_ctx: FLContext) -> frozenset[str]:
+        """Show every site the plan; return those that take part."""
+        order = messages.Order(plan.sha256, wait_s=plan.approval_wait_s, plan=plan.to_json())
+        everyone = frozenset(client.name for client in self._engine.get_clients())
+        collection = Collection(
+            everyone,
+            everyone,
+            plan.min_sites,
+            plan.approval_wait_s + GRACE_S,
+            plan.approval_wait_s,
+            time.monotonic(),
+        )
+        answers = self._ask(policy.TASK_ADMIT, Shareable(), order, collection, abort_signal, fl_ctx)
+        if not collection.enough:
+            reasons = ", ".join(f"{a.site}: {a.said.code}" for a in answers if a.said.code) or "no answer"
+            raise AggregationError(
+                f"{len(collection.usable)} sites take part of {plan.min_sites} needed ({reasons})"
+            )
+        self._silent = collection.silent
+        return everyone - frozenset(collection.refused)
+
+    def _round(
+        self, plan: Plan, standing: Checkpoint, sites: frozenset[str], abort_signal: Signal, fl_ctx: FLContext
+    ) -> Checkpoint:
+        number, started_at = standing.number + 1, now()
+        answers = self._broadcast(policy.TASK_TRAIN, plan, standing, number, sites, abort_signal, fl_ctx)
+        took_part = [answer for answer in answers if not answer.said.code]
+        updates = [
+            aggregation.Update(a.site, aggregation.fitted(standing.weights, a.arrays), a.said.samples)
+            for a in took_part
+        ]
+        result = aggregation.aggregate(
+            standing.weights, standing.state, updates, plan.strategy, plan.min_sites
+        )
+        judged = {judgement.site: judgement for judgement in result.judgements}
+        counted = [_counted(answer, judged.get(answer.site)) for answer in answers]
+        reached = Checkpoint(number, result.weights, result.state, "")
+        return self._book.finish_round(self._run_id, self._job_id, reached, counted, started_at)
+
+    def _finalize(
+        self, plan: Plan, standing: Checkpoint, sites: frozenset[str], abort_signal: Signal, fl_ctx: FLContext
+    ) -> list[Counted]:
+        """Give every site the final model; each evaluates it and makes its own package of it."""
+        number = plan.total_rounds
+        answers = self._broadcast(policy.TASK_FINALIZE, plan, standing, number, sites, abort_signal, fl_ctx)
+        return [_counted(answer, None) for answer in answers]
+
+    def _broadcast(
+        self,
+        task: str,
+        plan: Plan,
+        standing: Checkpoint,
+        number: int,
+        sites: frozenset[str],
+        abort_signal: Signal,
+        fl_ctx: FLContext,
+    ) -> list[Answer]:
+        order = messages.Order(plan.sha256, number, standing.model_sha256, plan.round_timeout_s)
+        model = FLModel(params_type=ParamsType.FULL, params=standing.weights, current_round=number)
+        collection = Collection(
+            sites,
+            sites - self._silent,
+            plan.min_sites,
+            plan.round_timeout_s,
+            plan.straggler_wait_s,
+            time.monotonic(),
+        )
+        answers = self._ask(task, FLModelUtils.to_shareable(model), order, collection, abort_signal, fl_ctx)
+        self._silent = collection.silent
+        return answers
+
+    def _ask(
+        self,
+        name: str,
+        data: Shareable,
+        order: messages.Order,
+        collection: Collection,
+        abort_signal: Signal,
+        fl_ctx: FLContext,
+    ) -> list[Answer]:
+        """Broadcast one task and gather answers until the collection is over."""
+        answers: dict[str, Answer] = {}
+        data[messages.ORDER_KEY] = messages.write_order(order)
+        task = Task(name=name, data=data, result_received_cb=self._receiver(answers, collection))
+        self.broadcast(task=task, fl_ctx=fl_ctx, targets=sorted(collection.targets), min_responses=0)
+        while not self._is_over(collection):
+            if abort_signal.triggered:
+                raise StaleJobError("the job was aborted")
+            time.sleep(POLL_S)
+        self.cancel_task(task, TaskCompletionStatus.OK, fl_ctx)
+        with self._lock:
+            return [answers[site] for site in sorted(answers)]
+
+    def _is_over(self, collection: Collection) -> bool:
+        gone = [site for site in collection.targets if self.get_client_disconnect_time(site) is not None]
+        with self._lock:
+            collection.lost(gone)
+            return collection.over(time.monotonic())
+
+    def _receiver(self, answers: dict[str, Answer], collection: Collection) -> Callable[..., None]:
+        def receive(client_task: ClientTask, fl_ctx: FLContext) -> None:
+            del fl_ctx
+            answer = read_result(client_task.client.name, client_task.result)
+            client_task.result = None
+            with self._lock:
+                if answer.site not in answers:
+                    answers[answer.site] = answer
+                    collection.answered(answer.site, time.monotonic(), usable=not answer.said.code)
+
+        return receive
+
+
+def read_result(site: str, result: Shareable) -> Answer:
+    """Translate a site's result; what cannot be read is a refusal with the reason, never an exception."""
+    code = (
+        result.get_return_code(ReturnCode.OK) if isinstance(result, Shareable) else ReturnCode.BAD_TASK_DATA
+    )
+    if code != ReturnCode.OK:
+        return Answer(site, _refusal("engine_error", str(code)))
+    try:
+        said = messages.read_answer(result.get(messages.ANSWER_KEY))
+        if said.code or "DXO" not in result:
+            return Answer(site, said)
+        model = FLModelUtils.from_shareable(result)
+    except (messages.MessageError, ValueError, TypeError, KeyError) as error:
+        return Answer(site, _refusal("unreadable", type(error).__name__))
+    if model.params_type != ParamsType.DIFF or not isinstance(model.params, dict):
+        return Answer(site, _refusal("unreadable", "expected a difference of weights"))
+    return Answer(site, said, model.params, received_bytes(model.params))
+
+
+def _refusal(code: str, message: str) -> messages.SiteAnswer:
+    return messages.SiteAnswer(code, message, 0, {}, 0.0, "", "")
+
+
+def _counted(answer: Answer, judgement: aggregation.Judgement | None) -> Counted:
+    said = answer.said
+    reason = f"{said.code}: {said.message}" if said.code else None
+    base = Counted(answer.site, max(0, said.samples), "", answer.bytes_received, said.metrics, reason)
+    if judgement is None:
+        return base
+    return replace(
+        base, samples=judgement.samples, update_sha256=judgement.update_sha256, reason=judgement.reason
+    )

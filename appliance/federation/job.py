@@ -1,0 +1,69 @@
+"""An engine job of a run: configuration alone, no code, no weights, no plan; the book holds those."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.federation import policy
+from appliance.federation.provision import write_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+REQUEST_INTERVAL_S: Final = 0.2
+
+
+def build(folder: Path, run_id: str, min_sites: int) -> Path:
+    """Write the job's folder and return it.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to write; its name is the job's name.
+    min_sites : int
+        With fewer sites the engine does not start the job.
+    """
+    write_json(folder / "meta.json", meta(folder.name, min_sites))
+    config = folder / "app" / "config"
+    write_json(config / "config_fed_server.json", server_config(run_id))
+    write_json(config / "config_fed_client.json", site_config())
+    return folder
+
+
+def meta(name: str, min_sites: int) -> dict[str, Any]:
+    """Return the job's ``meta.json``: everyone who is there takes part."""
+    return {
+        "name": name,
+        "resource_spec": {},
+        "deploy_map": {"app": ["@ALL"]},
+        "min_clients": min_sites,
+        "mandatory_clients": [],
+    }
+
+
+def server_config(run_id: str) -> dict[str, Any]:
+    """Return ``config_fed_server.json``."""
+    return {
+        "format_version": 2,
+        "server": {
+            "heart_beat_timeout": policy.SITE_HEARTBEAT_TIMEOUT_S,
+            "task_request_interval": REQUEST_INTERVAL_S,
+        },
+        "task_data_filters": [],
+        "task_result_filters": [],
+        "components": [],
+        "workflows": [{"id": "run", "path": policy.CONTROLLER_CLASS, "args": {"run_id": run_id}}],
+    }
+
+
+def site_config() -> dict[str, Any]:
+    """Return ``config_fed_client.json``."""
+    return {
+        "format_version": 2,
+        "task_data_filters": [],
+        "task_result_filters": [],
+        "components": [],
+        "executors": [
+            {"tasks": list(policy.TASKS), "executor": {"path": policy.EXECUTOR_CLASS, "args": {}}},
+        ],
+    }

@@ -1,0 +1,164 @@
+"""The run controller: a run is a chain of engine jobs, and the book says where the next one starts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from appliance import logs
+from appliance.db.coordinator import RunState
+from appliance.federation import job
+from appliance.federation.enginelink import EngineAwayError, has_ended
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from appliance.federation.book import Book
+
+MAX_FAILURES: Final = 6
+FIRST_BACKOFF_S: Final = 1.0
+LONGEST_BACKOFF_S: Final = 60.0
+GATHER_S: Final = 15.0
+
+JOB_SUBMITTED: Final = "federation.job_submitted"
+JOB_ENDED: Final = "federation.job_ended"
+RUN_DEAD: Final = "federation.run_dead"
+ENGINE_AWAY: Final = "federation.engine_away"
+
+_LOG = logs.logger(__name__)
+
+
+class Engine(Protocol):
+    """What the run controller asks of the engine; see :class:`appliance.federation.enginelink.EngineLink`."""
+
+    def sites(self) -> frozenset[str]:
+        """Return the connected sites."""
+
+    def submit(self, job: Path) -> str:
+        """Submit a job folder, return its id."""
+
+    def status(self, job_id: str) -> str:
+        """Return a job's status."""
+
+    def abort(self, job_id: str) -> None:
+        """End a job."""
+
+
+@dataclass
+class _Attempt:
+    """The run that is being worked on, and how its jobs fared."""
+
+    run_id: str
+    min_sites: int
+    job_id: str | None = None
+    round_at_start: int = 0
+    failures: int = 0
+    not_before: float = 0.0
+    enough_since: float | None = None
+
+
+class RunController:
+    """Continues the oldest open run, one job at a time; call :meth:`step` about once a second.
+
+    Parameters
+    ----------
+    expected : frozenset of str
+        All sites of the federation. A job starts when all are there, or ``gather_s`` after enough are.
+    """
+
+    def __init__(
+        self,
+        book: Book,
+        engine: Engine,
+        expected: frozenset[str],
+        *,
+        gather_s: float = GATHER_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._book = book
+        self._engine = engine
+        self._expected = expected
+        self._gather_s = gather_s
+        self._clock = clock
+        self._attempt: _Attempt | None = None
+
+    def step(self) -> None:
+        """Look once, and do what is due; an engine that does not answer is asked again at the next step."""
+        attempt = self._current()
+        if attempt is None:
+            return
+        try:
+            if attempt.job_id is None:
+                self._start(attempt)
+            else:
+                self._watch(attempt, attempt.job_id)
+        except EngineAwayError:
+            attempt.enough_since = None
+            _LOG.warning(ENGINE_AWAY, run_id=attempt.run_id)
+
+    def engine_restarted(self) -> None:
+        """Take note that the engine's server was restarted: whatever ran on it runs no more."""
+        if self._attempt is not None and self._attempt.job_id is not None:
+            self._ended(self._attempt, "the coordinator's engine was restarted")
+
+    def _current(self) -> _Attempt | None:
+        attempt = self._attempt
+        if attempt is not None:
+            state = self._book.state(attempt.run_id)
+            if state not in {RunState.QUEUED, RunState.RUNNING}:
+                self._leave(attempt, state)
+        if self._attempt is None:
+            runs = self._book.open_runs()
+            if runs:
+                self._attempt = _Attempt(runs[0], self._book.plan(runs[0]).min_sites)
+        return self._attempt
+
+    def _leave(self, attempt: _Attempt, state: RunState) -> None:
+        """Let go of a run that is over; a job of a run that was stopped is aborted."""
+        self._attempt = None
+        if state != RunState.DONE and attempt.job_id is not None:
+            try:
+                self._engine.abort(attempt.job_id)
+            except EngineAwayError:
+                _LOG.warning(ENGINE_AWAY, run_id=attempt.run_id)
+
+    def _start(self, attempt: _Attempt) -> None:
+        at = self._clock()
+        if at < attempt.not_before:
+            return
+        here = self._engine.sites()
+        if len(here) < attempt.min_sites:
+            attempt.enough_since = None
+            return
+        if attempt.enough_since is None:
+            attempt.enough_since = at
+        if not self._expected <= here and at - attempt.enough_since < self._gather_s:
+            return
+        attempt.round_at_start = self._book.last_round(attempt.run_id)
+        folder = self._book.root / "runs" / attempt.run_id / "jobs" / f"run-after-{attempt.round_at_start}"
+        attempt.job_id = self._engine.submit(job.build(folder, attempt.run_id, attempt.min_sites))
+        attempt.enough_since = None
+        self._book.set_job(attempt.run_id, attempt.job_id)
+        _LOG.info(JOB_SUBMITTED, run_id=attempt.run_id, job_id=attempt.job_id, sites=len(here))
+
+    def _watch(self, attempt: _Attempt, job_id: str) -> None:
+        status = self._engine.status(job_id)
+        if has_ended(status):
+            self._ended(attempt, status)
+
+    def _ended(self, attempt: _Attempt, why: str) -> None:
+        """Decide what follows a job that ended before its run did."""
+        _LOG.warning(JOB_ENDED, run_id=attempt.run_id, job_id=attempt.job_id, status=why)
+        attempt.job_id = None
+        advanced = self._book.last_round(attempt.run_id) > attempt.round_at_start
+        attempt.failures = 0 if advanced else attempt.failures + 1
+        if attempt.failures >= MAX_FAILURES:
+            _LOG.error(RUN_DEAD, run_id=attempt.run_id)
+            self._book.end_run(
+                attempt.run_id, RunState.DEAD, f"{MAX_FAILURES} engine jobs without a round ({why})"
+            )
+            return
+        backoff_s = min(FIRST_BACKOFF_S * 2**attempt.failures, LONGEST_BACKOFF_S) if attempt.failures else 0.0
+        attempt.not_before = self._clock() + backoff_s
