@@ -1,0 +1,347 @@
+"""Filing: what the inbox holds becomes files in their place and rows of study, series and instance.
+
+Every step can be killed and repeated: a file is placed under a name that its inbox entry decides, rows are
+committed, and only then the entry leaves the inbox. The indexer process alone files.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import select
+from sqlalchemy.exc import DataError, IntegrityError
+
+from appliance import logs
+from appliance.db.clinical import Instance, QuarantineItem, Result, Series, Study, StudyState
+from appliance.db.engine import reading, writing
+from dicom_node.errors import HeaderError
+from dicom_node.inbox import DamagedEntry, Inbox, InboxEntry, sync_folder
+from dicom_node.index import InstanceHeader, read_header
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from sqlalchemy.orm import Session
+
+    from appliance.node import ClinicalZone
+
+BATCH: Final = 200
+
+INSTANCE_QUARANTINED: Final = "instance.quarantined"
+INDEXED: Final = "intake.indexed"
+QUARANTINED: Final = "intake.quarantined"
+
+UID_MISMATCH: Final = "uid_mismatch"
+OTHER_BYTES: Final = "duplicate_other_bytes"
+PATIENT_MISMATCH: Final = "patient_mismatch"
+NOT_FILED: Final = "not_filed"
+
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS})
+_LOG = logs.logger(__name__)
+
+
+@dataclass(frozen=True)
+class IndexCounts:
+    """What one batch did."""
+
+    filed: int = 0
+    duplicates: int = 0
+    quarantined: int = 0
+    own_results: int = 0
+
+    @property
+    def total(self) -> int:
+        """How many entries left the inbox."""
+        return self.filed + self.duplicates + self.quarantined + self.own_results
+
+
+@dataclass(frozen=True)
+class _Readable:
+    """An entry whose header could be read, and where its file goes."""
+
+    entry: InboxEntry
+    header: InstanceHeader
+    path: str
+
+
+@dataclass(frozen=True)
+class _Stopped:
+    """An entry that goes to quarantine."""
+
+    entry: InboxEntry | DamagedEntry
+    code: str
+    reason: str
+    study_id: str | None = None
+    instance_id: str | None = None
+
+
+_Outcome = str | _Stopped
+_FILED: Final = "filed"
+_DUPLICATE: Final = "duplicate"
+_OWN_RESULT: Final = "own_result"
+
+
+def open_inbox(zone: ClinicalZone) -> Inbox:
+    """Return the zone's inbox."""
+    dicom = zone.settings.dicom
+    return Inbox(
+        zone.root / "inbox",
+        min_free_bytes=dicom.min_free_mib << 20,
+        max_instance_bytes=dicom.max_instance_mib << 20,
+    )
+
+
+def index_batch(zone: ClinicalZone, inbox: Inbox, limit: int = BATCH) -> IndexCounts:
+    """File the oldest entries of the inbox.
+
+    Returns
+    -------
+    IndexCounts
+        Their sum is below ``limit`` when nothing else waits.
+    """
+    listing = inbox.listing(limit)
+    plans: list[_Readable | _Stopped] = [
+        _Stopped(item, item.code, "no receiver finished this file") for item in listing.damaged
+    ]
+    plans.extend(_plan(entry, inbox) for entry in listing.entries)
+    if not plans:
+        return IndexCounts()
+    outcomes = _file_all(zone, inbox, plans)
+    for plan, outcome in zip(plans, outcomes, strict=True):
+        _settle(zone, inbox, plan, outcome)
+    counts = IndexCounts(
+        filed=outcomes.count(_FILED),
+        duplicates=outcomes.count(_DUPLICATE),
+        own_results=outcomes.count(_OWN_RESULT),
+        quarantined=sum(isinstance(outcome, _Stopped) for outcome in outcomes),
+    )
+    _LOG.info(INDEXED, filed=counts.filed, duplicates=counts.duplicates, quarantined=counts.quarantined)
+    return counts
+
+
+def _plan(entry: InboxEntry, inbox: Inbox) -> _Readable | _Stopped:
+    try:
+        header = read_header(entry.path, max_inflated_bytes=inbox.max_instance_bytes)
+    except HeaderError as error:
+        return _Stopped(entry, error.code, str(error))
+    if (header.sop_instance_uid, header.sop_class_uid) != (entry.sop_instance_uid, entry.sop_class_uid):
+        return _Stopped(
+            entry, UID_MISMATCH, "the request names another SOP class or instance than the data set"
+        )
+    folder = entry.received_at.strftime("instances/%Y%m%d/%H")
+    return _Readable(entry, header, f"{folder}/{entry.id}.dcm")
+
+
+def _file_all(zone: ClinicalZone, inbox: Inbox, plans: Sequence[_Readable | _Stopped]) -> list[_Outcome]:
+    """Place the files, then commit the rows. An entry that the database refuses goes to quarantine alone."""
+    _place_new(zone, [plan for plan in plans if isinstance(plan, _Readable)])
+    try:
+        return _commit(zone, inbox, plans)
+    except (DataError, IntegrityError):
+        if len(plans) == 1:
+            stopped = _Stopped(plans[0].entry, NOT_FILED, "the database refused its values")
+            return _commit(zone, inbox, [stopped])
+    outcomes: list[_Outcome] = []
+    for plan in plans:
+        outcomes.extend(_file_all(zone, inbox, [plan]))
+    return outcomes
+
+
+def _place_new(zone: ClinicalZone, plans: Sequence[_Readable]) -> None:
+    """Link the files of unknown instances to their place, durably, before any row speaks of them."""
+    with reading(zone.engine) as session:
+        known = set(
+            session.scalars(
+                select(Instance.sop_instance_uid).where(
+                    Instance.sop_instance_uid.in_([plan.header.sop_instance_uid for plan in plans])
+                )
+            )
+        )
+    folders: set[Path] = set()
+    for plan in plans:
+        if plan.header.sop_instance_uid not in known:
+            target = zone.root / plan.path
+            _make_folder(zone.root, target.parent)
+            _link(plan.entry.path, target)
+            folders.add(target.parent)
+    for folder in folders:
+        sync_folder(folder)
+
+
+def _make_folder(root: Path, folder: Path) -> None:
+    if folder.is_dir():
+        return
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for parent in (folder.parent, folder.parent.parent, root):
+        sync_folder(parent)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        temporary = target.with_suffix(".tmp")
+        shutil.copyfile(source, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+
+
+def _commit(zone: ClinicalZone, inbox: Inbox, plans: Sequence[_Readable | _Stopped]) -> list[_Outcome]:
+    outcomes: list[_Outcome] = []
+    with writing(zone.engine) as session:
+        for plan in plans:
+            outcome = _file_one(session, plan) if isinstance(plan, _Readable) else plan
+            if isinstance(outcome, _Stopped):
+                _quarantine(zone, session, inbox, outcome)
+            outcomes.append(outcome)
+    return outcomes
+
+
+def _file_one(session: Session, plan: _Readable) -> _Outcome:
+    header, entry = plan.header, plan.entry
+    known = session.scalar(select(Instance).where(Instance.sop_instance_uid == header.sop_instance_uid))
+    if known is not None:
+        same = known.sha256 == entry.sha256 and known.transfer_syntax_uid == entry.transfer_syntax_uid
+        if same:
+            return _DUPLICATE
+        study_id = session.scalar(select(Series.study_id).where(Series.id == known.series_id))
+        reason = "an instance with this SOP Instance UID and other bytes is stored already"
+        return _Stopped(entry, OTHER_BYTES, reason, study_id, known.id)
+    if (
+        session.scalar(select(Result.id).where(Result.sop_instance_uid == header.sop_instance_uid))
+        is not None
+    ):
+        return _OWN_RESULT
+    study = _study(session, plan)
+    if not _same_patient(study, header):
+        reason = "other instances of the study name another patient"
+        return _Stopped(entry, PATIENT_MISMATCH, reason, study.id)
+    series = _series(session, study, header)
+    session.add(
+        Instance(
+            id=entry.id,
+            series_id=series.id,
+            sop_instance_uid=header.sop_instance_uid,
+            sop_class_uid=header.sop_class_uid,
+            transfer_syntax_uid=entry.transfer_syntax_uid,
+            path=plan.path,
+            size_bytes=entry.size_bytes,
+            sha256=entry.sha256,
+            calling_ae_title=entry.calling_ae_title,
+            received_at=entry.received_at,
+        )
+    )
+    _update_study(study, plan)
+    session.flush()
+    return _FILED
+
+
+def _study(session: Session, plan: _Readable) -> Study:
+    header, entry = plan.header, plan.entry
+    study = session.scalar(select(Study).where(Study.study_instance_uid == header.study_instance_uid))
+    if study is None:
+        study = Study(
+            study_instance_uid=header.study_instance_uid,
+            issuer_of_patient_id=header.issuer_of_patient_id,
+            patient_id=header.patient_id,
+            patient_name=header.patient_name,
+            study_date=header.study_date,
+            study_description=header.study_description,
+            calling_ae_title=entry.calling_ae_title,
+            state=StudyState.RECEIVING,
+            instance_count=0,
+            revision=0,
+            modalities="",
+            first_received_at=entry.received_at,
+            last_received_at=entry.received_at,
+        )
+        session.add(study)
+        session.flush()
+    return study
+
+
+def _same_patient(study: Study, header: InstanceHeader) -> bool:
+    """PatientID decides, and its issuer where both name one; names are spelled too differently."""
+    if study.patient_id != header.patient_id:
+        return False
+    issuers = {study.issuer_of_patient_id, header.issuer_of_patient_id} - {""}
+    return len(issuers) <= 1
+
+
+def _series(session: Session, study: Study, header: InstanceHeader) -> Series:
+    series = session.scalar(
+        select(Series).where(
+            Series.study_id == study.id, Series.series_instance_uid == header.series_instance_uid
+        )
+    )
+    if series is None:
+        series = Series(
+            study_id=study.id,
+            series_instance_uid=header.series_instance_uid,
+            modality=header.modality,
+            body_part_examined=header.body_part_examined,
+        )
+        session.add(series)
+        session.flush()
+    return series
+
+
+def _update_study(study: Study, plan: _Readable) -> None:
+    header, received_at = plan.header, plan.entry.received_at
+    study.instance_count += 1
+    study.first_received_at = min(study.first_received_at, received_at)
+    study.last_received_at = max(study.last_received_at, received_at)
+    study.state = StudyState.RECEIVING
+    study.issuer_of_patient_id = study.issuer_of_patient_id or header.issuer_of_patient_id
+    study.patient_name = study.patient_name or header.patient_name
+    study.study_date = study.study_date or header.study_date
+    study.study_description = study.study_description or header.study_description
+    modalities = {*study.modalities.split("\\"), header.modality} - {""}
+    joined = "\\".join(sorted(modalities))
+    if len(joined) <= 64:
+        study.modalities = joined
+
+
+def _quarantine(zone: ClinicalZone, session: Session, inbox: Inbox, stopped: _Stopped) -> None:
+    """Write the row that a person will see; the file moves after the commit, to the path in the row."""
+    key = f"index:{stopped.entry.id[-32:]}"
+    if session.scalar(select(QuarantineItem.id).where(QuarantineItem.dedupe_key == key)) is not None:
+        return
+    path = inbox.quarantine_path(stopped.entry, stopped.code)
+    item = QuarantineItem(
+        stage="index",
+        reason_code=stopped.code,
+        reason=stopped.reason,
+        study_id=stopped.study_id,
+        instance_id=stopped.instance_id,
+        dedupe_key=key,
+        path=str(path.relative_to(zone.root)),
+        calling_ae_title=getattr(stopped.entry, "calling_ae_title", ""),
+    )
+    session.add(item)
+    session.flush()
+    zone.ledger.append(session, kind=INSTANCE_QUARANTINED, subject_id=item.id, body={"code": stopped.code})
+    _LOG.warning(QUARANTINED, quarantine_id=item.id, code=stopped.code)
+
+
+def _settle(zone: ClinicalZone, inbox: Inbox, plan: _Readable | _Stopped, outcome: _Outcome) -> None:
+    """Let an entry leave the inbox, now that rows and files hold it."""
+    if isinstance(outcome, _Stopped):
+        inbox.quarantine(outcome.entry, outcome.code)
+    elif isinstance(plan, _Readable):
+        inbox.remove(plan.entry)
+    if isinstance(plan, _Readable) and outcome != _FILED:
+        with reading(zone.engine) as session:
+            held = session.get(Instance, plan.entry.id) is not None
+        if not held:
+            (zone.root / plan.path).unlink(missing_ok=True)

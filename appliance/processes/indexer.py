@@ -1,0 +1,112 @@
+"""The indexer: files what was received, assembles studies, and keeps the clinical zone's work moving."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from appliance import logs, node
+from appliance.processes import base
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from appliance.node import ClinicalZone
+    from dicom_node.inbox import Inbox
+
+IDLE_S: Final = 0.2
+RECONCILE_EVERY_S: Final = 5.0
+HOUSEKEEPING_EVERY_S: Final = 3.0
+MAX_FAILURES: Final = 10
+DUTY_FAILED: Final = "indexer.duty_failed"
+
+_LOG = logs.logger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run until told to stop."""
+    return base.run("indexer", _body, argv)
+
+
+@dataclass
+class Duty:
+    """Something the indexer does again and again; one that fails does not hold up the others."""
+
+    name: str
+    run: Callable[[], object]
+    every_s: float
+    due_at: float = 0.0
+    failures: int = 0
+
+    def step(self, at: float) -> None:
+        """Run if due. A failure is logged and tried again; too many in a row end the process.
+
+        Raises
+        ------
+        Exception
+            What the duty raised, when it failed too often: the supervisor starts a new process.
+        """
+        if at < self.due_at:
+            return
+        self.due_at = at + self.every_s
+        try:
+            self.run()
+        except Exception as error:
+            self.failures += 1
+            _LOG.error(DUTY_FAILED, duty=self.name, failures=self.failures, exc_info=error)
+            if self.failures >= MAX_FAILURES:
+                raise
+            self.due_at = at + min(0.5 * 2**self.failures, 30.0)
+        else:
+            self.failures = 0
+
+
+def _body(process: base.Process) -> None:
+    from appliance.intake import open_inbox  # noqa: PLC0415 - signals and logs first
+
+    zone = node.open_clinical(process.settings)
+    duties = _duties(zone, open_inbox(zone), process)
+
+    def step() -> None:
+        for duty in duties:
+            if not process.stopping.is_set():
+                duty.step(time.monotonic())
+
+    process.loop(step, IDLE_S)
+
+
+def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Duty]:
+    from appliance import broker, filing, intake, models, work  # noqa: PLC0415
+    from appliance.db.base import now  # noqa: PLC0415
+    from appliance.db.clinical import ClinicalJob  # noqa: PLC0415
+
+    def index() -> None:
+        while not process.stopping.is_set() and intake.index_batch(zone, inbox).total >= filing.BATCH:
+            process.beat()
+
+    def assemble() -> None:
+        # Before the look at the inbox: what comes after it was received later than this moment.
+        at = now()
+        oldest = inbox.oldest_received_at()
+        intake.assemble_due(zone, at if oldest is None else min(at, oldest))
+
+    def reconcile() -> None:
+        def backlog() -> int | None:
+            queues = (broker.CLINICAL_QUEUE, broker.INFERENCE_QUEUE)
+            return broker.backlog(node.redis_url(zone.settings, "clinical"), queues)
+
+        work.reconcile(zone.engine, ClinicalJob, zone.wake, now(), backlog)
+
+    return [
+        Duty("index", index, IDLE_S),
+        Duty("assemble", assemble, 2 * IDLE_S),
+        Duty("reconcile", reconcile, RECONCILE_EVERY_S),
+        Duty("candidates", lambda: models.take_in_candidates(zone), HOUSEKEEPING_EVERY_S),
+        Duty("bundles", lambda: intake.remove_acknowledged_bundles(zone), HOUSEKEEPING_EVERY_S),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""The storage SCP: receives into the inbox and waits for nothing else."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from appliance import logs, node
+from appliance.processes import base
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from appliance.peers import CallerRecorder, DatabaseCallers
+    from dicom_node.inbox import InboxEntry
+    from dicom_node.ports import Caller
+
+PERIOD_S: Final = 1.0
+LISTENING: Final = "scp.listening"
+ASSOCIATION_ACCEPTED: Final = "scp.association_accepted"
+ASSOCIATION_REJECTED: Final = "scp.association_rejected"
+INSTANCE_REFUSED: Final = "scp.instance_refused"
+FAILED: Final = "scp.failed"
+DATABASE_AWAY: Final = "scp.database_away"
+
+_LOG = logs.logger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run until told to stop."""
+    return base.run("scp", _body, argv)
+
+
+class Reporter:
+    """Listener of the SCP: counts in memory, logs codes, and hands callers to the recorder."""
+
+    def __init__(self, recorder: CallerRecorder) -> None:
+        self._recorder = recorder
+        self._lock = threading.Lock()
+        self._counts = {"received": 0, "refused": 0, "bytes": 0}
+
+    def counts(self) -> dict[str, int]:
+        """Return what happened since the start."""
+        with self._lock:
+            return dict(self._counts)
+
+    def on_accepted(self, caller: Caller) -> None:
+        """Note a known caller."""
+        self._recorder.accepted(caller)
+        _LOG.info(ASSOCIATION_ACCEPTED)
+
+    def on_rejected(self, caller: Caller, reason: str) -> None:
+        """Note a caller that was turned away; who it was is in the database, not in the log."""
+        self._recorder.rejected(caller, reason)
+        _LOG.warning(ASSOCIATION_REJECTED, reason=reason)
+
+    def on_received(self, entry: InboxEntry) -> None:
+        """Count."""
+        with self._lock:
+            self._counts["received"] += 1
+            self._counts["bytes"] += entry.size_bytes
+
+    def on_refused(self, caller: Caller, status: int, reason: str) -> None:
+        """Count and log."""
+        del caller
+        with self._lock:
+            self._counts["refused"] += 1
+        _LOG.warning(INSTANCE_REFUSED, status=f"{status:04x}", reason=reason)
+
+    def on_failed(self, caller: Caller, error: Exception) -> None:
+        """Log an unforeseen error."""
+        del caller
+        _LOG.error(FAILED, exc_info=error)
+
+
+def _body(process: base.Process) -> None:
+    from appliance.intake import open_inbox  # noqa: PLC0415 - signals and logs first
+    from appliance.peers import CallerRecorder, DatabaseCallers  # noqa: PLC0415
+    from dicom_node.scp import SCPConfig, StorageSCP  # noqa: PLC0415
+
+    zone = node.open_clinical(process.settings)
+    dicom = process.settings.dicom
+    callers, recorder = DatabaseCallers(zone.engine), CallerRecorder(zone.engine)
+    reporter = Reporter(recorder)
+    config = SCPConfig(
+        ae_title=dicom.ae_title,
+        host=dicom.host,
+        port=dicom.port,
+        max_associations=dicom.max_associations,
+        network_timeout_s=dicom.network_timeout_s,
+    )
+    _talk_to_database(callers, recorder)
+    scp = StorageSCP(config, open_inbox(zone), callers, reporter)
+    port = scp.start()
+    try:
+        node.publish_port(process.settings, "scp", port)
+        _LOG.info(LISTENING, port=port)
+        while not process.stopping.is_set():
+            _talk_to_database(callers, recorder)
+            detail: dict[str, Any] = {**reporter.counts(), "associations": scp.association_count}
+            process.beat(**detail)
+            process.stopping.wait(PERIOD_S)
+    finally:
+        scp.stop()
+        _talk_to_database(callers, recorder)
+
+
+def _talk_to_database(callers: DatabaseCallers, recorder: CallerRecorder) -> None:
+    """Renew who may send and write who was turned away; without a database receiving goes on as before."""
+    try:
+        callers.refresh()
+        recorder.flush()
+    except SQLAlchemyError as error:
+        _LOG.warning(DATABASE_AWAY, error=type(error).__name__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
