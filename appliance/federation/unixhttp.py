@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socketserver
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 MAX_JSON_BYTES: Final = 1024 * 1024
 MAX_BODY_BYTES: Final = 2 * 1024**3
 REQUEST_TIMEOUT_S: Final = 60.0
+CONNECTION_BROKE: Final = "unix_http.connection_broke"
 REQUEST_FAILED: Final = "unix_http.request_failed"
 
 _LOG = logs.logger(__name__)
@@ -109,6 +111,10 @@ class UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         finally:
             os.umask(before)
         self._thread = threading.Thread(target=self.serve_forever, args=(0.2,), name=path.name, daemon=True)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Take note of a connection that broke; what a handler raised was logged already."""
+        _LOG.info(CONNECTION_BROKE, error_class=type(sys.exception()).__name__)
 
     def start(self) -> None:
         """Serve in a thread of its own."""

@@ -1,0 +1,230 @@
+"""What the research zone tells the panel and the command line: frozen values without any pseudonym."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from datetime import datetime
+from types import UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class LabelCount:
+    """How often a label says yes and no."""
+
+    name: str
+    positive: int
+    negative: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The research zone at a glance."""
+
+    site: str
+    federation_enabled: bool
+    subjects: int
+    opted_out: int
+    instances: int
+    labels: tuple[LabelCount, ...]
+    protocols_pending: int
+    rounds_done: int
+    rounds_open: int
+    rounds_dead: int
+    candidates: int
+    last_import_at: datetime | None
+
+
+@dataclass(frozen=True)
+class ProtocolView:
+    """A plan that asks to run here, with what a person needs to decide."""
+
+    id: str
+    run_id: str
+    name: str
+    plan_sha256: str
+    state: str  # pending, approved, suspended, refused
+    reason: str | None
+    expires_at: datetime | None
+    decided_by: str | None
+    decided_at: datetime | None
+    created_at: datetime
+    label: str
+    modalities: tuple[str, ...]
+    network: str
+    strategy: str
+    total_rounds: int
+    min_sites: int
+    minimum_cohort: int  # the greater of the plan's and the site's own
+    cohort: int  # subjects here that the plan could use now
+    plan: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RoundView:
+    """A local round; ``metrics`` are those of the incoming global model on this site's held-out cases."""
+
+    id: str
+    run_id: str
+    number: int
+    kind: str  # train, finalize
+    state: str
+    reason: str | None
+    samples: int
+    metrics: dict[str, Any]
+    train_seconds: float | None
+    progress: dict[str, Any]
+    attempts: int
+    max_attempts: int
+    receipt_id: str | None
+    dataset_version_id: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as this site sees it: its protocol's standing and its rounds, oldest first."""
+
+    run_id: str
+    name: str
+    plan_sha256: str
+    protocol_id: str
+    protocol_state: str
+    strategy: str
+    total_rounds: int
+    finished_rounds: int
+    last_activity_at: datetime
+    rounds: tuple[RoundView, ...]
+
+
+@dataclass(frozen=True)
+class ReceiptView:
+    """What left the building in one round; ``genuine`` tells whether body and signature belong together."""
+
+    id: str
+    round_id: str
+    run_id: str
+    number: int
+    kind: str
+    size_bytes: int
+    samples: int
+    body: dict[str, Any]
+    body_sha256: str
+    signature: str
+    genuine: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class DatasetView:
+    """A dataset version: hash and counts, no instance."""
+
+    id: str
+    content_sha256: str
+    label_name: str
+    counts: dict[str, Any]
+    skipped: dict[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class CandidateView:
+    """A model package exported here."""
+
+    id: str
+    run_id: str
+    package_sha256: str | None
+    parity_max_abs: float | None
+    metrics: dict[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A piece of work of the research zone; ``table`` is ``round`` or ``job``."""
+
+    id: str
+    table: str
+    kind: str
+    subject_id: str
+    state: str
+    reason: str | None
+    attempts: int
+    max_attempts: int
+    progress: dict[str, Any]
+    next_try_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """One entry of the research zone's ledger."""
+
+    sequence: int
+    at: str
+    kind: str
+    actor: str
+    subject_id: str | None
+    body: dict[str, Any]
+    entry_hash: str
+
+
+@dataclass(frozen=True)
+class LedgerProblem:
+    """What is wrong at one place of the ledger."""
+
+    sequence: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class LedgerReport:
+    """Outcome of a check of the ledger."""
+
+    ok: bool
+    entries: int
+    head_sequence: int
+    head_hash: str
+    anchored_sequence: int
+    problems: tuple[LedgerProblem, ...]
+
+
+def encode(value: Any) -> Any:
+    """Return a view as JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, tuple | list):
+        return [encode(item) for item in value]
+    return value
+
+
+def decode(kind: type[V], content: Mapping[str, Any]) -> V:
+    """Read a view that :func:`encode` wrote."""
+    hints = get_type_hints(kind)
+    return kind(**{name: _read(hint, content[name]) for name, hint in hints.items()})
+
+
+def _read(hint: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    arguments = get_args(hint)
+    if get_origin(hint) is UnionType or type(hint) is UnionType:
+        return _read(arguments[0], value)
+    if get_origin(hint) is tuple:
+        return tuple(_read(arguments[0], item) for item in value)
+    if hint is datetime:
+        return datetime.fromisoformat(value)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return decode(hint, value)
+    return value

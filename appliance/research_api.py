@@ -1,0 +1,144 @@
+"""The research zone's services, inside its agent: a socket for panel and commands, one for the federation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance import ledger, node, work
+from appliance.db.engine import reading, writing
+from appliance.db.research import ProtocolState, ResearchJob, Round
+from appliance.federation import protocols, queries, siteapi, views
+from appliance.federation.unixhttp import Handler, Request, RequestError, Route, UnixServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sqlalchemy.orm import Session
+
+    from appliance.node import ResearchZone
+    from appliance.settings import Settings
+
+SOCKET_NAME: Final = "research.sock"
+JOB_RETRIED: Final = "job.retried"
+_DECISIONS: Final = {
+    "approve": ProtocolState.APPROVED,
+    "refuse": ProtocolState.REFUSED,
+    "suspend": ProtocolState.SUSPENDED,
+}
+
+
+@dataclass(frozen=True)
+class Services:
+    """The running servers."""
+
+    servers: tuple[UnixServer, ...]
+
+    def stop(self) -> None:
+        """Stop serving."""
+        for server in self.servers:
+            server.stop()
+
+
+def socket_path(settings: Settings) -> Path:
+    """Return the socket of the panel's and the commands' questions."""
+    return node.run_dir(settings) / SOCKET_NAME
+
+
+def start_api(zone: ResearchZone) -> Services:
+    """Serve both sockets in threads of this process; stop with ``stop()``."""
+    server = UnixServer(socket_path(zone.settings), routes(zone))
+    server.start()
+    return Services((server, siteapi.serve(zone)))
+
+
+def routes(zone: ResearchZone) -> list[Route]:
+    """Return the routes of the panel's and the commands' socket."""
+    return [*_questions(zone), *_acts(zone)]
+
+
+def _questions(zone: ResearchZone) -> list[Route]:
+    def ask(question: Callable[[Session, Request], Any]) -> Handler:
+        def answer(request: Request) -> object:
+            with reading(zone.engine) as session:
+                return views.encode(question(session, request))
+
+        return answer
+
+    def verify(request: Request) -> object:
+        del request
+        key = zone.keys.signing.public_key()
+        report = ledger.verify(zone.engine, key, node.head_path(zone.settings, "research"))
+        return views.encode(report)
+
+    return [
+        Route("GET", "/v1/summary", ask(lambda s, _: queries.summary(s, zone))),
+        Route("GET", "/v1/protocols", ask(lambda s, _: queries.list_protocols(s, zone))),
+        Route("GET", "/v1/protocols/{id}", ask(lambda s, r: queries.protocol(s, zone, r.parameters["id"]))),
+        Route("GET", "/v1/runs", ask(lambda s, _: queries.list_runs(s))),
+        Route("GET", "/v1/receipts", ask(lambda s, r: queries.list_receipts(s, zone, _limit(r)))),
+        Route("GET", "/v1/datasets", ask(lambda s, r: queries.list_datasets(s, _limit(r)))),
+        Route("GET", "/v1/candidates", ask(lambda s, r: queries.list_candidates(s, _limit(r)))),
+        Route("GET", "/v1/jobs", ask(lambda s, r: queries.list_jobs(s, r.query.get("state"), _limit(r)))),
+        Route("GET", "/v1/ledger", ask(lambda s, r: queries.ledger_page(s, _before(r), _limit(r)))),
+        Route("GET", "/v1/ledger/report", verify),
+    ]
+
+
+def _acts(zone: ResearchZone) -> list[Route]:
+    def decide(request: Request) -> object:
+        body = request.json()
+        decision, actor = body.get("decision"), body.get("actor")
+        reason = body.get("reason")
+        if decision not in _DECISIONS or not isinstance(actor, str) or not actor:
+            raise RequestError(400, f"expected an actor and a decision: {', '.join(_DECISIONS)}")
+        if reason is not None and not isinstance(reason, str):
+            raise RequestError(400, "expected a text as reason")
+        with writing(zone.engine) as session:
+            row = protocols.decide(
+                session, zone.ledger, request.parameters["id"], _DECISIONS[decision], actor, reason
+            )
+            session.flush()
+            return views.encode(queries.protocol(session, zone, row.id))
+
+    def retry(request: Request) -> object:
+        actor = request.json().get("actor")
+        if not isinstance(actor, str) or not actor:
+            raise RequestError(400, "expected an actor")
+        return {"retried": _retry(zone, request.parameters["table"], request.parameters["id"], actor)}
+
+    return [
+        Route("POST", "/v1/protocols/{id}/decision", decide),
+        Route("POST", "/v1/jobs/{table}/{id}/retry", retry),
+    ]
+
+
+def _retry(zone: ResearchZone, table: str, row_id: str, actor: str) -> bool:
+    """Queue a dead or failed piece of work again, and wake a worker."""
+    if table not in {"round", "job"}:
+        raise RequestError(404, "expected round or job")
+    with writing(zone.engine) as session:
+        retried = work.retry(session, Round if table == "round" else ResearchJob, row_id)
+        if retried:
+            zone.ledger.append(session, kind=JOB_RETRIED, subject_id=row_id, actor=actor)
+    if retried and table == "round":
+        zone.wake(row_id)
+    return retried
+
+
+def _limit(request: Request) -> int:
+    return _number(request, "limit") or queries.PAGE
+
+
+def _before(request: Request) -> int | None:
+    return _number(request, "before")
+
+
+def _number(request: Request, name: str) -> int | None:
+    text = request.query.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal() or len(text) > 12:
+        raise RequestError(400, f"{name}: expected a whole number")
+    return int(text)

@@ -1,0 +1,111 @@
+"""Typed client of the research zone's socket, for the panel and the command line. Every call blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import quote, urlencode
+
+from appliance import node
+from appliance.errors import ApplianceError
+from appliance.federation import views
+from appliance.federation.errors import SiteServiceError
+from appliance.federation.unixclient import UnixClient
+
+if TYPE_CHECKING:
+    from appliance.settings import Settings
+
+V = TypeVar("V")
+SOCKET_NAME: Final = "research.sock"
+TIMEOUT_S: Final = 15.0
+
+
+class ResearchUnavailableError(ApplianceError):
+    """The research zone does not answer now."""
+
+
+class ResearchRefusedError(ApplianceError):
+    """The research zone refused the request; the message says why."""
+
+
+@dataclass(frozen=True)
+class ResearchClient:
+    """Ask the research zone.
+
+    Every method raises :class:`ResearchUnavailableError` when nobody answers and :class:`ResearchRefusedError`
+    when the request is refused (an unknown row, a decision that cannot be taken).
+    """
+
+    client: UnixClient
+
+    def summary(self) -> views.Summary:
+        """Return the zone at a glance."""
+        return views.decode(views.Summary, self._ask("GET", "/v1/summary"))
+
+    def protocols(self) -> list[views.ProtocolView]:
+        """Return all protocols, those that wait first."""
+        return self._list(views.ProtocolView, "/v1/protocols")
+
+    def protocol(self, protocol_id: str) -> views.ProtocolView:
+        """Return one protocol by row id or the beginning (8 digits or more) of its plan's hash."""
+        return views.decode(
+            views.ProtocolView, self._ask("GET", f"/v1/protocols/{quote(protocol_id, safe='')}")
+        )
+
+    def decide(
+        self, protocol_id: str, decision: str, actor: str, reason: str | None = None
+    ) -> views.ProtocolView:
+        """Record a person's decision (``approve``, ``refuse``, ``suspend``); return the protocol after it."""
+        body = {"decision": decision, "actor": actor, "reason": reason}
+        path = f"/v1/protocols/{quote(protocol_id, safe='')}/decision"
+        return views.decode(views.ProtocolView, self._ask("POST", path, body))
+
+    def runs(self) -> list[views.RunView]:
+        """Return the runs that this site knows, newest first, with rounds and their metrics for curves."""
+        return self._list(views.RunView, "/v1/runs")
+
+    def receipts(self, limit: int = 100) -> list[views.ReceiptView]:
+        """Return the newest receipts."""
+        return self._list(views.ReceiptView, "/v1/receipts", limit=limit)
+
+    def datasets(self, limit: int = 100) -> list[views.DatasetView]:
+        """Return the newest dataset versions."""
+        return self._list(views.DatasetView, "/v1/datasets", limit=limit)
+
+    def candidates(self, limit: int = 100) -> list[views.CandidateView]:
+        """Return the newest model packages made here."""
+        return self._list(views.CandidateView, "/v1/candidates", limit=limit)
+
+    def jobs(self, state: str | None = None, limit: int = 100) -> list[views.JobView]:
+        """Return rounds and other jobs as pieces of work, newest first."""
+        return self._list(views.JobView, "/v1/jobs", state=state, limit=limit)
+
+    def retry(self, table: str, row_id: str, actor: str) -> bool:
+        """Queue a dead or failed round or job again; return whether it was one."""
+        answer = self._ask("POST", f"/v1/jobs/{table}/{quote(row_id, safe='')}/retry", {"actor": actor})
+        return bool(answer["retried"])
+
+    def ledger(self, before: int | None = None, limit: int = 100) -> list[views.LedgerRow]:
+        """Return ledger entries, newest first, below a sequence number."""
+        return self._list(views.LedgerRow, "/v1/ledger", before=before, limit=limit)
+
+    def verify_ledger(self) -> views.LedgerReport:
+        """Check the whole ledger."""
+        return views.decode(views.LedgerReport, self._ask("GET", "/v1/ledger/report"))
+
+    def _list(self, kind: type[V], path: str, **query: Any) -> list[V]:
+        text = urlencode({name: value for name, value in query.items() if value is not None})
+        return [views.decode(kind, item) for item in self._ask("GET", f"{path}?{text}" if text else path)]
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        try:
+            return self.client.json(method, path, body)
+        except SiteServiceError as error:
+            if error.retryable:
+                raise ResearchUnavailableError(str(error)) from error
+            raise ResearchRefusedError(str(error)) from error
+
+
+def connect(settings: Settings) -> ResearchClient:
+    """Return a client of this node's research zone; nothing connects before the first call."""
+    return ResearchClient(UnixClient(node.run_dir(settings) / SOCKET_NAME, TIMEOUT_S))
