@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -15,7 +17,6 @@ from appliance.demo.instances import Picture, Place, Visit, write_instance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from appliance.demo.hospitals import Hospital
 
@@ -27,9 +28,9 @@ UNUSABLE_PATIENT_IDS: Final = ("", "UNKNOWN", "MZ1\\MZ2")
 
 @dataclass(frozen=True)
 class CohortStudy:
-    """One study on disk; ``label`` is None where the labels file says nothing of it."""
+    """One study on disk: its files; ``label`` is None where the labels file says nothing of it."""
 
-    path: Path
+    paths: tuple[Path, ...]
     patient_id: str
     issuer: str
     study_instance_uid: str
@@ -51,6 +52,27 @@ class Cohort:
     def planted(self) -> frozenset[str]:
         """Every identifying value in these studies."""
         return frozenset().union(*(study.planted for study in self.studies))
+
+    def write(self, path: Path) -> None:
+        """Write everything as JSON; :meth:`read` reads it back."""
+        studies = [
+            {**vars(study), "paths": [str(p) for p in study.paths], "planted": sorted(study.planted)}
+            for study in self.studies
+        ]
+        content = {**vars(self), "labels_csv": str(self.labels_csv), "studies": studies}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Cohort:
+        """Read what :meth:`write` wrote."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        studies = tuple(
+            CohortStudy(**{**s, "paths": tuple(map(Path, s["paths"])), "planted": frozenset(s["planted"])})
+            for s in content["studies"]
+        )
+        return cls(content["site"], studies, Path(content["labels_csv"]), content["label_rows_wrong"])
 
 
 def draw_cohort(
@@ -128,7 +150,7 @@ def _write(
     picture = Picture(drawing.pixels, hospital.look.bits_stored, hospital.look.photometric)
     write_instance(path, picture, person, place, visit)
     return CohortStudy(
-        path=path,
+        paths=(path,),
         patient_id=person.patient_id,
         issuer=person.issuer,
         study_instance_uid=visit.study_instance_uid,

@@ -23,7 +23,7 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     digests = []
     for name in ("a", "b"):
         cohort = _cohort(tmp_path / name, 1)
-        digests.append([hashlib.sha256(study.path.read_bytes()).hexdigest() for study in cohort.studies])
+        digests.append([hashlib.sha256(study.paths[0].read_bytes()).hexdigest() for study in cohort.studies])
     assert digests[0] == digests[1]
     assert len(set(digests[0])) == len(digests[0])
 
@@ -41,7 +41,7 @@ def test_every_planted_value_stands_in_the_instances(tmp_path: Path, index: int)
 
 def _former_id(cohort: Cohort) -> str:
     """The person with the unusable patient ID had an ID, which stands nowhere."""
-    all_ids = {str(dcmread(study.path).PatientID) for study in cohort.studies}
+    all_ids = {str(dcmread(study.paths[0]).PatientID) for study in cohort.studies}
     return next(v for v in cohort.planted if re.fullmatch(r"[A-Z]{3}-\d{10}", v) and v not in all_ids)
 
 
@@ -63,7 +63,7 @@ def test_instances_are_valid_digital_x_rays(tmp_path: Path, index: int) -> None:
     cohort = _cohort(tmp_path, index, studies=2)
     after = draw_next(HOSPITALS[index], index, tmp_path / "next", 7, lesion=True)
     for study in (*(s for s in cohort.studies if s.releasable), after):
-        done = subprocess.run([DCIODVFY, "-new", study.path], capture_output=True, check=False)
+        done = subprocess.run([DCIODVFY, "-new", study.paths[0]], capture_output=True, check=False)
         text = done.stderr.decode("utf-8", "replace")
         assert "DXImageForPresentation" in text
         assert "Error" not in text, text
