@@ -9,6 +9,7 @@ from appliance import ledger, node, work
 from appliance.db.engine import reading, writing
 from appliance.db.research import ProtocolState, ResearchJob, Round
 from appliance.federation import protocols, queries, siteapi, views
+from appliance.federation.unixclient import RESEARCH_SOCKET
 from appliance.federation.unixhttp import Handler, Request, RequestError, Route, UnixServer
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from appliance.node import ResearchZone
     from appliance.settings import Settings
 
-SOCKET_NAME: Final = "research.sock"
 JOB_RETRIED: Final = "job.retried"
 _DECISIONS: Final = {
     "approve": ProtocolState.APPROVED,
@@ -43,7 +43,7 @@ class Services:
 
 def socket_path(settings: Settings) -> Path:
     """Return the socket of the panel's and the commands' questions."""
-    return node.run_dir(settings) / SOCKET_NAME
+    return node.run_dir(settings) / RESEARCH_SOCKET
 
 
 def start_api(zone: ResearchZone) -> Services:

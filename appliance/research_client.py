@@ -10,13 +10,12 @@ from appliance import node
 from appliance.errors import ApplianceError
 from appliance.federation import views
 from appliance.federation.errors import SiteServiceError
-from appliance.federation.unixclient import UnixClient
+from appliance.federation.unixclient import RESEARCH_SOCKET, UnixClient
 
 if TYPE_CHECKING:
     from appliance.settings import Settings
 
 V = TypeVar("V")
-SOCKET_NAME: Final = "research.sock"
 TIMEOUT_S: Final = 15.0
 
 
@@ -32,8 +31,8 @@ class ResearchRefusedError(ApplianceError):
 class ResearchClient:
     """Ask the research zone.
 
-    Every method raises :class:`ResearchUnavailableError` when nobody answers and :class:`ResearchRefusedError`
-    when the request is refused (an unknown row, a decision that cannot be taken).
+    Every method raises ResearchUnavailableError when nobody answers, and ResearchRefusedError when the
+    request is refused (an unknown row, a decision that cannot be taken).
     """
 
     client: UnixClient
@@ -108,4 +107,4 @@ class ResearchClient:
 
 def connect(settings: Settings) -> ResearchClient:
     """Return a client of this node's research zone; nothing connects before the first call."""
-    return ResearchClient(UnixClient(node.run_dir(settings) / SOCKET_NAME, TIMEOUT_S))
+    return ResearchClient(UnixClient(node.run_dir(settings) / RESEARCH_SOCKET, TIMEOUT_S))

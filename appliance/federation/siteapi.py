@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from appliance import node
 from appliance.federation.site import Asked, SiteService
+from appliance.federation.unixclient import FEDERATION_SOCKET
 from appliance.federation.unixhttp import MAX_BODY_BYTES, Answer, Request, RequestError, Route, UnixServer
 
 if TYPE_CHECKING:
@@ -14,12 +15,10 @@ if TYPE_CHECKING:
 
     from appliance.settings import Settings
 
-SOCKET_NAME: Final = "federation.sock"
-
 
 def socket_path(settings: Settings) -> Path:
     """Return the socket on which the research zone serves the engine's processes."""
-    return node.run_dir(settings) / SOCKET_NAME
+    return node.run_dir(settings) / FEDERATION_SOCKET
 
 
 def serve(zone: node.ResearchZone) -> UnixServer:

@@ -114,6 +114,7 @@ class UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Take note of a connection that broke; what a handler raised was logged already."""
+        del request, client_address
         _LOG.info(CONNECTION_BROKE, error_class=type(sys.exception()).__name__)
 
     def start(self) -> None:

@@ -1,0 +1,148 @@
+"""``cloister coordinator``: set up and run a federation's coordinator."""
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from appliance.cli import WORK_FAILED
+
+if TYPE_CHECKING:
+    from appliance.federation.progress import RunProgress
+
+_Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
+_AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(help="A federation's coordinator.", no_args_is_help=True)
+    group.command("init")(init)
+    group.command("up")(up)
+    group.command("run")(run)
+    group.command("stop")(stop)
+    group.command("status")(status)
+    app.add_typer(group, name="coordinator")
+
+
+def init(
+    folder: _Folder,
+    site: Annotated[list[str], typer.Option(help="Name of a site; once per site.")],
+    host: Annotated[str, typer.Option(help="Name by which sites reach the coordinator.")] = "localhost",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 0,
+    as_json: _AsJSON = False,
+) -> None:
+    """Make certificates and one kit per site in a new folder."""
+    from appliance.db import migrate  # noqa: PLC0415 - other commands start without it
+    from appliance.federation import provision  # noqa: PLC0415 - as above
+
+    federation = provision.create(folder, site, host, port)
+    migrate.upgrade(federation.database_url, "coordinator")
+    kits = {name: str(federation.kit(name)) for name in federation.sites}
+    if as_json:
+        typer.echo(json.dumps({"host": federation.host, "port": federation.port, "kits": kits}, indent=2))
+        return
+    typer.echo(f"coordinator {federation.host}:{federation.port}; hand each site its kit, by a safe way:")
+    for path in kits.values():
+        typer.echo(f"  {path}")
+
+
+def up(folder: _Folder) -> None:
+    """Run the coordinator until Ctrl-C or SIGTERM."""
+    from appliance import logs  # noqa: PLC0415 - other commands start without it
+    from appliance.federation import coordinator, provision  # noqa: PLC0415 - as above
+    from appliance.settings import LoggingSettings  # noqa: PLC0415 - as above
+
+    federation = provision.load(folder)
+    logs.setup(LoggingSettings(), "coordinator")
+    stopping = threading.Event()
+    coordinator.stop_on_signals(stopping)
+    coordinator.run(federation, stopping)
+    coordinator.leave()
+
+
+def run(
+    folder: _Folder,
+    plan: Annotated[Path, typer.Argument(help="The plan, as JSON; run_id and expires_at may be left out.")],
+    wait: Annotated[bool, typer.Option(help="Wait until the run ends; exit 1 when it failed.")] = False,
+    as_json: _AsJSON = False,
+) -> None:
+    """Write a new run down; the running coordinator starts it when enough sites are there."""
+    from appliance.federation import newrun  # noqa: PLC0415 - other commands start without it
+
+    run_id = newrun.add(folder, plan)
+    if not wait:
+        typer.echo(json.dumps({"run_id": run_id}) if as_json else run_id)
+        return
+    ended = _follow(folder, run_id, quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps(_plain(ended), indent=2))
+    if ended.state != "done":
+        raise typer.Exit(WORK_FAILED)
+
+
+def stop(folder: _Folder, run_id: Annotated[str, typer.Argument()]) -> None:
+    """Stop a run; its finished rounds stay."""
+    from appliance.db.coordinator import RunState  # noqa: PLC0415 - other commands start without it
+    from appliance.federation import coordinator, provision  # noqa: PLC0415 - as above
+
+    book = coordinator.open_book(provision.load(folder))
+    book.end_run(run_id, RunState.STOPPED, "stopped at the command line")
+    typer.echo(f"{run_id}: {book.state(run_id)}")
+
+
+def status(
+    folder: _Folder,
+    run_id: Annotated[str | None, typer.Option("--run", help="This run alone.")] = None,
+    as_json: _AsJSON = False,
+) -> None:
+    """Show how far the runs are."""
+    from appliance.federation import coordinator, progress, provision  # noqa: PLC0415 - as above
+
+    found = progress.runs(coordinator.open_book(provision.load(folder)).engine)
+    if run_id is not None:
+        found = [one for one in found if one.run_id == run_id]
+        if not found:
+            typer.echo("there is no such run", err=True)
+            raise typer.Exit(WORK_FAILED)
+    if as_json:
+        typer.echo(json.dumps([_plain(one) for one in found], indent=2))
+        return
+    for one in found:
+        typer.echo(_line(one))
+
+
+def _follow(folder: Path, run_id: str, *, quiet: bool) -> "RunProgress":
+    """Wait until a run has ended, saying how far it is."""
+    from appliance.federation import coordinator, progress, provision  # noqa: PLC0415 - as above
+    from appliance.federation.errors import CoordinatorError  # noqa: PLC0415 - as above
+
+    engine = coordinator.open_book(provision.load(folder)).engine
+    said = ""
+    while True:
+        now = progress.run(engine, run_id)
+        if now is None:
+            raise CoordinatorError("the run vanished from the book")
+        if not quiet and _line(now) != said:
+            said = _line(now)
+            typer.echo(said)
+        if now.state in {"done", "dead", "stopped"}:
+            return now
+        time.sleep(0.5)
+
+
+def _line(run: "RunProgress") -> str:
+    line = f"{run.run_id}  {run.state:<8} round {run.finished_rounds} of {run.total_rounds}"
+    if run.rounds:
+        counted = [one.site for one in run.rounds[-1].sites if one.accepted]
+        line += f", last with {', '.join(counted)}"
+    return f"{line}  ({run.reason})" if run.reason and run.state != "done" else line
+
+
+def _plain(run: "RunProgress") -> dict[str, Any]:
+    from appliance.federation import views  # noqa: PLC0415 - as above
+
+    return dict(views.encode(run))

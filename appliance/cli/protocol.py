@@ -1,0 +1,79 @@
+"""``cloister protocol``: plans that ask to run at this site, and the decision about them."""
+
+import getpass
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from appliance.cli import ConfigOption, read_settings
+
+if TYPE_CHECKING:
+    from appliance.federation.views import ProtocolView
+
+_Protocol = Annotated[str, typer.Argument(help="Row id, or the first 8 or more digits of the plan's hash.")]
+_Reason = Annotated[str | None, typer.Option(help="Why; kept with the decision.")]
+_AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(help="Federation plans that ask to run at this site.", no_args_is_help=True)
+    group.command("list")(list_all)
+    group.command("show")(show)
+    group.command("approve")(approve)
+    group.command("refuse")(refuse)
+    group.command("suspend")(suspend)
+    app.add_typer(group, name="protocol")
+
+
+def list_all(config: ConfigOption, as_json: _AsJSON = False) -> None:
+    """List all protocols, those that wait for a decision first."""
+    from appliance import research_client  # noqa: PLC0415 - other commands start without it
+    from appliance.federation import views  # noqa: PLC0415 - as above
+
+    found = research_client.connect(read_settings(config)).protocols()
+    if as_json:
+        typer.echo(json.dumps(views.encode(found), indent=2))
+        return
+    for view in found:
+        typer.echo(_line(view))
+
+
+def show(protocol: _Protocol, config: ConfigOption) -> None:
+    """Print one protocol with its whole plan, as JSON."""
+    from appliance import research_client  # noqa: PLC0415 - other commands start without it
+    from appliance.federation import views  # noqa: PLC0415 - as above
+
+    view = research_client.connect(read_settings(config)).protocol(protocol)
+    typer.echo(json.dumps(views.encode(view), indent=2))
+
+
+def approve(protocol: _Protocol, config: ConfigOption, reason: _Reason = None) -> None:
+    """Let a plan run at this site."""
+    _decide(protocol, config, "approve", reason)
+
+
+def refuse(protocol: _Protocol, config: ConfigOption, reason: _Reason = None) -> None:
+    """Refuse a plan."""
+    _decide(protocol, config, "refuse", reason)
+
+
+def suspend(protocol: _Protocol, config: ConfigOption, reason: _Reason = None) -> None:
+    """Stop an approved plan; it may be approved again."""
+    _decide(protocol, config, "suspend", reason)
+
+
+def _decide(protocol: str, config: ConfigOption, decision: str, reason: str | None) -> None:
+    from appliance import research_client  # noqa: PLC0415 - other commands start without it
+
+    client = research_client.connect(read_settings(config))
+    typer.echo(_line(client.decide(protocol, decision, f"cli:{getpass.getuser()}", reason)))
+
+
+def _line(view: "ProtocolView") -> str:
+    expiry = "" if view.expires_at is None else f", until {view.expires_at:%Y-%m-%d}"
+    return (
+        f"{view.plan_sha256[:12]}  {view.state:<9}  {view.name}: {view.label}, {view.strategy}, "
+        f"{view.total_rounds} rounds, cohort {view.cohort} (at least {view.minimum_cohort}){expiry}"
+    )

@@ -1,0 +1,58 @@
+"""Write a new run into a coordinator's book, with the initial model that its task and seed give."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+from appliance.db.base import now
+from appliance.federation import coordinator, provision
+from appliance.federation.errors import CoordinatorError
+from trainer import strategies
+from trainer.federation.plan import Plan, default_expiry
+from trainer.weights_io import load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def add(root: Path, plan_file: Path) -> str:
+    """Read a plan, make its initial model, write the run down; return its id.
+
+    Raises
+    ------
+    CoordinatorError, TrainerError
+        If the plan cannot be read or asks for a strategy or parameters that do not exist.
+    """
+    federation = provision.load(root)
+    plan = read_plan(plan_file)
+    strategies.get(plan.strategy.name).check_parameters(plan.strategy.parameters)
+    book = coordinator.open_book(federation)
+    return book.add_run(plan, initial_model(plan, federation.runs / plan.run_id))
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan file; a missing ``run_id`` or ``expires_at`` is filled in."""
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CoordinatorError(f"{path.name}: cannot be read; expected a plan as JSON") from error
+    if not isinstance(content, dict):
+        raise CoordinatorError(f"{path.name}: expected a JSON object")
+    content.setdefault("run_id", f"{content.get('name', 'run')}-{secrets.token_hex(4)}")
+    content.setdefault("expires_at", default_expiry(now()).isoformat())
+    return Plan.from_json(content)
+
+
+def initial_model(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Make the initial weights in a process of its own, so that torch is not loaded here."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target = folder / "initial.safetensors"
+    argv = [sys.executable, "-m", "appliance.federation.initial", str(target)]
+    made = subprocess.run(argv, input=plan.dumps().encode(), check=False, capture_output=True, timeout=300)
+    if made.returncode != 0:
+        raise CoordinatorError(f"no initial model: {made.stderr.decode(errors='replace').strip()[-300:]}")
+    return load(target)
