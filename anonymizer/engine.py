@@ -155,9 +155,26 @@ def _required_uid(item: Item, tag: int, what: str) -> str:
     return uid
 
 
-def _patient(item: Item, charset: Charset, context: Context) -> tuple[str, Patient]:
+def read_patient(content: Bytes) -> tuple[str, str]:
+    """Return PatientID and issuer of a file, trimmed, as the pseudonym is made of them.
+
+    Raises
+    ------
+    AnonymizerError
+        If the file cannot be read.
+    """
+    item = part10.read(content).item
+    return _identity(item, Charset.of(_bytes_of(item, CHARSET)))
+
+
+def _identity(item: Item, charset: Charset) -> tuple[str, str]:
     patient_id = charset.decode(_bytes_of(item, _PATIENT_ID) or b"")
     issuer = charset.decode(_bytes_of(item, _ISSUER) or b"")
+    return patient_id.strip(" \0"), issuer.strip(" \0")
+
+
+def _patient(item: Item, charset: Charset, context: Context) -> tuple[str, Patient]:
+    patient_id, issuer = _identity(item, charset)
     name = pseudonym(context.keys, patient_id, issuer)
     days = shift_days(context.keys, patient_id, issuer, context.max_date_shift_days)
     return name, Patient(context.keys, days)

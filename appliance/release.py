@@ -1,0 +1,242 @@
+"""The door out: a study revision is de-identified and crosses over; what cannot, waits with a reason."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from anonymizer import vault
+from anonymizer.engine import Context, Quarantined, Released, deidentify_file, read_patient
+from anonymizer.keys import ProjectKeys
+from appliance import logs
+from appliance.crossing import INSTANCES, BundleWriter, InstanceItem
+from appliance.db.clinical import Instance, QuarantineItem, Result, Series, StudyRevision, VaultEntry
+from appliance.db.engine import reading, writing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from sqlalchemy.orm import DeclarativeBase, Session
+
+    from appliance.node import ClinicalZone
+    from appliance.work import Claim
+
+STAGE: Final = "deidentify"
+STUDY_DEIDENTIFIED: Final = "study.deidentified"
+UNFORESEEN: Final = "release.unforeseen_error"
+INSTANCE_STOPPED: Final = "release.instance_stopped"
+STUDY_RELEASED: Final = "release.done"
+_BEAT_EVERY: Final = 20
+
+_LOG = logs.logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An instance of the revision."""
+
+    id: str
+    path: str
+    calling_ae_title: str
+
+
+@dataclass
+class _Outcomes:
+    """What became of each instance."""
+
+    released: list[tuple[_Source, InstanceItem]] = field(default_factory=list)
+    stopped: list[tuple[_Source, Quarantined]] = field(default_factory=list)
+
+
+def project_keys(zone: ClinicalZone) -> ProjectKeys:
+    """Return the keys of the node's research project."""
+    return ProjectKeys.derive(zone.keys.pseudonym_master, zone.settings.deidentification.project)
+
+
+def vault_context(project: str, pseudonym: str) -> bytes:
+    """Return what a vault entry is bound to."""
+    return f"{project}\0{pseudonym}".encode()
+
+
+def bundle_id_of(revision_id: str, project: str) -> str:
+    """Return the bundle's id: the same for the same revision, so that a repeated release is one bundle."""
+    return sha256(f"cloister bundle\0{revision_id}\0{project}".encode()).hexdigest()[:32]
+
+
+def release_study(zone: ClinicalZone, claim: Claim) -> None:
+    """De-identify the instances of a study revision and hand them over. Ends the claim.
+
+    Killed at any point and repeated, it gives the same: the output of an instance, the bundle's id and all
+    row keys depend on the input alone. The vault knows every pseudonym before its bundle is published; the
+    bundle is published before the job is done.
+
+    Parameters
+    ----------
+    zone : ClinicalZone
+        The clinical zone.
+    claim : Claim
+        A job whose subject is a row of ``study_revision``.
+    """
+    project = zone.settings.deidentification.project
+    with reading(zone.engine) as session:
+        revision = session.get(StudyRevision, claim.subject_id)
+        sources = [] if revision is None else _sources(session, revision.study_id)
+    if revision is None:
+        claim.die("the study revision does not exist")
+        return
+    bundle_id = bundle_id_of(revision.id, project)
+    writer = BundleWriter(zone.settings.crossing_out, bundle_id)
+    outcomes = _of_one_patient(_deidentify(zone, claim, sources, writer), writer)
+    claim.heartbeat()
+    if outcomes.released:
+        _seal_identities(zone, project, outcomes)
+        writer.publish(INSTANCES, project, [item for _, item in outcomes.released])
+    else:
+        writer.discard()
+    with writing(zone.engine) as session:
+        _store(zone, session, revision.id, bundle_id, outcomes)
+        claim.finish(session)
+    _LOG.info(
+        STUDY_RELEASED,
+        revision_id=revision.id,
+        released=len(outcomes.released),
+        quarantined=len(outcomes.stopped),
+    )
+
+
+def _sources(session: Session, study_id: str) -> list[_Source]:
+    """Return the instances of a study without results of our own that came back."""
+    own = select(Result.sop_instance_uid)
+    rows = session.execute(
+        select(Instance.id, Instance.path, Instance.calling_ae_title)
+        .join(Series)
+        .where(Series.study_id == study_id, Instance.sop_instance_uid.not_in(own))
+        .order_by(Instance.id)
+    )
+    return [_Source(*row) for row in rows]
+
+
+def _deidentify(
+    zone: ClinicalZone, claim: Claim, sources: Sequence[_Source], writer: BundleWriter
+) -> _Outcomes:
+    settings = zone.settings.deidentification
+    context = Context(project_keys(zone), settings.project, settings.max_date_shift_days)
+    outcomes = _Outcomes()
+    for number, source in enumerate(sources):
+        if number % _BEAT_EVERY == 0:
+            claim.heartbeat({"done": number, "of": len(sources)})
+        name = f"{source.id}.dcm"
+        outcome = _deidentify_one(zone.root / source.path, writer.folder / name, context, source.id)
+        if isinstance(outcome, Quarantined):
+            _LOG.info(INSTANCE_STOPPED, instance_id=source.id, reason_code=outcome.reason_code)
+            outcomes.stopped.append((source, outcome))
+        else:
+            outcomes.released.append((source, _item(name, outcome)))
+    return outcomes
+
+
+def _deidentify_one(path: Path, target: Path, context: Context, instance_id: str) -> Released | Quarantined:
+    """De-identify one instance; an error that nobody foresaw stops this instance alone, and is shown."""
+    try:
+        return deidentify_file(path, target, context)
+    except OSError:
+        raise
+    except Exception as error:
+        _LOG.error(UNFORESEEN, instance_id=instance_id, exc_info=error)
+        target.unlink(missing_ok=True)
+        return Quarantined("internal_error", "the anonymizer failed on this instance; see the log")
+
+
+def _item(name: str, outcome: Released) -> InstanceItem:
+    return InstanceItem(
+        file=name,
+        sha256=outcome.sha256,
+        size_bytes=outcome.size_bytes,
+        pseudonym=outcome.pseudonym,
+        study_instance_uid=outcome.study_instance_uid,
+        series_instance_uid=outcome.series_instance_uid,
+        sop_instance_uid=outcome.sop_instance_uid,
+        sop_class_uid=outcome.sop_class_uid,
+        modality=outcome.modality,
+    )
+
+
+def _of_one_patient(outcomes: _Outcomes, writer: BundleWriter) -> _Outcomes:
+    """Stop a study whose instances name different patients: one of them is filed wrongly."""
+    if len({item.pseudonym for _, item in outcomes.released}) <= 1:
+        return outcomes
+    reason = Quarantined("several_patients", "the instances of the study name different patients")
+    for _, item in outcomes.released:
+        (writer.folder / item.file).unlink()
+    return _Outcomes([], [*outcomes.stopped, *((source, reason) for source, _ in outcomes.released)])
+
+
+def _seal_identities(zone: ClinicalZone, project: str, outcomes: _Outcomes) -> None:
+    """Store who is behind each new pseudonym, sealed."""
+    first = {item.pseudonym: source for source, item in outcomes.released}
+    with writing(zone.engine) as session:
+        for pseudonym, source in first.items():
+            if session.get(VaultEntry, (pseudonym, project)) is not None:
+                continue
+            patient_id, issuer = read_patient((zone.root / source.path).read_bytes())
+            identity = json.dumps({"patient_id": patient_id, "issuer": issuer}).encode()
+            sealed = vault.seal(zone.keys.vault, identity, vault_context(project, pseudonym))
+            session.add(
+                VaultEntry(
+                    pseudonym=pseudonym,
+                    project=project,
+                    key_id=sealed.key_id,
+                    nonce=sealed.nonce,
+                    ciphertext=sealed.ciphertext,
+                )
+            )
+
+
+def _store(
+    zone: ClinicalZone, session: Session, revision_id: str, bundle_id: str, outcomes: _Outcomes
+) -> None:
+    revision = session.get_one(StudyRevision, revision_id)
+    for source, outcome in outcomes.stopped:
+        insert_once(
+            session,
+            QuarantineItem,
+            "dedupe_key",
+            stage=STAGE,
+            reason_code=outcome.reason_code,
+            reason=outcome.reason,
+            study_id=revision.study_id,
+            instance_id=source.id,
+            dedupe_key=f"{STAGE}:{source.id}:{outcome.reason_code}",
+            path=source.path,
+            calling_ae_title=source.calling_ae_title,
+        )
+    revision.released_count = len(outcomes.released)
+    revision.quarantined_count = len(outcomes.stopped)
+    revision.deidentification_state = _state(outcomes)
+    body = {
+        "released": len(outcomes.released),
+        "quarantined": len(outcomes.stopped),
+        "bundle": bundle_id if outcomes.released else None,
+        "content": sha256("".join(sorted(i.sha256 for _, i in outcomes.released)).encode()).hexdigest(),
+    }
+    zone.ledger.append(session, kind=STUDY_DEIDENTIFIED, subject_id=revision_id, body=body)
+
+
+def _state(outcomes: _Outcomes) -> str:
+    if not outcomes.stopped and outcomes.released:
+        return "released"
+    return "partial" if outcomes.released else "quarantined"
+
+
+def insert_once(session: Session, model: type[DeclarativeBase], key: str, **values: object) -> bool:
+    """Insert a row unless one with the same unique key exists; return whether it was inserted."""
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    table = model.__table__
+    statement = insert(model).values(**values).on_conflict_do_nothing(index_elements=[key])
+    return session.execute(statement.returning(*table.primary_key)).first() is not None
