@@ -71,7 +71,7 @@ def setup(settings: LoggingSettings, process: str) -> None:
     logging.captureWarnings(capture=True)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
-    for noisy in ("pynetdicom", "httpx", "httpcore", "uvicorn.access"):
+    for noisy in ("alembic", "pynetdicom", "httpx", "httpcore", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import ColumnElement, Engine, Row, Table, and_, or_, select, update
+from sqlalchemy import ColumnElement, Engine, Row, Table, and_, event, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from appliance import logs, owners
@@ -168,6 +168,13 @@ class Claim:
 
     def _end(self, values: dict[str, Any], session: Session | None = None) -> None:
         self._change({**values, "lease_owner": None, "lease_until": None}, session)
+        if session is None:
+            self.ended = True
+        else:
+            event.listen(session, "after_commit", self._committed, once=True)
+
+    def _committed(self, session: Session) -> None:
+        del session
         self.ended = True
 
     def _change(self, values: dict[str, Any], session: Session | None = None) -> None:
@@ -402,7 +409,7 @@ def _take_back(session: Session, table: Table, row: Row[Any], at: datetime) -> t
 
 
 def _to_announce(engine: Engine, table: Table, at: datetime, *, forgotten_too: bool) -> Sequence[Row[Any]]:
-    fresh = and_(table.c.woken_at.is_(None), table.c.updated_at <= at)
+    fresh = table.c.woken_at.is_(None)
     forgotten = table.c.woken_at <= at - timedelta(seconds=REWAKE_S)
     condition = or_(fresh, forgotten) if forgotten_too else fresh
     statement = (
