@@ -34,7 +34,7 @@ INSTANCE_STOPPED: Final = "release.instance_stopped"
 STUDY_RELEASED: Final = "release.done"
 _BEAT_EVERY: Final = 20
 
-_LOG = logs.logger(__name__)
+_logger = logs.logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def release_study(zone: ClinicalZone, claim: Claim) -> None:
     with writing(zone.engine) as session:
         _store(zone, session, revision.id, bundle_id, outcomes)
         claim.finish(session)
-    _LOG.info(
+    _logger.info(
         STUDY_RELEASED,
         revision_id=revision.id,
         released=len(outcomes.released),
@@ -134,7 +134,7 @@ def _deidentify(
         name = f"{source.id}.dcm"
         outcome = _deidentify_one(zone.root / source.path, writer.folder / name, context, source.id)
         if isinstance(outcome, Quarantined):
-            _LOG.info(INSTANCE_STOPPED, instance_id=source.id, reason_code=outcome.reason_code)
+            _logger.info(INSTANCE_STOPPED, instance_id=source.id, reason_code=outcome.reason_code)
             outcomes.stopped.append((source, outcome))
         else:
             outcomes.released.append((source, _item(name, outcome)))
@@ -148,7 +148,7 @@ def _deidentify_one(path: Path, target: Path, context: Context, instance_id: str
     except OSError:
         raise
     except Exception as error:
-        _LOG.error(UNFORESEEN, instance_id=instance_id, exc_info=error)
+        _logger.error(UNFORESEEN, instance_id=instance_id, exc_info=error)
         target.unlink(missing_ok=True)
         return Quarantined("internal_error", "the anonymizer failed on this instance; see the log")
 

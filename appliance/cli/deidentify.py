@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 UNFORESEEN = "deidentify.unforeseen_error"
 _KEY_BYTES = 32
-_LOG = logs.logger(__name__)
+_logger = logs.logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _one(path: Path, folder: Path, target: Path | None, context: "Context") -> "
     except OSError as error:
         return Quarantined("unreadable", f"cannot be read or written ({error.strerror})")
     except Exception as error:
-        _LOG.error(UNFORESEEN, exc_info=error)
+        _logger.error(UNFORESEEN, exc_info=error)
         temporary.unlink(missing_ok=True)
         return Quarantined("internal_error", "the anonymizer failed on this file")
     if isinstance(outcome, Quarantined):
