@@ -16,9 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import psutil
-
-from appliance.children import die_with_parent
+from appliance.children import descendants_of, die_with_parent, send_signal
 from appliance.federation import policy
 
 if TYPE_CHECKING:
@@ -76,12 +74,15 @@ def command(role: str, workspace: Path, name: str) -> list[str]:
 
 def end_jobs() -> None:
     """End the engine's job processes below this one: politely, then not."""
-    children = psutil.Process().children(recursive=True)
-    for child in children:
-        _signal(child, signal.SIGTERM)
-    _, alive = psutil.wait_procs(children, timeout=JOBS_END_WITHIN_S)
-    for child in alive:
-        _signal(child, signal.SIGKILL)
+    deadline = time.monotonic() + JOBS_END_WITHIN_S
+    for pid in descendants_of(os.getpid()):
+        send_signal(pid, signal.SIGTERM)
+    while (
+        left := [pid for pid in descendants_of(os.getpid()) if _lives(pid)]
+    ) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for pid in left:
+        send_signal(pid, signal.SIGKILL)
 
 
 def restrict_requests() -> None:
@@ -128,11 +129,12 @@ def _stop(number: int, frame: FrameType | None) -> None:
     os._exit(0)
 
 
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
+def _lives(pid: int) -> bool:
+    """Whether a process is there and more than an entry that nobody has collected (proc(5), stat)."""
     try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _beat(path: Path) -> None:

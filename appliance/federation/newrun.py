@@ -42,7 +42,7 @@ def read_plan(path: Path) -> Plan:
         raise CoordinatorError(f"{path.name}: cannot be read; expected a plan as JSON") from error
     if not isinstance(content, dict):
         raise CoordinatorError(f"{path.name}: expected a JSON object")
-    content.setdefault("run_id", f"{content.get('name', 'run')}-{secrets.token_hex(4)}")
+    content.setdefault("run_id", f"run-{secrets.token_hex(6)}")
     content.setdefault("expires_at", default_expiry(now()).isoformat())
     return Plan.from_json(content)
 

@@ -17,6 +17,7 @@ from trainer.task import TaskSpec
 T = TypeVar("T")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MAX_TITLE: Final = 64
 MAX_ROUNDS: Final = 10_000
 MAX_SITES: Final = 1_000
 MAX_SECONDS: Final = 30 * 24 * 3600.0
@@ -38,6 +39,8 @@ class Plan:
     ----------
     run_id : str
         The run's identity at the coordinator and at every site.
+    name : str
+        A title for people.
     minimum_cohort : int
         Fewest labelled subjects that a site must hold to take part; a site may ask for more.
     round_timeout_s : float
@@ -64,7 +67,7 @@ class Plan:
     def __post_init__(self) -> None:
         """Refuse values that no run can have, wherever the plan was made."""
         _check_name("run_id", self.run_id)
-        _check_name("name", self.name)
+        _check_title("name", self.name)
         _check_range("total_rounds", self.total_rounds, 1, MAX_ROUNDS)
         _check_range("min_sites", self.min_sites, 1, MAX_SITES)
         _check_range("minimum_cohort", self.minimum_cohort, 1, 1_000_000)
@@ -161,6 +164,11 @@ def default_expiry(now: datetime, days: float = 30) -> datetime:
 def _check_name(field: str, value: str) -> None:
     if not _NAME.fullmatch(value):
         raise PlanError(f"{field}: expected 1 to 64 letters, digits, dots, hyphens or underscores")
+
+
+def _check_title(field: str, value: str) -> None:
+    if not 0 < len(value) <= MAX_TITLE or not value.isprintable() or value != value.strip():
+        raise PlanError(f"{field}: expected 1 to {MAX_TITLE} printable characters")
 
 
 def _check_range(field: str, value: float, low: float, high: float) -> None:
