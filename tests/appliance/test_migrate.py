@@ -4,6 +4,7 @@ import pytest
 from sqlalchemy import text
 
 from appliance.db import migrate
+from appliance.db.clinical import Rule
 from appliance.db.engine import make_engine, writing
 
 ALL: tuple[migrate.Which, ...] = ("clinical", "research", "coordinator")
