@@ -23,7 +23,7 @@ from inference.errors import PreprocessingError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-MAX_PIXELS: Final = 100_000_000
+MAX_PIXELS: Final = 40_000_000  # a mammogram has 30 million; each costs some 40 bytes on the way
 MONOCHROME: Final = ("MONOCHROME1", "MONOCHROME2")
 COLOR: Final = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 

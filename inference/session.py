@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime_state
 
 from inference.errors import SessionError
 
@@ -15,7 +16,24 @@ if TYPE_CHECKING:
     from inference.card import ModelCard
     from inference.package import Package
 
-_RUNTIME_ERRORS: Final = (RuntimeError, ValueError, TypeError, MemoryError)
+_RUNTIME_ERRORS: Final = (  # the runtime's own errors share no base class
+    runtime_state.DeviceReset,
+    runtime_state.EPFail,
+    runtime_state.EngineError,
+    runtime_state.Fail,
+    runtime_state.InvalidArgument,
+    runtime_state.InvalidGraph,
+    runtime_state.InvalidProtobuf,
+    runtime_state.ModelLoaded,
+    runtime_state.NoModel,
+    runtime_state.NoSuchFile,
+    runtime_state.NotImplemented,
+    runtime_state.RuntimeException,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    MemoryError,
+)
 
 
 class ModelSession:

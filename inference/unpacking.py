@@ -71,7 +71,7 @@ def _from_zip(source: Path, target: Path, limits: Limits) -> None:
     try:
         with zipfile.ZipFile(source) as archive:
             members = archive.infolist()
-            _check_names(sorted(member.filename for member in members))
+            _check_names(sorted(member.orig_filename for member in members))
             for member in members:
                 _extract(archive, member, target / member.filename, limits.of(member.filename))
     except _ZIP_ERRORS as error:

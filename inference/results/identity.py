@@ -100,6 +100,17 @@ def copy_identity(source: Dataset, target: Dataset, texts: Sequence[str] = ()) -
         del target.SpecificCharacterSet
 
 
+def settle_time(target: Dataset) -> None:
+    """Let every moment in a result be its content's, so that a retry makes the same bytes."""
+    date, time = target.ContentDate, target.ContentTime
+    target.InstanceCreationDate, target.InstanceCreationTime = date, time
+    if "DateOfSecondaryCapture" in target:
+        target.DateOfSecondaryCapture, target.TimeOfSecondaryCapture = date, time
+    for item in target.get("ContributingEquipmentSequence") or []:
+        if "ContributionDateTime" in item:
+            item.ContributionDateTime = f"{date}{time}"
+
+
 def _fits(texts: Sequence[str], character_set: object) -> bool:
     if all(text.isascii() for text in texts):
         return True

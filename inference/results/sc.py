@@ -15,7 +15,7 @@ from pydicom.multival import MultiValue
 
 from inference.errors import ResultError
 from inference.results.context import DEVICE, MANUFACTURER, RESEARCH_USE
-from inference.results.identity import check_same_patient, copy_identity
+from inference.results.identity import check_same_patient, copy_identity, settle_time
 from inference.results.picture import render
 from inference.results.uids import result_uid
 
@@ -77,13 +77,12 @@ def build_capture(context: ResultContext) -> Dataset:
             "result.source", f"a capture cannot be made of these instances ({type(error).__name__})"
         ) from error
     _describe(capture, context, source)
+    settle_time(capture)
     copy_identity(source, capture, [context.card.name, context.card.version])
     return capture
 
 
 def _describe(capture: Dataset, context: ResultContext, source: Dataset) -> None:
-    capture.InstanceCreationDate = capture.DateOfSecondaryCapture = capture.ContentDate
-    capture.InstanceCreationTime = capture.TimeOfSecondaryCapture = capture.ContentTime
     capture.ConversionType = "SYN"  # PS3.3 C.8.6.1.1: synthetic image
     capture.BurnedInAnnotation = "NO"
     capture.DerivationDescription = (

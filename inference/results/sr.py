@@ -29,7 +29,7 @@ from pydicom.multival import MultiValue
 
 from inference.errors import ResultError
 from inference.results.context import DEVICE, MANUFACTURER, RESEARCH_USE
-from inference.results.identity import check_same_patient, copy_identity
+from inference.results.identity import check_same_patient, copy_identity, settle_time
 from inference.results.uids import result_uid
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def build_report(context: ResultContext) -> Dataset:
         raise ResultError(
             "result.source", f"a report cannot be made of these instances ({type(error).__name__})"
         ) from error
-    report.InstanceCreationDate, report.InstanceCreationTime = report.ContentDate, report.ContentTime
+    settle_time(report)
     copy_identity(sources[0], report, _texts(context))
     return report
 
