@@ -38,6 +38,7 @@ class Member:
     process: subprocess.Popen[bytes]
     out: Path
     log: Path
+    standing: bool = False
 
     def check(self) -> None:
         """Raise CrewError if the process has ended."""
@@ -72,8 +73,23 @@ class Crew:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, name: str, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> Member:
-        """Start ``python ARGV`` and return at once; it gets SIGTERM should we die."""
+    @property
+    def standing(self) -> list[Member]:
+        """Those that are to run until the end."""
+        return [member for member in self.members if member.standing]
+
+    def start(
+        self,
+        name: str,
+        argv: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        standing: bool = False,
+    ) -> Member:
+        """Start ``python ARGV`` and return at once; it gets SIGTERM should we die.
+
+        A ``standing`` one is to run until the end: see :attr:`standing`.
+        """
         out, log = self.logs / f"{name}.out", self.logs / f"{name}.log"
         us = os.getpid()
         with out.open("wb") as stdout, log.open("ab") as stderr:
@@ -86,7 +102,7 @@ class Crew:
                 env={**os.environ, **(environment or {})},
                 preexec_fn=lambda: die_with_parent(signal.SIGTERM, us),  # noqa: PLW1509 - one prctl call
             )
-        member = Member(name, process, out, log)
+        member = Member(name, process, out, log, standing)
         self.members.append(member)
         return member
 

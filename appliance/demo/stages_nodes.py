@@ -1,0 +1,224 @@
+"""First stages: studies are drawn, a federation is set up, three nodes start and learn whom they know."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+
+from appliance import health, node, peers, routing
+from appliance.auth import ROLES, users
+from appliance.db.engine import writing
+from appliance.demo import own_data
+from appliance.demo.cohorts import LABEL, Cohort, draw_next
+from appliance.demo.hospitals import HOSPITALS
+from appliance.demo.world import USER, WORKSTATION, WORKSTATION_AE_TITLE, Site, StageError, json_lines
+from appliance.federation import kit as kits
+from appliance.settings import load_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from appliance.demo.crew import Member
+    from appliance.demo.screen import Bars
+    from appliance.demo.world import Deadline, World
+
+QUIET_PERIOD_S: Final = 2
+CONFIG: Final = """\
+# One hospital of the demonstration.
+name = "{name}"
+data_root = "data"
+
+[dicom]
+ae_title = "{ae_title}"
+host = "127.0.0.1"
+port = 0
+min_free_mib = 64
+
+[assembly]
+quiet_period_s = {quiet_period_s}
+max_wait_s = 120
+
+[deidentification]
+project = "chest-demo"
+
+[training]
+child_idle_s = 20
+
+[web]
+enabled = {web}
+host = "127.0.0.1"
+port = 0
+
+[federation]
+minimum_cohort = 5
+"""
+
+
+def set_up(world: World, deadline: Deadline) -> dict[str, Any]:
+    """Draw studies (or read the user's), provision the federation, write three configurations."""
+    root = world.options.root
+    for index, hospital in enumerate(HOSPITALS):
+        folder = root / hospital.site
+        folder.mkdir(parents=True)
+        _write_config(folder, hospital.site, hospital.ae_title, web=index == 0)
+        site = Site(
+            index=index,
+            name=hospital.site,
+            title=hospital.title,
+            ae_title=hospital.ae_title,
+            pacs_ae_title=hospital.pacs_ae_title,
+            folder=folder,
+            settings=load_settings(folder / "cloister.toml"),
+        )
+        world.sites.append(site)
+    if world.options.drawn:
+        start_drawing(world)
+    else:
+        _read_own(world)
+    names = [word for site in world.sites for word in ("--site", site.name)]
+    world.crew.run(
+        "coordinator-init",
+        ["-m", "appliance.cli", "coordinator", "init", str(world.coordinator), *names],
+        deadline.left(),
+    )
+    for site in world.sites:
+        kit = kits.read_kit(world.coordinator / "kits" / f"{site.name}.zip")
+        kits.enable(site.config, kit, kits.install(kit, site.settings))
+        site.settings = load_settings(site.config)
+    return {"hospitals": len(world.sites), "startup_kits": len(world.sites)}
+
+
+def start_drawing(world: World) -> None:
+    """Let every hospital's X-ray room draw, beside everything else."""
+    for site in world.sites:
+        argv = ["-m", "appliance.demo.modality", str(site.folder / "room"), "--hospital", str(site.index)]
+        world.crew.start(f"xray-{site.name}", [*argv, "--seed", str(world.options.seed)])
+    world.label, world.modalities = LABEL, ("DX",)
+    world.following = draw_next(HOSPITALS[0], 0, world.options.root / "next", world.options.seed, lesion=True)
+
+
+def finish_drawing(world: World, deadline: Deadline) -> None:
+    """Wait for the X-ray rooms and take their studies over."""
+    if not world.options.drawn:
+        return
+    rooms = [(site, _room(world, site)) for site in world.sites]
+    with world.screen.bars() as bars:
+        world.until(deadline, "drawing the studies", lambda: _drawn(rooms, bars))
+    for site, member in rooms:
+        if member.process.returncode != 0:
+            raise StageError(f"drawing ended with {member.process.returncode}; its log is {member.log}")
+        site.cohort = Cohort.read(site.folder / "room" / "cohort.json")
+
+
+def _room(world: World, site: Site) -> Member:
+    return next(member for member in world.crew.members if member.name == f"xray-{site.name}")
+
+
+def _drawn(rooms: list[tuple[Site, Member]], bars: Bars) -> bool:
+    for site, member in rooms:
+        lines = json_lines(member)
+        if lines:
+            bars.show(f"{site.title} draws", lines[-1]["done"], lines[-1]["total"])
+    return all(member.process.poll() is not None for _, member in rooms)
+
+
+def _read_own(world: World) -> None:
+    options = world.options
+    if options.data is None or options.labels is None:
+        raise StageError("--data and --labels come together")
+    found = own_data.read_own(
+        options.data, options.labels, options.root / "labels", tuple(site.name for site in world.sites)
+    )
+    for site, cohort in zip(world.sites, found.cohorts, strict=True):
+        site.cohort = cohort
+    world.label, world.modalities, world.following = found.label, found.modalities, found.following
+    if found.skipped_files:
+        world.screen.say(f"{found.skipped_files} file(s) are no DICOM studies and stay where they are.")
+
+
+def _write_config(folder: Path, name: str, ae_title: str, *, web: bool) -> None:
+    text = CONFIG.format(
+        name=name, ae_title=ae_title, quiet_period_s=QUIET_PERIOD_S, web="true" if web else "false"
+    )
+    (folder / "cloister.toml").write_text(text, encoding="utf-8")
+
+
+def start_nodes(world: World, deadline: Deadline) -> dict[str, Any]:
+    """Start nodes, coordinator and workstation; make peers, users and the way of results."""
+    for site in world.sites:
+        argv = ["-m", "appliance.cli", "up", "--config", str(site.config)]
+        site.member = world.crew.start(f"node-{site.name}", argv, standing=True)
+    world.crew.start(
+        "coordinator", ["-m", "appliance.cli", "coordinator", "up", str(world.coordinator)], standing=True
+    )
+    argv = ["-m", "appliance.demo.workstation", str(world.options.root / "workstation")]
+    world.workstation = world.crew.start(
+        "workstation", [*argv, "--ae-title", WORKSTATION_AE_TITLE], standing=True
+    )
+    world.password = secrets.token_urlsafe(12)
+    with world.screen.bars() as bars:
+        world.until(deadline, "every process of the nodes is up", lambda: _all_well(world, bars))
+    world.workstation_port = int(json_lines(world.workstation)[0]["port"])
+    for site in world.sites:
+        _introduce(world, site)
+    world.panel_url = _sign_in(world, deadline)
+    finish_drawing(world, deadline)
+    return {
+        "processes": sum(len(health.processes(site.settings)) for site in world.sites),
+        "panel": world.panel_url,
+    }
+
+
+def _all_well(world: World, bars: Bars) -> bool:
+    well = True
+    for site in world.sites:
+        ports = node.run_dir(site.settings) / "ports"
+        names = health.processes(site.settings)
+        up = sum(name in health.REDIS_PROCESSES or _beats(site, name) for name in names)
+        bars.show(f"{site.title} starts", up, len(names))
+        well = well and up == len(names) and (ports / "scp").is_file() and health.overall(site.settings).well
+        if (ports / "scp").is_file():
+            site.port = int((ports / "scp").read_text(encoding="ascii"))
+    return well and world.workstation is not None and bool(world.workstation.lines())
+
+
+def _beats(site: Site, name: str) -> bool:
+    beat = health.last_beat(site.settings, name)
+    return beat is not None and not beat.gone
+
+
+def _introduce(world: World, site: Site) -> None:
+    """Tell a node its PACS, its user and, at the first hospital, where results go."""
+    zone = site.clinical()
+    with writing(zone.engine) as session:
+        pacs = peers.NewPeer(f"{site.title} PACS", site.pacs_ae_title, "127.0.0.1", may_send=True)
+        peers.add_peer(session, zone.ledger, pacs)
+        user = users.add_user(session, zone.ledger, name=USER, password=world.password, rights=ROLES["admin"])
+        site.user_id = user.id
+        if site.index == 0:
+            room = peers.NewPeer(
+                WORKSTATION, WORKSTATION_AE_TITLE, "127.0.0.1", world.workstation_port, is_destination=True
+            )
+            peers.add_peer(session, zone.ledger, room)
+            action = {"research": True, "inference": True, "destinations": [WORKSTATION], "priority": 5}
+            routing.change_action(session, zone.ledger, name="everything", action=action, actor=user.id)
+    zone.engine.dispose()
+
+
+def _sign_in(world: World, deadline: Deadline) -> str:
+    """Sign in to the panel as a person would; return its address."""
+    settings = world.sites[0].settings
+    url = f"http://127.0.0.1:{node.bound_port(settings, 'web', deadline.left())}"
+    with httpx.Client(base_url=url, timeout=min(20.0, deadline.left())) as client:
+        answer = client.post("/api/v1/session", json={"name": USER, "password": world.password})
+        if answer.status_code != httpx.codes.OK:
+            raise StageError(f"signing in to the panel was answered with {answer.status_code}")
+    return url
+
+
+def wait_for_pacs_to_be_known() -> None:
+    """Give the receiving processes the second for which they remember who may send."""
+    time.sleep(1.5)
