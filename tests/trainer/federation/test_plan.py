@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.trainer.federation.plans import EXPIRY, make_plan
+from trainer.federation.errors import PlanError
+from trainer.federation.plan import Plan, Strategy, content_sha256
+
+
+def test_a_plan_survives_its_own_json() -> None:
+    plan = make_plan(strategy=Strategy("fedprox", {"mu": 0.01}))
+
+    again = Plan.loads(plan.dumps())
+
+    assert again.to_json() == plan.to_json()
+    assert again.sha256 == plan.sha256
+
+
+def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
+    content = make_plan().to_json()
+
+    assert Plan.from_json(dict(reversed(content.items()))).sha256 == make_plan().sha256
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"total_rounds": 4},
+        {"min_sites": 1},
+        {"minimum_cohort": 6},
+        {"seed": 2},
+        {"expires_at": EXPIRY + timedelta(seconds=1)},
+        {"strategy": Strategy("fedavg", {"server_learning_rate": 0.5})},
+        {"straggler_wait_s": 1.0},
+    ],
+)
+def test_every_changed_field_changes_the_hash(changes: dict[str, Any]) -> None:
+    assert make_plan(**changes).sha256 != make_plan().sha256
+
+
+def test_the_hash_is_of_the_canonical_text() -> None:
+    content = make_plan().to_json()
+
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+    assert content_sha256(content) == content_sha256(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("run_id", "../escape"),
+        ("run_id", ""),
+        ("run_id", 7),
+        ("name", "line\nbreak"),
+        ("name", "x" * 65),
+        ("total_rounds", 0),
+        ("total_rounds", True),
+        ("total_rounds", 2.5),
+        ("min_sites", 0),
+        ("minimum_cohort", -1),
+        ("seed", 2**40),
+        ("expires_at", "2030-01-01T00:00:00"),
+        ("expires_at", "soon"),
+        ("round_timeout_s", 0),
+        ("approval_wait_s", float("inf")),
+        ("round_timeout_s", float("nan")),
+        ("straggler_wait_s", -1),
+        ("strategy", {"name": "fedavg"}),
+        ("strategy", {"name": "fedavg", "parameters": {"mu": "x"}}),
+        ("task", {"name": "blob"}),
+        ("task", 3),
+    ],
+)
+def test_a_wrong_field_is_refused_by_its_name(field: str, value: object) -> None:
+    content = {**make_plan().to_json(), field: value}
+
+    with pytest.raises(PlanError, match=field):
+        Plan.from_json(content)
+
+
+def test_missing_and_unknown_fields_are_refused() -> None:
+    content = make_plan().to_json()
+
+    with pytest.raises(PlanError, match="seed: missing"):
+        Plan.from_json({name: value for name, value in content.items() if name != "seed"})
+    with pytest.raises(PlanError, match="code: unknown"):
+        Plan.from_json({**content, "code": "import os"})
+
+
+def test_a_moment_without_a_time_zone_is_refused() -> None:
+    with pytest.raises(PlanError, match="expires_at"):
+        make_plan(expires_at=datetime(2100, 1, 1))  # noqa: DTZ001 - the very fault
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_no_json_value_in_place_of_a_plan_raises_anything_else(value: Any) -> None:
+    content = value if isinstance(value, dict) else {"task": value}
+
+    with pytest.raises(PlanError):
+        Plan.from_json(content)
+
+
+@given(st.text())
+def test_no_text_in_place_of_a_plan_raises_anything_else(text: str) -> None:
+    with pytest.raises(PlanError):
+        Plan.loads(text)
