@@ -77,7 +77,7 @@ def local_round(
     seed : int
         Take :func:`trainer.optimisation.seed_of` of plan seed, site and round.
     progress : Progress
-        Called after each step; renew a lease here.
+        Called with stages ``evaluate`` and ``train``; renew a lease here.
 
     Raises
     ------
@@ -90,9 +90,8 @@ def local_round(
     """
     require_trainable(dataset)
     network = with_weights(task, global_weights)
-    before = metrics.measure(
-        dataset.validation.y, probabilities(network, dataset.validation.x), task.threshold
-    )
+    scores = probabilities(network, dataset.validation.x, progress)
+    before = metrics.measure(dataset.validation.y, scores, task.threshold)
     mu = strategies.get(strategy).proximal_mu(strategy_parameters or {}, task.local.fedprox_mu)
     started = time.perf_counter()
     loss = train(
@@ -110,17 +109,25 @@ def local_round(
     return LocalUpdate(delta, len(dataset.train), before, loss, seconds)
 
 
-def evaluate(task: TaskSpec, weights: Mapping[str, NDArray[Any]], cases: Dataset | Samples) -> Metrics:
+def evaluate(
+    task: TaskSpec,
+    weights: Mapping[str, NDArray[Any]],
+    cases: Dataset | Samples,
+    progress: Progress = silent,
+) -> Metrics:
     """Measure a model on samples, or on the validation part of a dataset."""
     samples = cases.validation if isinstance(cases, Dataset) else cases
-    return metrics.measure(samples.y, predict(task, weights, samples.x), task.threshold)
+    return metrics.measure(samples.y, predict(task, weights, samples.x, progress), task.threshold)
 
 
 def predict(
-    task: TaskSpec, weights: Mapping[str, NDArray[Any]], x: NDArray[np.float32]
+    task: TaskSpec,
+    weights: Mapping[str, NDArray[Any]],
+    x: NDArray[np.float32],
+    progress: Progress = silent,
 ) -> NDArray[np.float64]:
     """Return probabilities, shape (n,), for inputs of shape (n, 1, rows, columns)."""
-    return probabilities(with_weights(task, weights), x)
+    return probabilities(with_weights(task, weights), x, progress)
 
 
 def use_threads(count: int) -> None:

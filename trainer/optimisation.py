@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from trainer.ports import silent
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 # A site with one positive case in a thousand must not throw the model about.
 _MAX_CLASS_WEIGHT: Final = 20.0
 _MAX_GRADIENT_NORM: Final = 5.0
+_EVALUATION_BATCH: Final = 64
 
 
 @dataclass(frozen=True)
@@ -87,15 +90,16 @@ def train(
 
 
 def probabilities(
-    network: torch.nn.Module, x: NDArray[np.float32], batch_size: int = 64
+    network: torch.nn.Module, x: NDArray[np.float32], progress: Progress = silent
 ) -> NDArray[np.float64]:
-    """Return the probability of the finding for each input, shape (n,)."""
+    """Return the probability of the finding for each input, shape (n,); progress has stage ``evaluate``."""
     network.eval()
     parts = [np.empty(0, dtype=np.float64)]
     with torch.inference_mode():
-        for first in range(0, len(x), batch_size):
-            logits = network(torch.from_numpy(np.ascontiguousarray(x[first : first + batch_size])))
+        for first in range(0, len(x), _EVALUATION_BATCH):
+            logits = network(torch.from_numpy(np.ascontiguousarray(x[first : first + _EVALUATION_BATCH])))
             parts.append(torch.sigmoid(logits).double().numpy().reshape(-1))
+            progress("evaluate", min(first + _EVALUATION_BATCH, len(x)), len(x))
     return np.concatenate(parts)
 
 

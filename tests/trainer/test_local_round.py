@@ -69,7 +69,7 @@ def test_progress_is_told_of_every_step_and_may_stop_the_round() -> None:
     local_round(
         TASK, initial_weights(TASK), drawn_dataset(1, TASK), seed=0, progress=lambda *step: steps.append(step)
     )
-    assert steps == [("train", step, 8) for step in range(1, 9)]
+    assert steps == [("evaluate", 16, 16), *(("train", step, 8) for step in range(1, 9))]
 
     class Stopped(Exception):  # noqa: N818 - as a lost lease would be
         pass

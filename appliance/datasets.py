@@ -1,0 +1,166 @@
+"""Datasets of the research zone: which instances with which labels, without those who opted out."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import select
+
+from appliance.db.base import new_id
+from appliance.db.engine import reading, writing
+from appliance.db.research import DatasetVersion, Label, ResearchInstance, Subject
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from sqlalchemy import Row
+    from sqlalchemy.orm import Session
+
+    from appliance.node import ResearchZone
+    from trainer.datasets import Case, Dataset
+    from trainer.ports import Progress
+    from trainer.task import TaskSpec
+
+DATASET_BUILT: Final = "dataset.built"
+
+_Labels = dict[tuple[str, str], set[int]]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Cases of a task, and how many instances of its modalities were left out, by reason."""
+
+    cases: tuple[Case, ...]
+    skipped: dict[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A dataset in memory with the row id of its version."""
+
+    version_id: str
+    dataset: Dataset
+
+
+def select_cases(zone: ResearchZone, task: TaskSpec) -> Selection:
+    """Join instances and labels by pseudonym; a study's own label counts before its subject's.
+
+    Returns
+    -------
+    Selection
+        Reasons: ``opted_out``, ``unlabelled``, ``label_conflict`` (sources disagree).
+    """
+    from trainer.datasets import Case  # noqa: PLC0415 - loads pydicom
+
+    with reading(zone.engine) as session:
+        labels = _labels(session, task)
+        instances = _instances(session, task)
+    cases = []
+    skipped: dict[str, int] = defaultdict(int)
+    for row in instances:
+        values = labels.get((row.pseudonym, row.study_instance_uid)) or labels.get((row.pseudonym, ""), set())
+        if row.opted_out:
+            skipped["opted_out"] += 1
+        elif not values:
+            skipped["unlabelled"] += 1
+        elif len(values) > 1:
+            skipped["label_conflict"] += 1
+        else:
+            cases.append(Case(row.pseudonym, zone.root / row.path, next(iter(values)), row.sha256))
+    return Selection(tuple(cases), dict(skipped))
+
+
+def build(zone: ResearchZone, task: TaskSpec, progress: Progress | None = None) -> Built:
+    """Prepare the task's dataset as it stands now, and record its version.
+
+    Prepared arrays stay in ``datasets/cache`` of the zone, so that a second call is cheap.
+
+    Parameters
+    ----------
+    zone : ResearchZone
+        The research zone.
+    task : TaskSpec
+        Label, modalities, preprocessing, split.
+    progress : Progress, optional
+        Called with stage ``prepare`` after each case.
+    """
+    from trainer import datasets  # noqa: PLC0415 - loads pydicom
+    from trainer.ports import silent  # noqa: PLC0415
+
+    selection = select_cases(zone, task)
+    dataset = datasets.build(selection.cases, task, zone.root / "datasets" / "cache", progress or silent)
+    return Built(_record(zone, task, dataset, selection.skipped), dataset)
+
+
+def _labels(session: Session, task: TaskSpec) -> _Labels:
+    statement = select(Label.pseudonym, Label.study_instance_uid, Label.value).where(Label.name == task.label)
+    found: _Labels = defaultdict(set)
+    for pseudonym, study, value in session.execute(statement):
+        found[(pseudonym, study)].add(value)
+    return found
+
+
+def _instances(session: Session, task: TaskSpec) -> Sequence[Row[str, bool, str, str, str]]:
+    statement = (
+        select(
+            Subject.pseudonym,
+            Subject.opted_out,
+            ResearchInstance.study_instance_uid,
+            ResearchInstance.path,
+            ResearchInstance.sha256,
+        )
+        .join(Subject, Subject.id == ResearchInstance.subject_id)
+        .where(ResearchInstance.modality.in_(task.modalities))
+        .order_by(ResearchInstance.sha256)
+    )
+    return session.execute(statement).all()
+
+
+def _record(zone: ResearchZone, task: TaskSpec, dataset: Dataset, skipped: dict[str, int]) -> str:
+    """Write the list first, then the row: what stands in the database can be read."""
+    digest = dataset.content_sha256
+    with reading(zone.engine) as session:
+        known = _known(session, digest)
+    if known is not None:
+        return known
+    relative = f"datasets/{digest}.jsonl"
+    _write(zone.root / relative, dataset.content)
+    with writing(zone.engine) as session:
+        known = _known(session, digest)
+        if known is not None:
+            return known
+        version = DatasetVersion(
+            id=new_id(),
+            content_sha256=digest,
+            label_name=task.label,
+            counts=dataset.counts,
+            skipped={**skipped, **dataset.skipped},
+            path=relative,
+        )
+        session.add(version)
+        body = {"content_sha256": digest, "counts": dataset.counts}
+        zone.ledger.append(session, kind=DATASET_BUILT, subject_id=version.id, body=body)
+        return version.id
+
+
+def _known(session: Session, digest: str) -> str | None:
+    return session.scalar(select(DatasetVersion.id).where(DatasetVersion.content_sha256 == digest))
+
+
+def _write(path: Path, content: str) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{new_id()}")
+    with temporary.open("w", encoding="ascii") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,111 @@
+"""From a federation's final model to a signed package and report in the crossing to the clinical zone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import select
+
+from appliance.db.base import new_id
+from appliance.db.research import CandidateModel
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from appliance.datasets import Built
+    from appliance.node import ResearchZone
+    from appliance.training import Work
+    from trainer.export import Exported
+
+PARITY_SAMPLES: Final = 64
+
+
+def export(zone: ResearchZone, work: Work, built: Built, metrics: dict[str, Any]) -> Exported:
+    """Write ``crossing/to_clinical/packages/<run>.zip`` and its evaluation report ``<run>.json``.
+
+    The report stands there before the package, which the clinical zone looks for. Written twice, both are the
+    same bytes.
+    """
+    from inference.evaluation import sign_report  # noqa: PLC0415
+    from inference.package import pack  # noqa: PLC0415
+    from trainer.datasets import Samples  # noqa: PLC0415
+    from trainer.export import export_package  # noqa: PLC0415 - torch and ONNX Runtime load here
+
+    facts = provenance(work, built)
+    held_out = built.dataset.validation if len(built.dataset.validation) else built.dataset.train
+    real = Samples(held_out.x[:PARITY_SAMPLES], held_out.y[:PARITY_SAMPLES])
+    spool = zone.settings.crossing_in / "packages"
+    spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="package-", dir=_scratch(zone)))
+    try:
+        exported = export_package(
+            work.plan.task,
+            work.weights,
+            real,
+            folder,
+            version=f"{work.plan.run_id[:52]}-r{work.plan.total_rounds}",
+            signing_key=zone.keys.signing,
+            provenance=facts,
+            metrics=metrics,
+        )
+        report = sign_report(
+            exported.package_sha256,
+            metrics,
+            {**facts, "parity_max_abs": exported.parity_max_abs},
+            zone.keys.signing,
+        )
+        _write(spool / f"{work.plan.run_id}.json", report)
+        pack(folder, spool / f"{work.plan.run_id}.zip")
+    finally:
+        shutil.rmtree(folder)
+    return exported
+
+
+def provenance(work: Work, built: Built) -> dict[str, Any]:
+    """Return where a model comes from and what it was measured on: hashes and counts, nothing of a person."""
+    return {
+        "federation": {
+            "run_id": work.plan.run_id,
+            "rounds": work.plan.total_rounds,
+            "strategy": work.plan.strategy.name,
+            "plan_sha256": work.plan.sha256,
+            "task_sha256": work.plan.task.sha256,
+            "global_model_sha256": work.row.global_model_sha256,
+        },
+        "site": work.row.site,
+        "dataset_sha256": built.dataset.content_sha256,
+        "dataset_counts": built.dataset.counts,
+    }
+
+
+def record(session: Session, work: Work, exported: Exported, metrics: dict[str, Any]) -> CandidateModel:
+    """Return the run's candidate row with these figures; a run has one."""
+    statement = select(CandidateModel).where(CandidateModel.run_id == work.plan.run_id)
+    candidate = session.scalar(statement)
+    if candidate is None:
+        candidate = CandidateModel(id=new_id(), run_id=work.plan.run_id, round_id=work.row.id)
+        session.add(candidate)
+    candidate.round_id = work.row.id
+    candidate.package_sha256 = exported.package_sha256
+    candidate.parity_max_abs = exported.parity_max_abs
+    candidate.metrics = metrics
+    return candidate
+
+
+def _scratch(zone: ResearchZone) -> Path:
+    folder = zone.root / "federation" / "exports"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{new_id()}")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)

@@ -1,0 +1,193 @@
+"""A round's work in the research worker: train and keep the update, or evaluate and export the model.
+
+The row is done in the very transaction that names the output, so a round that is worked on twice, by two
+deliveries or after a worker's death, has one update and is counted once.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from appliance import datasets, logs
+from appliance.db.engine import reading, writing
+from appliance.db.research import Protocol, ProtocolState, Round
+from appliance.errors import ApplianceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sqlalchemy.orm import Session
+
+    from appliance.node import ResearchZone
+    from appliance.work import Claim
+    from trainer.federation.plan import Plan
+    from trainer.weights_io import Weights
+
+ROUND_TRAINED: Final = "round.trained"
+MODEL_EXPORTED: Final = "model.exported"
+TRAIN: Final = "train"
+FINALIZE: Final = "finalize"
+BEAT_EVERY_S: Final = 1.0
+
+_LOG = logs.logger(__name__)
+
+
+class RoundError(ApplianceError):
+    """A round that cannot be worked on, now or later."""
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """All that a round needs, checked: the row as claimed, its approved plan, the global model."""
+
+    row: Round
+    plan: Plan
+    weights: Weights
+
+
+@dataclass
+class Heartbeat:
+    """Renews the claim's lease as work proceeds, at most once a second; raises when the lease was lost."""
+
+    claim: Claim
+    beaten: float = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Report progress."""
+        if done < total and time.monotonic() - self.beaten < BEAT_EVERY_S:
+            return
+        self.claim.heartbeat({"stage": stage, "done": done, "total": total})
+        self.beaten = time.monotonic()
+
+
+def run_round(zone: ResearchZone, claim: Claim) -> None:
+    """Do a claimed round: kind ``train`` or ``finalize``.
+
+    What no second try could mend (a withdrawn protocol, a model that does not fit, no usable case) makes the
+    row dead with its reason; anything else is left to the claim, which tries again.
+    """
+    from trainer.errors import TrainerError  # noqa: PLC0415
+
+    progress = Heartbeat(claim)
+    progress("load", 0, 1)
+    try:
+        work = _load(zone, claim.row_id)
+        _prepare_process(zone)
+        progress("load", 1, 1)
+        _KINDS[work.row.kind](zone, claim, work, progress)
+    except (RoundError, TrainerError) as error:
+        claim.die(logs.safe_reason(error))
+
+
+def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) -> None:
+    from trainer import weights_io  # noqa: PLC0415 - torch loads here
+    from trainer.local_round import local_round  # noqa: PLC0415
+    from trainer.simulation import round_seed  # noqa: PLC0415
+
+    plan, row = work.plan, work.row
+    built = datasets.build(zone, plan.task, progress)
+    update = local_round(
+        plan.task,
+        work.weights,
+        built.dataset,
+        strategy=plan.strategy.name,
+        strategy_parameters=plan.strategy.parameters,
+        seed=round_seed(plan.seed, row.site, row.number),
+        progress=progress,
+    )
+    # An attempt's own file: one that lost its lease cannot replace what the row names.
+    relative = f"federation/updates/{row.id}-{claim.row.attempts}.safetensors"
+    digest = weights_io.save(zone.root / relative, update.delta)
+    with writing(zone.engine) as session:
+        stored = _again(session, row.id)
+        stored.output_path = relative
+        stored.output_sha256 = digest
+        stored.dataset_version_id = built.version_id
+        stored.samples = update.samples
+        stored.metrics = update.metrics.to_json()
+        stored.train_seconds = update.train_seconds
+        session.flush()
+        body = {
+            "dataset_version_id": built.version_id,
+            "global_model_sha256": row.global_model_sha256,
+            "update_sha256": digest,
+            "samples": update.samples,
+        }
+        zone.ledger.append(session, kind=ROUND_TRAINED, subject_id=row.id, body=body)
+        claim.finish(session)
+    _remove_other_attempts(zone.root / relative, row.id)
+    _LOG.info(ROUND_TRAINED, round_id=row.id, samples=update.samples, seconds=update.train_seconds)
+
+
+def _finalize(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) -> None:
+    from appliance import packaging  # noqa: PLC0415
+    from trainer.local_round import evaluate  # noqa: PLC0415 - torch loads here
+
+    plan, row = work.plan, work.row
+    built = datasets.build(zone, plan.task, progress)
+    metrics = evaluate(plan.task, work.weights, built.dataset, progress).to_json()
+    progress("export", 0, 1)
+    exported = packaging.export(zone, work, built, metrics)
+    with writing(zone.engine) as session:
+        stored = _again(session, row.id)
+        stored.dataset_version_id = built.version_id
+        stored.samples = len(built.dataset.validation)
+        stored.metrics = metrics
+        candidate = packaging.record(session, work, exported, metrics)
+        session.flush()
+        body = {"round_id": row.id, "package_sha256": exported.package_sha256}
+        zone.ledger.append(session, kind=MODEL_EXPORTED, subject_id=candidate.id, body=body)
+        claim.finish(session)
+    _LOG.info(MODEL_EXPORTED, round_id=row.id, parity_max_abs=exported.parity_max_abs)
+
+
+_KINDS: Final[dict[str, Callable[[ResearchZone, Claim, Work, Heartbeat], None]]] = {
+    TRAIN: _train,
+    FINALIZE: _finalize,
+}
+
+
+def _load(zone: ResearchZone, round_id: str) -> Work:
+    """Read the row, its plan and model; every hash must be the one that was approved and announced."""
+    from trainer import weights_io  # noqa: PLC0415
+    from trainer.federation.plan import Plan  # noqa: PLC0415
+
+    with reading(zone.engine) as session:
+        row = _again(session, round_id)
+        protocol = session.get(Protocol, row.protocol_id)
+    if row.kind not in _KINDS:
+        raise RoundError("a round of unknown kind; expected train or finalize")
+    if protocol is None or protocol.state != ProtocolState.APPROVED:
+        raise RoundError("the protocol is not approved here (any more)")
+    plan = Plan.from_json(protocol.plan)
+    if not plan.sha256 == protocol.plan_sha256 == row.plan_sha256:
+        raise RoundError("the plan differs from the one that was approved")
+    path = (zone.root / row.input_path).resolve()
+    if not path.is_relative_to(zone.root.resolve()):
+        raise RoundError("the global model lies outside the research zone")
+    weights = weights_io.load(path)
+    if weights_io.sha256(path) != row.global_model_sha256:
+        raise RoundError("the global model differs from its announced hash")
+    return Work(row, plan, weights)
+
+
+def _remove_other_attempts(kept: Path, round_id: str) -> None:
+    for path in kept.parent.glob(f"{round_id}-*.safetensors"):
+        if path != kept:
+            path.unlink(missing_ok=True)
+
+
+def _prepare_process(zone: ResearchZone) -> None:
+    from trainer.local_round import use_threads  # noqa: PLC0415
+
+    use_threads(zone.settings.training.threads)
+
+
+def _again(session: Session, round_id: str) -> Round:
+    row = session.get(Round, round_id)
+    if row is None:
+        raise RoundError("the round's row is gone")
+    return row
