@@ -17,7 +17,14 @@ from cryptography.x509.oid import NameOID
 
 from appliance.federation import policy
 from appliance.federation.errors import KitError
-from appliance.federation.provision import KIT_FILES, write_json, write_private, write_site_policies
+from appliance.federation.provision import (
+    HOST_NAME,
+    KIT_FILES,
+    SITE_NAME,
+    write_json,
+    write_private,
+    write_site_policies,
+)
 from appliance.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -25,8 +32,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_FILE_BYTES: Final = 64 * 1024
-_SITE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,39}")
-_HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,9 @@ def read_kit(path: Path) -> Kit:
         raise KitError(f"{path.name}: cannot be read; expected a kit file of 'coordinator init'") from error
     description = _description(content["kit.json"])
     site, host, port = description.get("site"), description.get("host"), description.get("port")
-    if not isinstance(site, str) or not _SITE.fullmatch(site):
+    if not isinstance(site, str) or not SITE_NAME.fullmatch(site):
         raise KitError("kit.json: site: expected 1 to 40 letters, digits or hyphens")
-    if not isinstance(host, str) or not _HOST.fullmatch(host):
+    if not isinstance(host, str) or not HOST_NAME.fullmatch(host):
         raise KitError("kit.json: host: expected a host name or address")
     if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
         raise KitError("kit.json: port: expected 1 to 65535")

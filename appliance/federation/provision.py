@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 ROOT_VALID_DAYS: Final = 3650
 KIT_FILES: Final = ("kit.json", "client.crt", "client.key", "rootCA.pem")
+SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,39}")
+HOST_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
 _DESCRIPTION: Final = "federation.json"
 
 
@@ -72,8 +75,10 @@ def create(root: Path, sites: Sequence[str], host: str = "localhost", port: int 
     ProvisioningError
         If the folder is in use, a site name is repeated, or the engine's provisioning fails.
     """
-    if len(set(sites)) != len(sites) or not sites:
-        raise ProvisioningError("sites: expected one or more different names")
+    if len(set(sites)) != len(sites) or not sites or not all(SITE_NAME.fullmatch(site) for site in sites):
+        raise ProvisioningError("sites: expected different names of 1 to 40 letters, digits or hyphens")
+    if not HOST_NAME.fullmatch(host):
+        raise ProvisioningError("host: expected a host name or an IPv4 address")
     if root.exists() and any(root.iterdir()):
         raise ProvisioningError(f"{root}: not empty; expected a new folder")
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -162,12 +167,12 @@ def _engine_provision(folder: Path, federation: Federation) -> Path:
 
     project = Project(policy.PROJECT, "Cloister federation", props={"api_version": 3})
     organization = policy.ORGANIZATION
-    people = [
-        Participant("server", federation.host, organization, {"fed_learn_port": federation.port}),
-        Participant("admin", policy.ADMIN, organization, {"role": policy.ADMIN_ROLE}),
-    ]
-    people += [Participant("client", site, organization) for site in federation.sites]
     try:
+        people = [
+            Participant("server", federation.host, organization, {"fed_learn_port": federation.port}),
+            Participant("admin", policy.ADMIN, organization, {"role": policy.ADMIN_ROLE}),
+        ]
+        people += [Participant("client", site, organization) for site in federation.sites]
         for participant in people:
             project.add_participant(participant)
         builders = [
