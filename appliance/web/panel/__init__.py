@@ -1,0 +1,1 @@
+"""Panel pages: one file a page, a query that returns a view and a function that draws it."""

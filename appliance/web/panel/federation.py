@@ -1,0 +1,322 @@
+"""Federation: protocols that ask to run here, the runs, and the receipts of what left the building."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import select
+
+from appliance.auth.rights import Right
+from appliance.db.clinical import User
+from appliance.db.engine import reading
+from appliance.web.panel import research
+from appliance.web.panel.markup import DASH, count, el, join, size, when
+from appliance.web.panel.page import Action, Drawing, Page, Query
+from appliance.web.panel.parts import (
+    Ask,
+    Column,
+    badge,
+    button,
+    card,
+    code,
+    facts,
+    link,
+    meter,
+    nothing,
+    page_head,
+    stack,
+    table,
+)
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+    from appliance.federation import views
+    from appliance.web.desk import Desk, Viewer
+
+RECEIPTS: Final = 50
+
+
+@dataclass(frozen=True)
+class FederationView:
+    """The site's part in federations; ``reachable`` is false when the research zone does not answer."""
+
+    reachable: bool
+    site: str
+    enabled: bool
+    summary: views.Summary | None
+    protocols: tuple[views.ProtocolView, ...]
+    runs: tuple[views.RunView, ...]
+    receipts: tuple[views.ReceiptView, ...]
+    people: Mapping[str, str]
+    can_decide: bool
+
+
+def load(desk: Desk, viewer: Viewer, query: Query) -> FederationView:
+    """Ask the research zone."""
+    del query
+    client = desk.research
+    found = research.ask(
+        lambda: (client.summary(), client.protocols(), client.runs(), client.receipts(limit=RECEIPTS))
+    )
+    with reading(desk.zone.engine) as session:
+        people = {user.id: user.name for user in session.scalars(select(User))}
+    decides = Right.APPROVE_PROTOCOL in viewer.rights
+    settings = desk.settings.federation
+    if found is None:
+        return FederationView(
+            reachable=False,
+            site=settings.site,
+            enabled=settings.enabled,
+            summary=None,
+            protocols=(),
+            runs=(),
+            receipts=(),
+            people=people,
+            can_decide=decides,
+        )
+    summary, protocols, runs, receipts = found
+    return FederationView(
+        reachable=True,
+        site=summary.site,
+        enabled=summary.federation_enabled,
+        summary=summary,
+        protocols=tuple(protocols),
+        runs=tuple(run for run in runs if run.rounds),
+        receipts=tuple(receipts),
+        people=people,
+        can_decide=decides,
+    )
+
+
+def draw(view: FederationView, viewer: Viewer) -> Drawing:
+    """Draw protocols, runs and receipts."""
+    del viewer
+    lead = f"This site is {view.site}. " + (
+        "A protocol runs here only after a person has approved exactly its plan."
+        if view.enabled
+        else "The federation is switched off; see federation.enabled in the configuration."
+    )
+    if not view.reachable:
+        return {"head": page_head("Federation", lead=lead), "body": research.away()}
+    return {
+        "head": page_head("Federation", lead=lead),
+        "cohort": _cohort(view),
+        "protocols": card("Protocols", _protocols(view)),
+        "runs": card("Runs", _runs(view)),
+        "receipts": card(
+            "What left the building", _receipts(view), aside="one signed receipt for each round"
+        ),
+    }
+
+
+def _cohort(view: FederationView) -> Markup:
+    summary = view.summary
+    if summary is None:
+        return el("div")
+    labels = ", ".join(f"{label.name}: {label.positive} yes, {label.negative} no" for label in summary.labels)
+    rows: list[tuple[str, object]] = [
+        (
+            "De-identified",
+            f"{count(summary.instances, 'instance')} of {count(summary.subjects, 'person', 'people')}",
+        ),
+        ("Opted out", summary.opted_out),
+        ("Labels", labels or "none yet: cloister labels import FILE.csv"),
+        ("Last crossing", when(summary.last_import_at)),
+    ]
+    return card("Research data here", facts(rows))
+
+
+def _protocols(view: FederationView) -> Markup:
+    if not view.protocols:
+        return nothing(
+            "No protocol has asked to run here.",
+            "When the coordinator submits a run, its plan appears here for a person to approve or refuse.",
+        )
+    return join(_protocol(row, view) for row in view.protocols)
+
+
+def _protocol(row: views.ProtocolView, view: FederationView) -> Markup:
+    enough = row.cohort >= row.minimum_cohort
+    cohort = badge(
+        "ok", tone="ok" if enough else "warn", text=f"{row.cohort} here, {row.minimum_cohort} needed"
+    )
+    decided = view.people.get(row.decided_by or "", row.decided_by)
+    rows: list[tuple[str, object]] = [
+        ("Learns", f"{row.label} on {', '.join(row.modalities) or 'any modality'} with {row.network}"),
+        ("Cohort", cohort),
+        ("Rounds", f"{row.total_rounds} by {row.strategy}, at least {count(row.min_sites, 'site')}"),
+        ("Expires", when(row.expires_at)),
+        ("Plan", code(row.plan_sha256, length=16)),
+    ]
+    if row.decided_at is not None:
+        rows.append(
+            ("Decided", stack(join((when(row.decided_at), f" by {decided}" if decided else "")), row.reason))
+        )
+    head = el("div", badge(row.state), el("h3", row.name), _decisions(row, view), class_="buttons")
+    whole = el(
+        "details",
+        el("summary", "The whole plan"),
+        el("pre", el("code", json.dumps(row.plan, indent=2, ensure_ascii=False)), class_="plan"),
+        id=f"plan-{row.id}",
+    )
+    return el("article", head, facts(rows), whole, class_="protocol")
+
+
+def _decisions(row: views.ProtocolView, view: FederationView) -> Markup | None:
+    if not view.can_decide:
+        return None
+    approve = button(
+        "approve",
+        "Approve",
+        described=row.name,
+        style="primary",
+        id=row.id,
+        ask=Ask(
+            f"Approve {row.name}? This site then trains in up to {row.total_rounds} rounds; "
+            "only bounded, signed model updates leave."
+        ),
+    )
+    refuse = button(
+        "refuse",
+        "Refuse",
+        described=row.name,
+        style="danger",
+        id=row.id,
+        ask=Ask(f"Refuse {row.name}?", "Reason"),
+    )
+    suspend = button(
+        "suspend",
+        "Suspend",
+        described=row.name,
+        style="danger",
+        id=row.id,
+        ask=Ask(f"Suspend {row.name}? No further round runs here.", "Reason"),
+    )
+    offered = {
+        "pending": (approve, refuse),
+        "approved": (suspend,),
+        "suspended": (approve, refuse),
+        "refused": (),
+    }
+    return el("span", offered.get(row.state, ()), class_="buttons")
+
+
+def _runs(view: FederationView) -> Markup:
+    columns = (
+        Column("Run", "wide"),
+        Column("Progress", "wide"),
+        Column("AUC here", "number"),
+        Column("Strategy", "tight"),
+        Column("Protocol", "tight"),
+        Column("Last activity", "tight"),
+    )
+    rows = [
+        (
+            stack(link(f"/federation/runs/{row.run_id}", row.name), el("small", row.run_id)),
+            meter(
+                "Rounds",
+                row.finished_rounds / max(1, row.total_rounds),
+                f"{row.finished_rounds} of {row.total_rounds}",
+            ),
+            last_auc(row),
+            row.strategy,
+            badge(row.protocol_state),
+            when(row.last_activity_at),
+        )
+        for row in view.runs
+    ]
+    empty = nothing(
+        "No round has run here yet.",
+        "Rounds begin once a protocol is approved and the coordinator starts the run.",
+    )
+    return table("Runs", columns, rows, empty=empty)
+
+
+def last_auc(row: views.RunView) -> str:
+    """Return the newest area under the curve on this site's held-out cases."""
+    known = [found for one in row.rounds if (found := interval(one.metrics, "auc")) is not None]
+    return f"{known[-1][0]:.3f}" if known else DASH
+
+
+def interval(metrics: Mapping[str, Any], name: str) -> tuple[float, float, float] | None:
+    """Return estimate, lower and upper bound of a figure; None when it is not there."""
+    value = metrics.get(name)
+    if not isinstance(value, Mapping):
+        return None
+    numbers = [value.get(key) for key in ("estimate", "low", "high")]
+    if not all(isinstance(number, int | float) for number in numbers):
+        return None
+    estimate, low, high = (float(number) for number in numbers if number is not None)
+    return estimate, low, high
+
+
+def _receipts(view: FederationView) -> Markup:
+    return receipts_table(
+        view.receipts, nothing("Nothing has left the building.", "Each round leaves a signed receipt here.")
+    )
+
+
+def receipts_table(receipts: tuple[views.ReceiptView, ...], empty: Markup) -> Markup:
+    """Draw receipts, the newest first."""
+    columns = (
+        Column("Round", "wide"),
+        Column("What left", "wide"),
+        Column("Size", "number"),
+        Column("Learned from", "number"),
+        Column("Receipt", "tight"),
+        Column("Signed", "tight"),
+    )
+    rows = [
+        (
+            stack(
+                join((link(f"/federation/runs/{row.run_id}", row.run_id), f" · round {row.number}")),
+                el("small", "evaluation" if row.kind == "finalize" else "training"),
+            ),
+            _what_left(row.body),
+            size(row.size_bytes),
+            count(row.samples, "case"),
+            stack(
+                badge("ok", tone="ok", text="genuine")
+                if row.genuine
+                else badge("bad", tone="bad", text="not genuine"),
+                code(row.body_sha256),
+            ),
+            when(row.created_at),
+        )
+        for row in receipts
+    ]
+    return table("Receipts", columns, rows, empty=empty)
+
+
+def _what_left(body: Mapping[str, Any]) -> Markup:
+    tensors, metrics = body.get("tensor_names") or [], body.get("metric_names") or []
+    update = f"a difference of {count(len(tensors), 'tensor')}" if tensors else "no tensors"
+    figures = f"and {count(len(metrics), 'figure')}: {', '.join(map(str, metrics))}" if metrics else ""
+    return stack(update, el("small", figures) if figures else None)
+
+
+def _decide(decision: str, said: str) -> Action:
+    def run(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
+        reason = fields.get("reason", "").strip() or None
+        research.act(lambda: desk.research.decide(fields.get("id", ""), decision, viewer.user_id, reason))
+        return said
+
+    return Action(Right.APPROVE_PROTOCOL, run)
+
+
+PAGE: Final = Page(
+    path="/federation",
+    title="Federation",
+    right=Right.VIEW,
+    load=load,
+    draw=draw,
+    actions={
+        "approve": _decide("approve", "Approved: rounds of this plan run here from now on."),
+        "refuse": _decide("refuse", "Refused."),
+        "suspend": _decide("suspend", "Suspended: no further round runs here."),
+    },
+)

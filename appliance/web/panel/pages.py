@@ -1,0 +1,42 @@
+"""All pages of the panel, in one tuple."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.web.panel import (
+    federation,
+    home,
+    jobs,
+    ledger,
+    model,
+    models,
+    peers,
+    quarantine,
+    result,
+    results,
+    run,
+    studies,
+    study,
+    users,
+)
+
+if TYPE_CHECKING:
+    from appliance.web.panel.page import Page
+
+PAGES: Final[tuple[Page[Any], ...]] = (
+    home.PAGE,
+    studies.PAGE,
+    study.PAGE,
+    results.PAGE,
+    result.PAGE,
+    federation.PAGE,
+    run.PAGE,
+    models.PAGE,
+    model.PAGE,
+    jobs.PAGE,
+    quarantine.PAGE,
+    peers.PAGE,
+    ledger.PAGE,
+    users.PAGE,
+)

@@ -1,0 +1,206 @@
+"""Quarantine: what was stopped, why, and a person's review."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import ColumnElement, func, select
+
+from appliance.auth.rights import Right
+from appliance.db.base import now
+from appliance.db.clinical import QuarantineItem
+from appliance.db.engine import reading, writing
+from appliance.web.panel import study_rows
+from appliance.web.panel.markup import DASH, el, when
+from appliance.web.panel.page import Action, ActionRefusedError, Drawing, Page, Query
+from appliance.web.panel.parts import (
+    Ask,
+    Column,
+    badge,
+    button,
+    filters,
+    link,
+    nothing,
+    page_head,
+    pager,
+    select_field,
+    stack,
+    table,
+    url,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from markupsafe import Markup
+
+    from appliance.web.desk import Desk, Viewer
+
+PAGE_SIZE: Final = 50
+REVIEWED: Final = "quarantine.reviewed"
+
+
+@dataclass(frozen=True)
+class ItemRow:
+    """Something that was stopped."""
+
+    id: str
+    stage: str
+    reason_code: str
+    reason: str
+    study_id: str | None
+    calling_ae_title: str
+    created_at: datetime
+    resolved_at: datetime | None
+
+
+@dataclass(frozen=True)
+class QuarantineView:
+    """One page of items, and how many there are by reason."""
+
+    rows: tuple[ItemRow, ...]
+    reasons: tuple[tuple[str, int], ...]
+    open_total: int
+    page: int
+    pages: int
+    show: str
+    reason_code: str
+    can_review: bool
+
+
+def load(desk: Desk, viewer: Viewer, query: Query) -> QuarantineView:
+    """Read one page of items, newest first."""
+    show = "all" if query.text("show") == "all" else "open"
+    reason_code = query.text("reason", length=48)
+    unresolved = QuarantineItem.resolved_at.is_(None)
+    conditions: list[ColumnElement[bool]] = [] if show == "all" else [unresolved]
+    if reason_code:
+        conditions.append(QuarantineItem.reason_code == reason_code)
+    with reading(desk.zone.engine) as session:
+        total = session.scalar(select(func.count()).select_from(QuarantineItem).where(*conditions)) or 0
+        pages = max(1, -(-total // PAGE_SIZE))
+        page = min(query.number("page"), pages)
+        items = session.scalars(
+            select(QuarantineItem)
+            .where(*conditions)
+            .order_by(QuarantineItem.created_at.desc(), QuarantineItem.id)
+            .limit(PAGE_SIZE)
+            .offset((page - 1) * PAGE_SIZE)
+        ).all()
+        reasons = session.execute(
+            select(QuarantineItem.reason_code, func.count())
+            .where(unresolved)
+            .group_by(QuarantineItem.reason_code)
+            .order_by(func.count().desc())
+        ).all()
+    return QuarantineView(
+        rows=tuple(
+            ItemRow(
+                id=item.id,
+                stage=item.stage,
+                reason_code=item.reason_code,
+                reason=item.reason,
+                study_id=item.study_id,
+                calling_ae_title=item.calling_ae_title,
+                created_at=item.created_at,
+                resolved_at=item.resolved_at,
+            )
+            for item in items
+        ),
+        reasons=tuple((str(code), int(number)) for code, number in reasons),
+        open_total=sum(int(number) for _, number in reasons),
+        page=page,
+        pages=pages,
+        show=show,
+        reason_code=reason_code,
+        can_review=Right.REVIEW_QUARANTINE in viewer.rights,
+    )
+
+
+def draw(view: QuarantineView, viewer: Viewer) -> Drawing:
+    """Draw filters and list."""
+    del viewer
+    form = filters(
+        "/quarantine",
+        select_field("show", "Show", [("open", "Open items"), ("all", "All items")], view.show),
+        select_field(
+            "reason",
+            "Reason",
+            [("", "All reasons"), *((code, f"{code} ({number})") for code, number in view.reasons)],
+            view.reason_code,
+        ),
+    )
+    lead = "What the node could not judge stays inside, with the reason, until a person has looked at it."
+    return {
+        "head": page_head("Quarantine", el("span", f"{view.open_total} open", class_="muted"), lead=lead),
+        "filter": form,
+        "list": el(
+            "div",
+            _table(view),
+            pager("/quarantine", view.page, view.pages, show=view.show, reason=view.reason_code),
+            class_="alone",
+        ),
+    }
+
+
+def _table(view: QuarantineView) -> Markup:
+    columns = (
+        Column("Reason", "wide"),
+        Column("Stage", "tight"),
+        Column("Study", "tight"),
+        Column("From", "tight"),
+        Column("Since", "tight"),
+        Column("State", "tight"),
+        Column("", "tight"),
+    )
+    rows = [
+        (
+            stack(row.reason, el("small", row.reason_code)),
+            row.stage,
+            link(f"/studies/{row.study_id}", study_rows.study_name(row.study_id)) if row.study_id else DASH,
+            row.calling_ae_title or DASH,
+            when(row.created_at),
+            badge("reviewed" if row.resolved_at else "open"),
+            _review_button(row) if view.can_review and row.resolved_at is None else None,
+        )
+        for row in view.rows
+    ]
+    if view.show == "open" and not view.reason_code:
+        empty = nothing(
+            "Nothing is in quarantine.", link(url("/quarantine", show="all"), "Show reviewed items")
+        )
+    else:
+        empty = nothing("No item matches.", link("/quarantine", "Show open items"))
+    return table("Quarantined items", columns, rows, empty=empty)
+
+
+def _review_button(row: ItemRow) -> Markup:
+    ask = Ask("Mark this item as reviewed? It stays inside and is recorded in the ledger as seen by you.")
+    return el(
+        "div",
+        button("review", "Mark reviewed", ask=ask, id=row.id, described=row.reason_code),
+        class_="buttons",
+    )
+
+
+def review(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
+    """Mark an item as seen by a person."""
+    with writing(desk.zone.engine) as session:
+        item = session.get(QuarantineItem, fields.get("id", ""))
+        if item is None or item.resolved_at is not None:
+            raise ActionRefusedError("This item is gone or was reviewed already.")
+        item.resolved_at = now()
+        desk.zone.ledger.append(session, kind=REVIEWED, subject_id=item.id, actor=viewer.user_id)
+    return "Marked as reviewed."
+
+
+PAGE: Final = Page(
+    path="/quarantine",
+    title="Quarantine",
+    right=Right.VIEW,
+    load=load,
+    draw=draw,
+    actions={"review": Action(Right.REVIEW_QUARANTINE, review)},
+)

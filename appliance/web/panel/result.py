@@ -1,0 +1,212 @@
+"""One result: the picture as the reading room sees it, what was found, where it was sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import select
+
+from appliance.auth.rights import Right
+from appliance.db.clinical import Delivery, ModelVersion, Peer, Result, Study, StudyRevision
+from appliance.db.engine import reading
+from appliance.web.panel import study_rows
+from appliance.web.panel.markup import DASH, el, when
+from appliance.web.panel.page import Drawing, NotThereError, Page, Query
+from appliance.web.panel.parts import (
+    Column,
+    badge,
+    card,
+    code,
+    facts,
+    grid,
+    link,
+    nothing,
+    page_head,
+    stack,
+    table,
+)
+from appliance.web.panel.results import finding_name, is_positive
+from appliance.web.panel.study import kind_name
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from markupsafe import Markup
+
+    from appliance.web.desk import Desk, Viewer
+
+
+@dataclass(frozen=True)
+class DeliveryRow:
+    """The result on its way to one destination."""
+
+    peer: str
+    state: str
+    reason: str | None
+    delivered_at: datetime | None
+
+
+@dataclass(frozen=True)
+class ResultView:
+    """One result."""
+
+    id: str
+    kind: str
+    study_id: str
+    identity: study_rows.Identity | None
+    revision: int
+    model_id: str
+    model: str
+    model_state: str
+    package_sha256: str
+    finding: str
+    finding_code: str
+    probability: float | None
+    threshold: float | None
+    positive: bool | None
+    shadow: bool
+    superseded: bool
+    sop_instance_uid: str | None
+    created_at: datetime
+    deliveries: tuple[DeliveryRow, ...]
+    siblings: tuple[tuple[str, str], ...]  # id, kind
+    picture_id: str | None
+
+
+def load(desk: Desk, viewer: Viewer, query: Query) -> ResultView:
+    """Read one result."""
+    with reading(desk.zone.engine) as session:
+        result = session.get(Result, query.text("result_id"))
+        if result is None:
+            raise NotThereError("result: no such row")
+        study = session.get_one(Study, result.study_id)
+        model = session.get_one(ModelVersion, result.model_version_id)
+        family = session.scalars(
+            select(Result)
+            .where(Result.study_revision_id == result.study_revision_id, Result.model_version_id == model.id)
+            .order_by(Result.kind)
+        ).all()
+        deliveries = session.execute(
+            select(Delivery, Peer.name)
+            .join(Peer, Delivery.peer_id == Peer.id)
+            .where(Delivery.result_id == result.id)
+        )
+        threshold = result.finding.get("threshold")
+        return ResultView(
+            id=result.id,
+            kind=result.kind,
+            study_id=study.id,
+            identity=study_rows.identity(study, viewer),
+            revision=session.get_one(StudyRevision, result.study_revision_id).number,
+            model_id=model.id,
+            model=f"{model.name} {model.version}",
+            model_state=model.state,
+            package_sha256=model.package_sha256,
+            finding=finding_name(result.finding),
+            finding_code=" ".join(
+                str(result.finding[key]) for key in ("scheme", "code") if result.finding.get(key)
+            ),
+            probability=result.probability,
+            threshold=float(threshold) if isinstance(threshold, int | float) else None,
+            positive=is_positive(result),
+            shadow=result.shadow,
+            superseded=result.superseded,
+            sop_instance_uid=result.sop_instance_uid if Right.VIEW_IDENTITY in viewer.rights else None,
+            created_at=result.created_at,
+            deliveries=tuple(
+                DeliveryRow(name, delivery.state, delivery.reason, delivery.delivered_at)
+                for delivery, name in deliveries
+            ),
+            siblings=tuple((one.id, one.kind) for one in family if one.id != result.id),
+            picture_id=next((one.id for one in family if one.kind == "sc"), None),
+        )
+
+
+def draw(view: ResultView, viewer: Viewer) -> Drawing:
+    """Draw picture and facts side by side."""
+    del viewer
+    marks = [badge("shadow")] if view.shadow else []
+    if view.superseded:
+        marks.append(badge("superseded"))
+    return {
+        "head": page_head(
+            study_rows.title(view.identity, view.study_id),
+            *marks,
+            lead=f"{kind_name(view.kind)} by {view.model}. Research use only, never a diagnosis.",
+            back=("/results", "Results"),
+        ),
+        "body": grid(
+            _picture(view),
+            el("div", _finding(view), _deliveries(view), _origin(view), class_="column"),
+            class_="wide-left",
+        ),
+    }
+
+
+def _picture(view: ResultView) -> Markup:
+    if view.picture_id is None:
+        return card("Picture", nothing("This result has no picture."))
+    alternative = f"Secondary Capture: {view.finding}"
+    if view.probability is not None:
+        alternative += f", probability {view.probability:.2f}"
+    image = el("img", src=f"/results/{view.picture_id}/picture.png", alt=alternative)
+    return card("Picture", el("div", image, class_="picture"))
+
+
+def _finding(view: ResultView) -> Markup:
+    verdict = None
+    if view.positive is not None:
+        verdict = (
+            badge("above threshold", tone="warn") if view.positive else badge("below threshold", tone="idle")
+        )
+    rows: list[tuple[str, object]] = [
+        ("Finding", stack(view.finding, el("small", view.finding_code) if view.finding_code else None)),
+        ("Probability", stack(DASH if view.probability is None else f"{view.probability:.3f}", verdict)),
+        ("Threshold", DASH if view.threshold is None else f"{view.threshold:.3f}"),
+    ]
+    return card("Finding", facts(rows))
+
+
+def _origin(view: ResultView) -> Markup:
+    rows: list[tuple[str, object]] = [
+        ("Study", link(f"/studies/{view.study_id}", study_rows.title(view.identity, view.study_id))),
+        ("Revision", view.revision),
+        ("Model", stack(link(f"/models/{view.model_id}", view.model), badge(view.model_state))),
+        ("Package", code(view.package_sha256, length=16)),
+        ("Made", when(view.created_at, seconds=True)),
+        (
+            "Also made",
+            stack(*(link(f"/results/{id_}", kind_name(kind)) for id_, kind in view.siblings))
+            if view.siblings
+            else DASH,
+        ),
+    ]
+    if view.sop_instance_uid:
+        rows.append(("SOP Instance UID", code(view.sop_instance_uid, length=64)))
+    return card("Origin", facts(rows))
+
+
+def _deliveries(view: ResultView) -> Markup:
+    if view.shadow:
+        return card(
+            "Delivery", el("p", "Shadow results are compared here and never delivered.", class_="muted")
+        )
+    columns = (Column("To", "tight"), Column("State", "wide"), Column("Delivered", "tight"))
+    rows = [
+        (
+            row.peer,
+            stack(badge(row.state), el("small", row.reason) if row.reason else None),
+            when(row.delivered_at),
+        )
+        for row in view.deliveries
+    ]
+    empty = nothing(
+        "It was sent nowhere.", "Mark a peer as a destination under ", link("/peers", "Peers"), "."
+    )
+    return card("Delivery", table("Delivery", columns, rows, empty=empty))
+
+
+PAGE: Final = Page(
+    path="/results/{result_id}", title="Result", right=Right.VIEW, load=load, draw=draw, menu="/results"
+)

@@ -1,0 +1,421 @@
+"""One study: its series, its revisions and where each went, what was stopped and why, its results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import func, select
+
+from appliance.auth.rights import Right
+from appliance.db.clinical import (
+    ClinicalJob,
+    Delivery,
+    Instance,
+    ModelVersion,
+    Peer,
+    QuarantineItem,
+    Result,
+    Series,
+    Study,
+    StudyRevision,
+)
+from appliance.db.engine import reading
+from appliance.web.panel import study_rows
+from appliance.web.panel.markup import DASH, count, el, size, when
+from appliance.web.panel.page import Drawing, NotThereError, Page, Query
+from appliance.web.panel.parts import (
+    Column,
+    badge,
+    card,
+    code,
+    facts,
+    grid,
+    link,
+    nothing,
+    page_head,
+    stack,
+    table,
+)
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from markupsafe import Markup
+    from sqlalchemy.orm import Session
+
+    from appliance.web.desk import Desk, Viewer
+
+
+@dataclass(frozen=True)
+class SeriesRow:
+    """A series of the study."""
+
+    id: str
+    modality: str
+    body_part_examined: str
+    instance_count: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """A job on a revision: where the revision went."""
+
+    kind: str
+    state: str
+    attempts: int
+    reason: str | None
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
+class RevisionRow:
+    """A revision of the study."""
+
+    id: str
+    number: int
+    instance_count: int
+    assembled_at: datetime
+    rules: tuple[str, ...]
+    deidentification_state: str
+    released_count: int
+    quarantined_count: int
+    steps: tuple[StepRow, ...]
+
+
+@dataclass(frozen=True)
+class StoppedRow:
+    """Something of the study that lies in quarantine."""
+
+    id: str
+    stage: str
+    reason_code: str
+    reason: str
+    created_at: datetime
+    resolved_at: datetime | None
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """A result on the study and where it was delivered."""
+
+    id: str
+    kind: str
+    model: str
+    probability: float | None
+    shadow: bool
+    superseded: bool
+    created_at: datetime
+    deliveries: tuple[tuple[str, str, str | None], ...]  # peer, state, reason
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """Everything that is known of a study."""
+
+    id: str
+    identity: study_rows.Identity | None
+    modalities: str
+    calling_ae_title: str
+    state: str
+    reason: str | None
+    instance_count: int
+    first_received_at: datetime
+    last_received_at: datetime
+    series: tuple[SeriesRow, ...]
+    revisions: tuple[RevisionRow, ...]
+    stopped: tuple[StoppedRow, ...]
+    results: tuple[ResultRow, ...]
+
+
+def load(desk: Desk, viewer: Viewer, query: Query) -> StudyView:
+    """Read one study."""
+    with reading(desk.zone.engine) as session:
+        study = session.get(Study, query.text("study_id"))
+        if study is None:
+            raise NotThereError("study: no such row")
+        return StudyView(
+            id=study.id,
+            identity=study_rows.identity(study, viewer),
+            modalities=study_rows.modalities(study.modalities),
+            calling_ae_title=study.calling_ae_title,
+            state=study.state,
+            reason=study.reason,
+            instance_count=study.instance_count,
+            first_received_at=study.first_received_at,
+            last_received_at=study.last_received_at,
+            series=_series(session, study.id),
+            revisions=_revisions(session, study.id),
+            stopped=_stopped(session, study.id),
+            results=_results(session, study.id),
+        )
+
+
+def _series(session: Session, study_id: str) -> tuple[SeriesRow, ...]:
+    statement = (
+        select(Series, func.count(Instance.id), func.coalesce(func.sum(Instance.size_bytes), 0))
+        .outerjoin(Instance)
+        .where(Series.study_id == study_id)
+        .group_by(Series.id)
+        .order_by(Series.modality, Series.id)
+    )
+    return tuple(
+        SeriesRow(series.id, series.modality, series.body_part_examined, int(number), int(total))
+        for series, number, total in session.execute(statement)
+    )
+
+
+def _revisions(session: Session, study_id: str) -> tuple[RevisionRow, ...]:
+    revisions = session.scalars(
+        select(StudyRevision).where(StudyRevision.study_id == study_id).order_by(StudyRevision.number.desc())
+    ).all()
+    jobs = session.scalars(
+        select(ClinicalJob)
+        .where(ClinicalJob.subject_id.in_([revision.id for revision in revisions]))
+        .order_by(ClinicalJob.created_at)
+    ).all()
+    return tuple(
+        RevisionRow(
+            id=revision.id,
+            number=revision.number,
+            instance_count=revision.instance_count,
+            assembled_at=revision.assembled_at,
+            rules=_rule_names(revision.rule_outcome),
+            deidentification_state=revision.deidentification_state,
+            released_count=revision.released_count,
+            quarantined_count=revision.quarantined_count,
+            steps=tuple(
+                StepRow(job.kind, job.state, job.attempts, job.reason, job.updated_at)
+                for job in jobs
+                if job.subject_id == revision.id
+            ),
+        )
+        for revision in revisions
+    )
+
+
+def _rule_names(outcome: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(str(name) for name in outcome.get("rules", []))
+
+
+def _stopped(session: Session, study_id: str) -> tuple[StoppedRow, ...]:
+    items = session.scalars(
+        select(QuarantineItem)
+        .where(QuarantineItem.study_id == study_id)
+        .order_by(QuarantineItem.created_at.desc())
+        .limit(200)
+    )
+    return tuple(
+        StoppedRow(item.id, item.stage, item.reason_code, item.reason, item.created_at, item.resolved_at)
+        for item in items
+    )
+
+
+def _results(session: Session, study_id: str) -> tuple[ResultRow, ...]:
+    rows = session.execute(
+        select(Result, ModelVersion)
+        .join(ModelVersion, Result.model_version_id == ModelVersion.id)
+        .where(Result.study_id == study_id)
+        .order_by(Result.created_at.desc())
+    ).all()
+    sent = session.execute(
+        select(Delivery, Peer.name)
+        .join(Peer, Delivery.peer_id == Peer.id)
+        .where(Delivery.result_id.in_([result.id for result, _ in rows]))
+    ).all()
+    return tuple(
+        ResultRow(
+            id=result.id,
+            kind=result.kind,
+            model=f"{model.name} {model.version}",
+            probability=result.probability,
+            shadow=result.shadow,
+            superseded=result.superseded,
+            created_at=result.created_at,
+            deliveries=tuple(
+                (name, delivery.state, delivery.reason)
+                for delivery, name in sent
+                if delivery.result_id == result.id
+            ),
+        )
+        for result, model in rows
+    )
+
+
+def draw(view: StudyView, viewer: Viewer) -> Drawing:
+    """Draw the study."""
+    del viewer
+    title = (view.identity.patient_name if view.identity else "") or study_rows.study_name(view.id)
+    return {
+        "head": page_head(title, badge(view.state), lead=view.reason, back=("/studies", "Studies")),
+        "body": grid(
+            el("div", _journey(view), _result_card(view), _quarantine(view), class_="column"),
+            el("div", _facts(view), _series_card(view), class_="column"),
+            class_="wide-left",
+        ),
+    }
+
+
+def _facts(view: StudyView) -> Markup:
+    rows: list[tuple[str, object]] = []
+    if view.identity is not None:
+        rows += [
+            ("Patient ID", view.identity.patient_id or DASH),
+            ("Issuer", view.identity.issuer_of_patient_id or DASH),
+            ("Study date", view.identity.study_date or DASH),
+            ("Description", view.identity.study_description or DASH),
+            ("Study UID", code(view.identity.study_instance_uid, length=64)),
+        ]
+    rows += [
+        ("Modality", view.modalities or DASH),
+        ("Sent by", view.calling_ae_title or DASH),
+        ("Instances", view.instance_count),
+        ("First received", when(view.first_received_at, seconds=True)),
+        ("Last received", when(view.last_received_at, seconds=True)),
+        ("Row", code(view.id, length=32)),
+    ]
+    hidden = el("p", "Patient identity is hidden: it needs the right to view it.", class_="muted")
+    return card("Study", facts(rows), None if view.identity else hidden)
+
+
+def _series_card(view: StudyView) -> Markup:
+    columns = (
+        Column("Series", "tight"),
+        Column("Body part"),
+        Column("Instances", "number"),
+        Column("Size", "number"),
+    )
+    rows = [
+        (row.modality or DASH, row.body_part_examined or DASH, row.instance_count, size(row.size_bytes))
+        for row in view.series
+    ]
+    return card("Series", table("Series", columns, rows, empty=nothing("No series is filed yet.")))
+
+
+_STEPS: Final = {
+    "deidentify": "De-identification",
+    "infer": "Inference",
+    "evaluate": "Evaluation",
+    "deliver": "Delivery",
+}
+
+
+def _journey(view: StudyView) -> Markup:
+    if not view.revisions:
+        empty = nothing(
+            "Not assembled yet.", "The study is assembled once no instance has arrived for the quiet period."
+        )
+        return card("Where it went", empty)
+    return card("Where it went", *(_revision(row) for row in view.revisions))
+
+
+def _revision(row: RevisionRow) -> Markup:
+    released = None
+    if row.deidentification_state:
+        numbers = (
+            f"{count(row.released_count, 'instance')} to research, {row.quarantined_count} in quarantine"
+        )
+        released = (
+            "Left for research",
+            stack(badge(row.deidentification_state), el("span", numbers, class_="muted")),
+        )
+    steps: list[tuple[str, object]] = [
+        (
+            "Assembled",
+            stack(
+                when(row.assembled_at, seconds=True),
+                el("span", count(row.instance_count, "instance"), class_="muted"),
+            ),
+        ),
+        ("Rules", ", ".join(row.rules) if row.rules else "none matched"),
+        *((_STEPS.get(step.kind, step.kind), _step(step)) for step in row.steps),
+    ]
+    if released is not None:
+        steps.append(released)
+    items = (el("li", el("span", name, class_="muted"), el("div", value)) for name, value in steps)
+    return el("div", el("h3", f"Revision {row.number}"), el("ul", items, class_="steps"))
+
+
+def _step(step: StepRow) -> Markup:
+    tries = f"{count(step.attempts, 'attempt')} · " if step.attempts > 1 else ""
+    return stack(
+        badge(step.state),
+        el("span", step.reason, class_="reason") if step.reason else None,
+        el("span", tries, when(step.updated_at, seconds=True), class_="muted"),
+    )
+
+
+def _quarantine(view: StudyView) -> Markup | None:
+    if not view.stopped:
+        return None
+    columns = (
+        Column("Stage", "tight"),
+        Column("Reason", "wide"),
+        Column("Since", "tight"),
+        Column("State", "tight"),
+    )
+    rows = [
+        (
+            row.stage,
+            stack(row.reason, el("small", row.reason_code)),
+            when(row.created_at),
+            badge("reviewed" if row.resolved_at else "open"),
+        )
+        for row in view.stopped
+    ]
+    return card("Quarantine", table("Quarantine", columns, rows), aside=link("/quarantine", "All items"))
+
+
+def _result_card(view: StudyView) -> Markup:
+    columns = (
+        Column("Result", "wide"),
+        Column("Probability", "number"),
+        Column("Made", "tight"),
+        Column("Delivered to", "wide"),
+    )
+    rows = [
+        (
+            stack(link(f"/results/{row.id}", kind_name(row.kind)), el("small", row.model), _marks(row)),
+            DASH if row.probability is None else f"{row.probability:.2f}",
+            when(row.created_at),
+            _delivered(row),
+        )
+        for row in view.results
+    ]
+    empty = nothing(
+        "No result.",
+        "Results appear once an active model fits the study. ",
+        link("/models", "See the models"),
+    )
+    return card("Results", table("Results", columns, rows, empty=empty))
+
+
+def kind_name(kind: str) -> str:
+    """Name a kind of result as DICOM does."""
+    return {"sr": "Structured Report", "sc": "Secondary Capture"}.get(kind, kind.upper())
+
+
+def _marks(row: ResultRow) -> Markup | None:
+    marks = [badge("shadow")] if row.shadow else []
+    if row.superseded:
+        marks.append(badge("superseded"))
+    return el("div", marks) if marks else None
+
+
+def _delivered(row: ResultRow) -> Markup:
+    if row.shadow:
+        return el("span", "never: shadow results stay here", class_="none")
+    if not row.deliveries:
+        return el("span", "no destination", class_="none")
+    return stack(
+        *(
+            el("div", badge(state), " ", peer, el("small", reason) if reason else None)
+            for peer, state, reason in row.deliveries
+        )
+    )
+
+
+PAGE: Final = Page(
+    path="/studies/{study_id}", title="Study", right=Right.VIEW, load=load, draw=draw, menu="/studies"
+)
