@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import hashlib
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from sqlalchemy import func, select
+
+from appliance import ledger, node
+from appliance.db.base import WorkState, now
+from appliance.db.engine import reading, writing
+from appliance.db.research import Protocol, ProtocolState, Receipt, Round, Subject
+from appliance.federation import protocols
+from appliance.federation.protocols import ProtocolDecisionError, UnknownProtocolError
+from appliance.federation.site import Asked, ReleaseError, RoundView, SiteService
+from tests.appliance.federation.research import add_subjects, finish_round
+from tests.trainer.federation.plans import make_plan
+from trainer.federation import receipt
+from trainer.weights_io import from_bytes, to_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from appliance.node import ResearchZone
+    from appliance.settings import Settings
+    from trainer.federation.plan import Plan
+
+MODEL = {"weight": np.ones((2, 2), np.float32)}
+CONTENT = to_bytes(MODEL)
+
+
+@pytest.fixture
+def zone(make_node: Callable[..., Settings]) -> Iterator[ResearchZone]:
+    opened = node.open_research(make_node(federation={"site": "north", "minimum_cohort": 3}))
+    yield opened
+    opened.engine.dispose()
+
+
+@pytest.fixture
+def service(zone: ResearchZone) -> SiteService:
+    return SiteService(zone)
+
+
+@pytest.fixture
+def plan(zone: ResearchZone) -> Plan:
+    add_subjects(zone, 6)
+    return make_plan()
+
+
+def approve(zone: ResearchZone, plan: Plan) -> None:
+    with writing(zone.engine) as session:
+        row = protocols.find(session, plan.sha256)
+        protocols.decide(session, zone.ledger, row.id, ProtocolState.APPROVED, "officer")
+
+
+def asked(service: SiteService, plan: Plan, *, number: int = 1, kind: str = "train") -> Asked:
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    service.store_model(digest, CONTENT)
+    return Asked(plan.sha256, kind, number, digest)
+
+
+def begun(service: SiteService, plan: Plan) -> RoundView:
+    service.propose(plan.to_json(), plan.sha256)
+    approve(service.zone, plan)
+    decision, view = service.begin(asked(service, plan))
+    assert decision.standing == "admitted"
+    assert view is not None
+    return view
+
+
+def count_rounds(zone: ResearchZone) -> int:
+    with reading(zone.engine) as session:
+        return session.scalar(select(func.count(Round.id))) or 0
+
+
+def test_a_new_plan_waits_for_a_person(service: SiteService, plan: Plan) -> None:
+    assert service.propose(plan.to_json(), plan.sha256).standing == "pending"
+    assert service.propose(plan.to_json(), plan.sha256).standing == "pending"
+
+    decision, view = service.begin(asked(service, plan))
+
+    assert (decision.standing, view) == ("pending", None)
+    assert count_rounds(service.zone) == 0
+
+
+def test_an_approved_plan_gets_one_row_however_often_it_is_asked_for(
+    service: SiteService, plan: Plan
+) -> None:
+    first = begun(service, plan)
+
+    _, second = service.begin(asked(service, plan))
+
+    assert second is not None
+    assert second.round_id == first.round_id
+    assert count_rounds(service.zone) == 1
+
+
+def test_an_altered_plan_under_the_approved_hash_is_refused(service: SiteService, plan: Plan) -> None:
+    begun(service, plan)
+    altered = make_plan(total_rounds=99)
+
+    decision = service.propose(altered.to_json(), plan.sha256)
+
+    assert (decision.standing, decision.code) == ("refused", "other_plan")
+
+
+def test_an_altered_plan_under_its_own_hash_waits_for_a_person_of_its_own(
+    service: SiteService, plan: Plan
+) -> None:
+    begun(service, plan)
+    altered = make_plan(total_rounds=99)
+
+    assert service.propose(altered.to_json(), altered.sha256).standing == "pending"
+    with reading(service.zone.engine) as session:
+        assert "another plan" in str(protocols.find(session, altered.sha256).reason)
+
+
+def test_a_round_of_a_plan_that_was_never_shown_is_refused(service: SiteService, plan: Plan) -> None:
+    decision, view = service.begin(asked(service, plan))
+
+    assert (decision.standing, decision.code, view) == ("refused", "not_approved", None)
+
+
+def test_a_plan_that_is_none_is_refused(service: SiteService) -> None:
+    assert service.propose({"code": "import os"}, "0" * 64).code == "unreadable_plan"
+
+
+def test_a_small_cohort_is_refused(service: SiteService, zone: ResearchZone) -> None:
+    add_subjects(zone, 4)
+    plan = make_plan()
+    service.propose(plan.to_json(), plan.sha256)
+    with writing(zone.engine) as session:
+        protocols.decide(session, zone.ledger, plan.sha256, ProtocolState.APPROVED, "officer")
+
+    decision, _ = service.begin(asked(service, plan))
+
+    assert decision.code == "cohort_too_small"
+
+
+def test_the_cohort_leaves_out_other_modalities_other_labels_and_people_who_opted_out(
+    service: SiteService, zone: ResearchZone
+) -> None:
+    names = add_subjects(zone, 6)
+    add_subjects(zone, 3, modality="MR")
+    add_subjects(zone, 3, label="other")
+    with writing(zone.engine) as session:
+        subject = session.scalars(select(Subject).where(Subject.pseudonym == names[0])).one()
+        subject.opted_out = True
+    with reading(zone.engine) as session:
+        assert protocols.cohort(session, make_plan().task) == 5
+
+
+def test_a_model_other_than_announced_is_refused(service: SiteService) -> None:
+    with pytest.raises(ReleaseError, match="announced"):
+        service.store_model("0" * 64, CONTENT)
+
+
+def test_a_round_on_a_model_that_never_arrived_is_refused(service: SiteService, plan: Plan) -> None:
+    begun(service, plan)
+
+    decision, view = service.begin(Asked(plan.sha256, "train", 2, "1" * 64))
+
+    assert (decision.code, view) == ("no_model", None)
+
+
+@pytest.mark.parametrize("digest", ["../../etc/passwd", "A" * 64, "", "0" * 63])
+def test_a_model_hash_that_is_none_touches_no_file(service: SiteService, plan: Plan, digest: str) -> None:
+    begun(service, plan)
+
+    with pytest.raises(ReleaseError):
+        service.begin(Asked(plan.sha256, "train", 2, digest))
+
+
+def test_the_receipt_says_what_left_and_is_signed_once(service: SiteService, plan: Plan) -> None:
+    view = begun(service, plan)
+    digest = finish_round(service.zone, view.round_id)
+
+    content, signed = service.release(view.round_id)
+    again, same = service.release(view.round_id)
+
+    assert content == again
+    assert (same.body_sha256, same.signature) == (signed.body_sha256, signed.signature)
+    receipt.verify(signed, service.zone.keys.signing.public_key())
+    assert signed.body["update_sha256"] == digest
+    assert signed.body["size_bytes"] == len(content)
+    assert signed.body["tensor_names"] == sorted(from_bytes(content))
+    assert (signed.body["samples"], signed.body["site"]) == (12, "north")
+    with reading(service.zone.engine) as session:
+        assert session.scalar(select(func.count(Receipt.id))) == 1
+
+
+def test_a_finished_round_is_answered_again_without_work(service: SiteService, plan: Plan) -> None:
+    view = begun(service, plan)
+    finish_round(service.zone, view.round_id)
+
+    _, again = service.begin(asked(service, plan))
+
+    assert again is not None
+    assert (again.round_id, again.state, again.samples) == (view.round_id, WorkState.DONE, 12)
+
+
+def test_an_unfinished_round_releases_nothing(service: SiteService, plan: Plan) -> None:
+    view = begun(service, plan)
+
+    with pytest.raises(ReleaseError, match="not done"):
+        service.release(view.round_id)
+    with pytest.raises(ReleaseError, match="not done"):
+        service.release("unknown")
+
+
+def test_an_update_that_was_changed_on_disk_does_not_leave(service: SiteService, plan: Plan) -> None:
+    view = begun(service, plan)
+    finish_round(service.zone, view.round_id)
+    path = service.zone.root / "federation" / "updates" / f"{view.round_id}.safetensors"
+    path.write_bytes(path.read_bytes() + b"x")
+
+    with pytest.raises(ReleaseError, match="differs"):
+        service.release(view.round_id)
+
+
+def test_an_output_path_outside_the_zone_does_not_leave(service: SiteService, plan: Plan) -> None:
+    view = begun(service, plan)
+    finish_round(service.zone, view.round_id)
+    with writing(service.zone.engine) as session:
+        row = session.get(Round, view.round_id)
+        assert row is not None
+        row.output_path = "../clinical/clinical.db"
+
+    with pytest.raises(ReleaseError, match="outside"):
+        service.release(view.round_id)
+
+
+def test_a_round_that_missed_its_deadline_is_worked_on_when_asked_for_again(
+    service: SiteService, plan: Plan
+) -> None:
+    view = begun(service, plan)
+    with writing(service.zone.engine) as session:
+        row = session.get(Round, view.round_id)
+        assert row is not None
+        row.state, row.deadline_at, row.attempts = WorkState.DEAD, now() - timedelta(seconds=1), 4
+
+    _, again = service.begin(asked(service, plan))
+
+    assert again is not None
+    assert (again.round_id, again.state) == (view.round_id, WorkState.QUEUED)
+
+
+def test_a_suspended_plan_admits_no_further_round(service: SiteService, plan: Plan) -> None:
+    begun(service, plan)
+    with writing(service.zone.engine) as session:
+        protocols.decide(
+            session, service.zone.ledger, plan.sha256[:8], ProtocolState.SUSPENDED, "officer", "vacation"
+        )
+
+    decision, view = service.begin(asked(service, plan, number=2))
+
+    assert (decision.code, view) == ("suspended", None)
+
+
+def test_decisions_are_in_the_ledger_with_their_actor(service: SiteService, plan: Plan) -> None:
+    begun(service, plan)
+    zone = service.zone
+
+    report = ledger.verify(
+        zone.engine, zone.keys.signing.public_key(), node.head_path(zone.settings, "research")
+    )
+
+    assert report.ok
+    assert report.entries >= 3
+
+
+def test_an_expired_plan_cannot_be_approved(service: SiteService, zone: ResearchZone) -> None:
+    plan = make_plan(expires_at=now() - timedelta(seconds=1))
+
+    assert service.propose(plan.to_json(), plan.sha256).code == "expired"
+    with writing(zone.engine) as session, pytest.raises(ProtocolDecisionError):
+        protocols.decide(session, zone.ledger, plan.sha256, ProtocolState.APPROVED, "officer")
+
+
+def test_unknown_protocols_and_states_are_refused(zone: ResearchZone) -> None:
+    with writing(zone.engine) as session:
+        for name in ("", "abc", "0" * 32, "%" * 12):
+            with pytest.raises(UnknownProtocolError):
+                protocols.find(session, name)
+        with pytest.raises(ProtocolDecisionError):
+            protocols.decide(session, zone.ledger, "x", ProtocolState.PENDING, "officer")
+
+
+def test_a_flood_of_plans_ends_at_a_limit(
+    service: SiteService, zone: ResearchZone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocols, "MAX_PENDING", 3)
+    for number in range(3):
+        plan = make_plan(run_id=f"run-{number}")
+        service.propose(plan.to_json(), plan.sha256)
+    plan = make_plan(run_id="run-9")
+
+    with pytest.raises(ProtocolDecisionError):
+        service.propose(plan.to_json(), plan.sha256)
+    with reading(zone.engine) as session:
+        assert session.scalar(select(func.count(Protocol.id))) == 3
