@@ -1,0 +1,98 @@
+"""What the federation was worth: each site's own model, pooled data, everything measured at every site.
+
+``python -m appliance.demo.baselines SPEC.json`` reads each research zone in turn, with its cached inputs, trains
+with the update budget of the federation, and writes JSON lines: progress, then the result. Models alone cross
+from one site to another here; data do only where ``pooled`` is true.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from appliance import node
+from appliance.datasets import select_cases
+from appliance.federation import coordinator, provision
+from appliance.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from trainer.datasets import Dataset
+    from trainer.metrics import Metrics
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program."""
+    parser = argparse.ArgumentParser(prog="appliance.demo.baselines")
+    parser.add_argument("spec", type=Path)
+    spec = json.loads(parser.parse_args(argv).spec.read_text(encoding="utf-8"))
+    _say(measure(spec))
+    return 0
+
+
+def measure(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Train the baselines and measure every model at every site.
+
+    Parameters
+    ----------
+    spec : Mapping
+        ``sites``: name to configuration file; ``coordinator``: its folder; ``run_id``; ``pooled``.
+
+    Returns
+    -------
+    dict
+        ``auc[model][site]``, models being ``global``, each site's name and perhaps ``pooled``.
+    """
+    from trainer import baselines  # noqa: PLC0415 - torch loads here
+    from trainer.local_round import use_threads  # noqa: PLC0415
+
+    use_threads(1)
+    book = coordinator.open_book(provision.load(Path(spec["coordinator"])))
+    plan = book.plan(spec["run_id"])
+    models: dict[str, Mapping[str, Any]] = {"global": book.checkpoint(spec["run_id"]).weights}
+    datasets = {name: _dataset(Path(config), plan.task) for name, config in spec["sites"].items()}
+    total = len(datasets) + bool(spec["pooled"]) + 1
+    for done, (name, dataset) in enumerate(datasets.items()):
+        _say({"done": done, "total": total})
+        models[name] = baselines.train_local(plan.task, dataset, rounds=plan.total_rounds, seed=plan.seed)
+    if spec["pooled"]:
+        _say({"done": total - 2, "total": total})
+        models["pooled"] = baselines.train_pooled(
+            plan.task, datasets, rounds=plan.total_rounds, seed=plan.seed
+        )
+    _say({"done": total - 1, "total": total})
+    table = baselines.cross_evaluate(plan.task, models, datasets)
+    return {
+        "done": total,
+        "total": total,
+        "auc": {model: {site: _auc(m) for site, m in row.items()} for model, row in table.items()},
+        "cases": {site: dataset.counts for site, dataset in datasets.items()},
+    }
+
+
+def _dataset(config: Path, task: Any) -> Dataset:
+    from trainer import datasets  # noqa: PLC0415 - pydicom loads here
+
+    zone = node.open_research(load_settings(config))
+    try:
+        selection = select_cases(zone, task)
+        return datasets.build(selection.cases, task, zone.root / "datasets" / "cache")
+    finally:
+        zone.engine.dispose()
+
+
+def _auc(metrics: Metrics) -> float | None:
+    return None if metrics.auc is None else metrics.auc.estimate
+
+
+def _say(content: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(content) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
