@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 
 VISIBILITY_TIMEOUT_S: Final = 6 * 3600  # above the longest round; the reconciler is faster than this
+SHORT_TASKS_MAY_END_S: Final = 2.0
+STOP_WITHIN_S: Final = 4.5
+MAINTAIN_POOL_EVERY_S: Final = 1.0  # Celery does so every five seconds
 RECYCLED: Final = 155  # billiard's "process ended in good order, start another"
 CHILD_IDLE_EXIT: Final = "worker.child_idle_exit"
 
@@ -59,6 +62,7 @@ _COMMON: Final[dict[str, Any]] = {
         "socket_connect_timeout": broker.CONNECT_TIMEOUT_S,
         "health_check_interval": 10,
     },
+    "worker_soft_shutdown_timeout": SHORT_TASKS_MAY_END_S,
     "enable_utc": True,
     "timezone": "UTC",
 }
@@ -112,6 +116,14 @@ def _beat_from_the_loop(process: Process, sender: Any, **_: Any) -> None:
     """Leave signs of life from the consumer's own event loop: when it stands still, they stop."""
     process.beat()
     sender.timer.call_repeatedly(health.BEAT_EVERY_S, process.beat)
+    sender.timer.call_repeatedly(MAINTAIN_POOL_EVERY_S, sender.pool.maintain_pool)
+
+
+def _stop_in_time(**_: Any) -> None:
+    """End this process even if Celery's shutdown hangs, as it may when Redis is away; children follow."""
+    timer = threading.Timer(STOP_WITHIN_S, os._exit, args=(1,))
+    timer.daemon = True
+    timer.start()
 
 
 class IdleExit:
@@ -204,6 +216,7 @@ def run_worker(app: Celery, process: Process, *, url: str, queue: str, idle_s: f
 
     signals.worker_process_init.connect(in_child, weak=False)
     signals.setup_logging.connect(_keep_logging, weak=False)
+    signals.worker_shutting_down.connect(_stop_in_time, weak=False)
     signals.worker_ready.connect(functools.partial(_beat_from_the_loop, process), weak=False)
     worker = app.Worker(
         hostname=f"{name}@{settings.name}",

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from appliance.processes import base
+from appliance.processes._celery import stop_workers_by_cold_shutdown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,15 +18,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(process: base.Process) -> None:
-    from appliance import broker, node, worker  # noqa: PLC0415 - signals and logs first
+    stop_workers_by_cold_shutdown()
+    from appliance import broker, node, worker  # noqa: PLC0415 - after the line above
 
-    worker.run_worker(
-        worker.research_app,
-        process,
-        url=node.redis_url(process.settings, "research"),
-        queue=broker.RESEARCH_QUEUE,
-        idle_s=process.settings.training.child_idle_s,
-    )
+    url = node.redis_url(process.settings, "research")
+    idle_s = process.settings.training.child_idle_s
+    worker.run_worker(worker.research_app, process, url=url, queue=broker.RESEARCH_QUEUE, idle_s=idle_s)
 
 
 if __name__ == "__main__":
