@@ -6,15 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 from sqlalchemy import select, update
 
-from appliance import broker, datasets, training
+from appliance import datasets, training
 from appliance.children import descendants_of
 from appliance.db.base import WorkState, now
 from appliance.db.engine import reading, writing
@@ -27,10 +25,10 @@ from appliance.db.research import (
     Subject,
 )
 from appliance.ledger import verify
-from appliance.node import redis_url
 from appliance.work import LeaseLostError, claimed, reconcile
 from inference.evaluation import read_report
 from inference.package import load_package
+from tests.appliance.servers import RedisServer, end_group, wait_until
 from tests.appliance.training_node import TrainingNode, make_training_node
 from tests.trainer.samples import small_task
 from trainer.local_round import evaluate, use_threads
@@ -233,50 +231,25 @@ def test_importing_the_round_s_module_loads_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-class Processes:
-    """Processes of a node under test, each in a group of its own."""
-
-    def __init__(self, config: Path) -> None:
-        self._config = config
-        self._running: list[subprocess.Popen[bytes]] = []
-
-    def start(self, name: str) -> subprocess.Popen[bytes]:
-        argv = [sys.executable, "-m", f"appliance.processes.{name}", "--config", str(self._config)]
-        process = subprocess.Popen(argv, start_new_session=True)
-        self._running.append(process)
-        return process
-
-    def stop(self) -> None:
-        for process in self._running:
-            kill_group(process)
-
-
-def kill_group(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=10)
-
-
-def wait_until(condition: Callable[[], bool], deadline_s: float, what: str) -> None:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, f"not in time: {what}"
-        time.sleep(0.05)
-
-
 @pytest.fixture
-def slow_node(tmp_path: Path) -> Iterator[tuple[TrainingNode, Processes]]:
+def slow_node(tmp_path: Path) -> Iterator[TrainingNode]:
     """A node whose rounds take some seconds, with its embedded Redis."""
     task = small_task(local=LocalSpec(batch_size=16, local_steps=300))
     node = make_training_node(tmp_path, task=task)
-    processes = Processes(node.config)
+    redis = RedisServer(node.zone.settings, "research")
+    redis.start()
+    yield node
+    redis.kill()
+
+
+@contextlib.contextmanager
+def running_worker(node: TrainingNode) -> Iterator[subprocess.Popen[bytes]]:
+    argv = [sys.executable, "-m", "appliance.processes.research_worker", "--config", str(node.config)]
+    process = subprocess.Popen(argv, start_new_session=True)
     try:
-        processes.start("research_redis")
-        url = redis_url(node.zone.settings, "research")
-        wait_until(lambda: broker.backlog(url, (broker.RESEARCH_QUEUE,)) is not None, 30, "Redis answers")
-        yield node, processes
+        yield process
     finally:
-        processes.stop()
+        end_group(process)
 
 
 def training_goes_on(node: TrainingNode, round_id: str) -> bool:
@@ -287,32 +260,28 @@ def training_goes_on(node: TrainingNode, round_id: str) -> bool:
 @pytest.mark.e2e
 @pytest.mark.parametrize("whole_worker", [True, False], ids=["worker", "pool child"])
 def test_a_worker_killed_in_a_round_loses_nothing_and_the_round_counts_once(
-    slow_node: tuple[TrainingNode, Processes], *, whole_worker: bool
+    slow_node: TrainingNode, *, whole_worker: bool
 ) -> None:
-    node, processes = slow_node
-    worker = processes.start("research_worker")
+    node = slow_node
     round_id = node.add_round()
     node.zone.wake(round_id)
 
-    def reconciled() -> None:
-        reconcile(node.zone.engine, Round, node.zone.wake, now())
-
-    wait_until(lambda: training_goes_on(node, round_id), 90, "the round is trained")
-    if whole_worker:
-        kill_group(worker)
-        processes.start("research_worker")
-    else:
-        (child,) = descendants_of(worker.pid)
-        os.kill(child, signal.SIGKILL)
-
     def done() -> bool:
-        reconciled()
+        reconcile(node.zone.engine, Round, node.zone.wake, now())
         return row_of(node, round_id).state == WorkState.DONE
 
-    wait_until(done, 120, "the round is done by another process")
+    with contextlib.ExitStack() as running:
+        worker = running.enter_context(running_worker(node))
+        wait_until(lambda: training_goes_on(node, round_id), 90, "the round is trained")
+        if whole_worker:
+            end_group(worker)
+            running.enter_context(running_worker(node))
+        else:
+            (child,) = descendants_of(worker.pid)
+            os.kill(child, signal.SIGKILL)
+        wait_until(done, 120, "the round is done by another process")
     row = row_of(node, round_id)
     assert row.attempts == 2
     assert row.output_path is not None
     assert sha256(node.zone.root / row.output_path) == row.output_sha256
     assert ledger_kinds(node, training.ROUND_TRAINED) == 1
-    assert np.isfinite(row.train_seconds or np.nan)

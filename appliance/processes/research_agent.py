@@ -1,0 +1,67 @@
+"""The research zone's agent: imports what crossed, keeps rounds moving, answers panel and federation."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+from appliance import node
+from appliance.processes import base
+from appliance.processes.indexer import Duty
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from appliance.node import ResearchZone
+
+IDLE_S: Final = 0.25
+IMPORT_EVERY_S: Final = 0.5
+RECONCILE_EVERY_S: Final = 5.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run until told to stop."""
+    return base.run("research_agent", _body, argv)
+
+
+def _body(process: base.Process) -> None:
+    from appliance import research_api  # noqa: PLC0415 - signals and logs first
+
+    zone = node.open_research(process.settings)
+    duties = _duties(zone)
+    services = research_api.start_api(zone)
+
+    def step() -> None:
+        for duty in duties:
+            if not process.stopping.is_set():
+                duty.step(time.monotonic())
+
+    try:
+        process.loop(step, IDLE_S)
+    finally:
+        services.stop()
+
+
+def _duties(zone: ResearchZone) -> list[Duty]:
+    from appliance import broker, importing, work  # noqa: PLC0415
+    from appliance.db.base import now  # noqa: PLC0415
+    from appliance.db.research import Round  # noqa: PLC0415
+
+    def backlog() -> int | None:
+        return broker.backlog(node.redis_url(zone.settings, "research"), (broker.RESEARCH_QUEUE,))
+
+    def import_bundles() -> None:
+        importing.import_bundles(zone)
+
+    def reconcile() -> None:
+        work.reconcile(zone.engine, Round, zone.wake, now(), backlog)
+
+    return [
+        Duty("import", import_bundles, IMPORT_EVERY_S),
+        Duty("reconcile", reconcile, RECONCILE_EVERY_S),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
