@@ -41,8 +41,11 @@ _LOG = logs.logger(__name__)
 def connect(url: str) -> Redis:
     """Return a Redis client for a broker URL (``redis://``, ``rediss://``, ``redis+socket://PATH``)."""
     from redis import Redis  # noqa: PLC0415 - only those who ask the broker pay for it
+    from redis.backoff import NoBackoff  # noqa: PLC0415 - as above
+    from redis.retry import Retry  # noqa: PLC0415 - as above
 
     options: dict[str, Any] = {
+        "retry": Retry(NoBackoff(), 0),
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "socket_timeout": CONNECT_TIMEOUT_S,
     }
@@ -54,12 +57,13 @@ def connect(url: str) -> Redis:
 def send(url: str, task: str, queue: str, row_id: str) -> bool:
     """Send one wake-up call; return False when the broker is away, and leave it to the reconciler."""
     from kombu.exceptions import OperationalError  # noqa: PLC0415 - Celery loads at the first call
+    from redis.exceptions import RedisError  # noqa: PLC0415 - as above
 
     from appliance.worker import sender  # noqa: PLC0415 - as above
 
     try:
         sender(url).send_task(task, args=[row_id], queue=queue, ignore_result=True, retry=False)
-    except (OperationalError, OSError) as error:
+    except (OperationalError, RedisError, OSError) as error:
         _LOG.warning(WAKE_FAILED, task=task, row_id=row_id, error_class=type(error).__name__)
         return False
     return True
