@@ -1,6 +1,7 @@
 """``cloister coordinator``: set up and run a federation's coordinator."""
 
 import json
+import logging
 import threading
 import time
 from pathlib import Path
@@ -58,6 +59,7 @@ def up(folder: _Folder) -> None:
 
     federation = provision.load(folder)
     logs.setup(LoggingSettings(), "coordinator")
+    logging.getLogger("nvflare").setLevel(logging.WARNING)
     stopping = threading.Event()
     coordinator.stop_on_signals(stopping)
     coordinator.run(federation, stopping)

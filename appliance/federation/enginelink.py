@@ -9,7 +9,9 @@ from appliance.federation import policy
 from appliance.federation.errors import FederationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import contextlib
+import io
+from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
@@ -76,9 +78,10 @@ class EngineLink:
         if self._session is None:
             from nvflare.fuel.flare_api.flare_api import new_secure_session  # noqa: PLC0415 - heavy
 
-            self._session = new_secure_session(
-                policy.ADMIN, str(self._workspace), timeout=CONNECT_TIMEOUT_S, auto_login_max_tries=1
-            )
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what only its own console wants
+                self._session = new_secure_session(
+                    policy.ADMIN, str(self._workspace), timeout=CONNECT_TIMEOUT_S, auto_login_max_tries=1
+                )
         return self._session
 
 

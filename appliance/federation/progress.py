@@ -23,6 +23,7 @@ class SiteProgress:
     site: str
     samples: int
     bytes_received: int
+    update_sha256: str
     accepted: bool
     reason: str | None
     metrics: dict[str, Any]
@@ -107,5 +108,11 @@ def _round(row: FinishedRound, sites: list[SiteProgress]) -> RoundProgress:
 
 def _site(row: Contribution) -> SiteProgress:
     return SiteProgress(
-        row.site, row.samples, row.bytes_received, row.accepted, row.reason, dict(row.metrics)
+        row.site,
+        row.samples,
+        row.bytes_received,
+        row.update_sha256,
+        row.accepted,
+        row.reason,
+        dict(row.metrics),
     )

@@ -1,0 +1,264 @@
+"""A real federation on this machine: the research zones of three nodes and a coordinator, as processes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select
+
+from appliance import node, research_client
+from appliance.children import descendants_of
+from appliance.db.engine import reading
+from appliance.db.research import Receipt, Round
+from appliance.federation import coordinator, progress, provision
+from appliance.settings import Settings, load_settings
+from tests.appliance.training_node import add_cases
+from tests.trainer.federation.plans import make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from appliance.federation.provision import Federation
+    from appliance.research_client import ResearchClient
+    from trainer.federation.plan import Plan
+
+SITES = ("north", "south", "west")
+CASES = 24
+CONFIG = """
+name = "{name}"
+data_root = "data"
+[training]
+child_idle_s = 120
+round_lease_s = 20
+[federation]
+minimum_cohort = 2
+[web]
+enabled = false
+"""
+
+
+def cloister(*arguments: str | Path, check: bool = True) -> str:
+    """Run the command line; return what it printed."""
+    argv = [sys.executable, "-m", "appliance.cli", *map(str, arguments)]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=120)
+    if check and done.returncode != 0:
+        pytest.fail(f"cloister {' '.join(map(str, arguments))}: {done.returncode}\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Wait for a condition with a deadline."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout_s} s: {what}")
+        time.sleep(0.05)
+
+
+@dataclass
+class Program:
+    """A long-running command with everything below it."""
+
+    argv: list[str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it in a session of its own."""
+        with self.log.open("ab") as stream:
+            self.process = subprocess.Popen(
+                self.argv, stdout=stream, stderr=stream, start_new_session=True, cwd=self.log.parent
+            )
+
+    def tree(self) -> list[int]:
+        """Return the process and all below it."""
+        return [] if self.process is None else [self.process.pid, *descendants_of(self.process.pid)]
+
+    def find(self, *words: str) -> list[int]:
+        """Return processes below whose command line holds all the words."""
+        return [pid for pid in self.tree() if all(word in _command_line(pid) for word in words)]
+
+    def kill(self) -> None:
+        """Kill it with everything below, at once, as a power cut does."""
+        for pid in self.tree():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._collect()
+
+    def kill_alone(self) -> None:
+        """Kill the program itself and leave its children to notice."""
+        if self.process is not None:
+            self.process.kill()
+            self._collect()
+
+    def ask_to_end(self) -> None:
+        """Ask it to end, without waiting."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+
+    def stop(self) -> None:
+        """End it politely; whatever is left after ten seconds is killed."""
+        left = self.tree()
+        self.ask_to_end()
+        if self.process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._collect()
+
+    def _collect(self) -> None:
+        if self.process is not None:
+            self.process.wait(10)
+            self.process = None
+
+
+@dataclass
+class Member:
+    """One site."""
+
+    name: str
+    settings: Settings
+    config: Path
+    program: Program
+
+    @property
+    def client(self) -> ResearchClient:
+        """Client of its research zone."""
+        return research_client.connect(self.settings)
+
+    def rounds(self, run_id: str) -> list[Round]:
+        """Return its rounds of a run."""
+        zone = node.open_research(self.settings)
+        with reading(zone.engine) as session:
+            found = list(session.scalars(select(Round).where(Round.run_id == run_id).order_by(Round.number)))
+        zone.engine.dispose()
+        return found
+
+    def receipts(self, run_id: str) -> list[Receipt]:
+        """Return its receipts of a run."""
+        zone = node.open_research(self.settings)
+        with reading(zone.engine) as session:
+            statement = (
+                select(Receipt).join(Round, Round.id == Receipt.round_id).where(Round.run_id == run_id)
+            )
+            found = list(session.scalars(statement.order_by(Round.number)))
+        zone.engine.dispose()
+        return found
+
+
+@dataclass
+class Ring:
+    """The whole federation."""
+
+    folder: Path
+    federation: Federation
+    members: dict[str, Member]
+    coordinator: Program
+    runs: int = field(default=0)
+
+    def start(self) -> None:
+        """Start everything."""
+        self.coordinator.start()
+        for member in self.members.values():
+            member.program.start()
+
+    def stop(self) -> None:
+        """End everything."""
+        programs = [*(member.program for member in self.members.values()), self.coordinator]
+        for program in programs:
+            program.ask_to_end()
+        for program in programs:
+            program.stop()
+
+    def submit(self, **changes: Any) -> Plan:
+        """Write a new run down through the command line; return its plan."""
+        self.runs += 1
+        plan = make_plan(run_id=f"run-{self.runs}", minimum_cohort=2, seed=self.runs, **changes)
+        path = self.folder / f"plan-{self.runs}.json"
+        path.write_text(plan.dumps())
+        answer = json.loads(cloister("coordinator", "run", self.federation.root, path, "--json"))
+        assert answer == {"run_id": plan.run_id}
+        return plan
+
+    def approve(self, plan: Plan, timeout_s: float = 60.0) -> None:
+        """Approve a plan at every site, through the command line, as soon as it was proposed there."""
+        for member in self.members.values():
+            until(functools.partial(_is_known, member, plan), timeout_s, f"{member.name} knows the plan")
+            cloister("protocol", "approve", plan.sha256[:12], "--config", member.config)
+
+    def view(self, plan: Plan) -> progress.RunProgress:
+        """Return how far a run is."""
+        engine = coordinator.open_book(self.federation).engine
+        found = progress.run(engine, plan.run_id)
+        engine.dispose()
+        assert found is not None
+        return found
+
+    def until_round(self, plan: Plan, number: int, timeout_s: float = 90.0) -> None:
+        """Wait for a finished round."""
+        until(lambda: self.view(plan).finished_rounds >= number, timeout_s, f"round {number}")
+
+    def until_over(self, plan: Plan, timeout_s: float = 120.0) -> progress.RunProgress:
+        """Wait for the end of a run."""
+        until(lambda: self.view(plan).state not in {"queued", "running"}, timeout_s, "the run's end")
+        return self.view(plan)
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def _is_known(member: Member, plan: Plan) -> bool:
+    try:
+        return any(view.plan_sha256 == plan.sha256 for view in member.client.protocols())
+    except research_client.ResearchUnavailableError:
+        return False
+
+
+@contextlib.contextmanager
+def running_ring(folder: Path) -> Iterator[Ring]:
+    """Provision, join and run a federation; everything is gone afterwards."""
+    root = folder / "coordinator"
+    sites = [word for site in SITES for word in ("--site", site)]
+    cloister("coordinator", "init", root, *sites)
+    federation = provision.load(root)
+    up = Program(
+        [sys.executable, "-m", "appliance.cli", "coordinator", "up", str(root)], folder / "coordinator.log"
+    )
+    members = {name: _member(folder / name, name, federation, seed) for seed, name in enumerate(SITES)}
+    ring = Ring(folder, federation, members, up)
+    try:
+        ring.start()
+        yield ring
+    finally:
+        ring.stop()
+
+
+def _member(folder: Path, name: str, federation: Federation, seed: int) -> Member:
+    folder.mkdir()
+    config = folder / "cloister.toml"
+    config.write_text(CONFIG.format(name=name))
+    node.create_node(load_settings(config))
+    cloister("join", federation.kit(name), "--config", config)
+    settings = load_settings(config)
+    zone = node.open_research(settings)
+    add_cases(zone, CASES, seed)
+    zone.engine.dispose()
+    argv = [sys.executable, "-m", "appliance.cli", "up", "--zone", "research", "--config", str(config)]
+    return Member(name, settings, config, Program(argv, folder / "node.log"))

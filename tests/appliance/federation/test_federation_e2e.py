@@ -1,0 +1,168 @@
+"""A real federation: three nodes, TLS, Celery workers that train, a coordinator; what may happen to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from appliance.federation import coordinator
+from tests.appliance.federation.ring import SITES, Member, Ring, cloister, running_ring, until
+from trainer import strategies
+from trainer.federation.plan import Plan, Strategy
+from trainer.weights_io import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from appliance.federation.progress import RunProgress
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
+    with running_ring(tmp_path_factory.mktemp("ring")) as running:
+        yield running
+
+
+def counted_sites(view: RunProgress, number: int) -> set[str]:
+    return {one.site for one in view.rounds[number - 1].sites if one.accepted}
+
+
+def check_arithmetic(ring: Ring, plan: Plan) -> None:
+    """Recompute every round from the updates that the sites still hold; nothing else may be in the models."""
+    book = coordinator.open_book(ring.federation)
+    folder = ring.federation.runs / plan.run_id
+    view = ring.view(plan)
+    weights = load(folder / "round-00000.safetensors")
+    for one in view.rounds:
+        contributions = []
+        for site in one.sites:
+            if site.accepted:
+                [row] = [
+                    row
+                    for row in ring.members[site.site].rounds(plan.run_id)
+                    if (row.number, row.kind) == (one.number, "train")
+                ]
+                zone_root = ring.members[site.site].settings.zone_root("research")
+                delta = load(zone_root / str(row.output_path))
+                contributions.append(strategies.Contribution(site.site, delta, site.samples))
+        rule = strategies.get(plan.strategy.name)
+        weights, _ = rule.aggregate(weights, contributions, {}, plan.strategy.parameters)
+        [path] = folder.glob(f"round-{one.number:05d}-????????.safetensors")
+        stored = load(path)
+        for name, array in weights.items():
+            np.testing.assert_array_equal(array, stored[name])
+    assert book.checkpoint(plan.run_id).number == view.finished_rounds
+    book.engine.dispose()
+
+
+def rounds_done(member: Member, plan: Plan) -> list[int]:
+    return [row.number for row in member.rounds(plan.run_id) if row.kind == "train" and row.state == "done"]
+
+
+def test_three_sites_train_and_every_update_has_its_receipt(ring: Ring) -> None:
+    plan = ring.submit(total_rounds=3, min_sites=3)
+    ring.approve(plan)
+
+    view = ring.until_over(plan)
+
+    assert view.state == "done", view.reason
+    assert view.engine_jobs == 1
+    for number in (1, 2, 3):
+        assert counted_sites(view, number) == set(SITES)
+    check_arithmetic(ring, plan)
+    sent = {(one.number, site.site): site.update_sha256 for one in view.rounds for site in one.sites}
+    for member in ring.members.values():
+        bodies = [row.body for row in member.receipts(plan.run_id) if row.body["kind"] == "train"]
+        assert [body["number"] for body in bodies] == [1, 2, 3]
+        assert all(sent[body["number"], member.name] == body["update_sha256"] for body in bodies)
+        assert all(view.genuine for view in member.client.receipts())
+        assert member.client.verify_ledger().ok
+    assert {one.site for one in view.final if one.accepted} == set(SITES)
+    assert all("auc" in one.metrics for one in view.final)
+
+
+def test_every_site_makes_its_own_package_of_the_final_model(ring: Ring) -> None:
+    for member in ring.members.values():
+        [candidate] = member.client.candidates()
+        assert candidate.package_sha256
+        assert (member.settings.crossing_in / "packages" / f"{candidate.run_id}.zip").is_file()
+
+
+def test_job_processes_at_sites_load_neither_torch_nor_databases(ring: Ring) -> None:
+    plan = ring.submit(total_rounds=1, min_sites=3)
+    ring.approve(plan)
+    ring.until_round(plan, 1)
+    forbidden = ("libtorch", "_sqlite3", "cyextension")
+    looked = 0
+    for member in ring.members.values():
+        for pid in member.program.find("client.worker_process"):
+            loaded = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
+            assert not [name for name in forbidden if name in loaded]
+            looked += 1
+    assert looked
+    assert ring.until_over(plan).state == "done"
+
+
+def test_a_site_that_dies_in_a_round_neither_stops_nor_falsifies_the_run(ring: Ring) -> None:
+    plan = ring.submit(
+        total_rounds=3, min_sites=2, straggler_wait_s=3.0, strategy=Strategy("fedprox", {"mu": 0.01})
+    )
+    ring.approve(plan)
+    west = ring.members["west"]
+    until(lambda: bool(west.rounds(plan.run_id)), 60, "west is asked for round 1")
+    west.program.kill()
+
+    view = ring.until_over(plan)
+
+    assert view.state == "done", view.reason
+    for number in (2, 3):
+        assert counted_sites(view, number) == {"north", "south"}
+    assert {"north", "south"} <= counted_sites(view, 1)
+    check_arithmetic(ring, plan)
+    west.program.start()
+
+
+def test_a_killed_job_process_and_a_killed_coordinator_cost_no_finished_round(ring: Ring) -> None:
+    plan = ring.submit(total_rounds=4, min_sites=2, straggler_wait_s=30.0)
+    ring.approve(plan)
+    ring.until_round(plan, 1)
+    ring.coordinator.kill()
+    before = ring.view(plan)
+    kept = [(one.number, one.model_sha256, one.finished_at) for one in before.rounds]
+    ring.coordinator.start()
+    ring.until_round(plan, len(kept) + 1)
+    north = ring.members["north"]
+    for pid in north.program.find("client.worker_process"):
+        os.kill(pid, signal.SIGKILL)
+
+    view = ring.until_over(plan)
+
+    assert view.state == "done", view.reason
+    assert view.engine_jobs >= 2
+    assert [(one.number, one.model_sha256, one.finished_at) for one in view.rounds][: len(kept)] == kept
+    assert [one.number for one in view.rounds] == [1, 2, 3, 4]
+    check_arithmetic(ring, plan)
+    for member in ring.members.values():
+        done = rounds_done(member, plan)
+        assert len(done) == len(set(done))
+
+
+def test_a_plan_that_nobody_approved_does_not_run(ring: Ring) -> None:
+    plan = ring.submit(total_rounds=2, min_sites=2, approval_wait_s=2.0)
+
+    view = ring.until_over(plan)
+
+    assert view.state == "dead"
+    assert "not_approved" in str(view.reason)
+    assert view.finished_rounds == 0
+    assert not any(member.rounds(plan.run_id) for member in ring.members.values())
+    listed = json.loads(cloister("protocol", "list", "--json", "--config", ring.members["north"].config))
+    assert [one["state"] for one in listed if one["plan_sha256"] == plan.sha256] == ["pending"]
