@@ -226,30 +226,6 @@ def check_identity(facts: Facts, headers: Sequence[Dataset]) -> None:
             raise ResultError("identity.mismatch", "an instance names another patient than the study")
 
 
-def identity_problem(zone: ClinicalZone, result_id: str) -> str | None:
-    """Say why a result must not be delivered now, or None: its identity against every instance of its study.
-
-    Parameters
-    ----------
-    zone : ClinicalZone
-        The clinical zone.
-    result_id : str
-        Row id of the result.
-    """
-    with reading(zone.engine) as session:
-        found = serving_rows.load_for_delivery(session, result_id)
-    if found is None:
-        return "the result does not exist"
-    result_path, facts = found
-    try:
-        headers = [read_instance(zone.root / source.path, with_pixels=False) for source in facts.sources]
-        own = read_instance(zone.root / result_path, with_pixels=False)
-        check_identity(facts, [own, *headers])
-    except InferenceError as error:
-        return str(error)
-    return None
-
-
 def _tell_unreadable(model: Model, fitting: Sequence[_Picture], outcome: Outcome) -> None:
     ids = {picture.path: picture.source.id for picture in fitting}
     for path, code in outcome.unreadable:

@@ -173,16 +173,6 @@ def load(session: Session, revision_id: str) -> Facts | None:
     )
 
 
-def load_for_delivery(session: Session, result_id: str) -> tuple[str, Facts] | None:
-    """Return a result's path and its study revision, with every instance that the study has by now."""
-    result = session.get(Result, result_id)
-    facts = None if result is None else load(session, result.study_revision_id)
-    if result is None or facts is None:
-        return None
-    everything = _sources(session, result.study_id, None)
-    return result.path, Facts(**{**vars(facts), "sources": everything})
-
-
 def fingerprint(sources: Iterable[Source]) -> str:
     """Return a hash over which instances, with which bytes."""
     lines = sorted(f"{source.sop_instance_uid} {source.sha256}" for source in sources)
@@ -212,17 +202,19 @@ def record_outdated(session: Session, ledger: Ledger, facts: Facts) -> None:
     ledger.append(session, kind=INFERENCE_OUTDATED, subject_id=facts.revision_id)
 
 
-def _sources(session: Session, study_id: str, until: datetime | None) -> tuple[Source, ...]:
-    """Instances of a study that we did not make ourselves."""
+def _sources(session: Session, study_id: str, until: datetime) -> tuple[Source, ...]:
+    """Return what the study held when it was assembled, without what we made ourselves."""
     own = select(Result.sop_instance_uid)
     statement = (
         select(Instance.id, Instance.path, Instance.sop_instance_uid, Instance.sha256)
         .join(Series, Series.id == Instance.series_id)
-        .where(Series.study_id == study_id, Instance.sop_instance_uid.not_in(own))
+        .where(
+            Series.study_id == study_id,
+            Instance.sop_instance_uid.not_in(own),
+            Instance.received_at <= until,
+        )
         .order_by(Series.series_instance_uid, Instance.sop_instance_uid)
     )
-    if until is not None:
-        statement = statement.where(Instance.received_at <= until)
     return tuple(Source(*row) for row in session.execute(statement))
 
 

@@ -213,7 +213,8 @@ def test_spec_survives_json_and_refuses_what_it_does_not_know() -> None:
     assert PreprocessingSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
     wrongs: list[Any] = [
         {"rows": 0}, {"rows": "64"}, {"rows": True}, {"size": 64}, {"intensity": "best"},
-        {"mean": float("nan")},        {"standard_deviation": 0}, {"lower_percentile": 60}, {"channels": 3}, {"interpolation": []},
+        {"mean": float("nan")},
+        {"standard_deviation": 0}, {"lower_percentile": 60}, {"channels": 3}, {"interpolation": []},
         [],
     ]  # fmt: skip
     for wrong in wrongs:
