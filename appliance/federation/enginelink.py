@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -9,9 +11,7 @@ from appliance.federation import policy
 from appliance.federation.errors import FederationError
 
 if TYPE_CHECKING:
-    import contextlib
-import io
-from collections.abc import Callable
+    from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
