@@ -222,8 +222,14 @@ def check_identity(facts: Facts, headers: Sequence[Dataset]) -> None:
     for header in headers:
         if str(header.get("StudyInstanceUID", "")) != facts.study_instance_uid:
             raise ResultError("identity.mismatch", "an instance belongs to another study")
-        if str(header.get("PatientID") or "").strip() != facts.patient_id.strip():
+        if patient_id(header) != facts.patient_id.strip():
             raise ResultError("identity.mismatch", "an instance names another patient than the study")
+
+
+def patient_id(header: Dataset) -> str:
+    """Return the Patient ID as the index keeps it, several values with the backslash between them."""
+    value = header.get("PatientID") or ""
+    return (value if isinstance(value, str) else "\\".join(value)).strip()
 
 
 def _tell_unreadable(model: Model, fitting: Sequence[_Picture], outcome: Outcome) -> None:

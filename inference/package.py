@@ -67,7 +67,7 @@ class Limits:
     max_card_bytes: int = 1 << 20
     max_archive_bytes: int = 640 << 20
     memory_bytes: int = 4 << 30
-    time_s: float = 120.0
+    time_s: float = 60.0
 
     def of(self, name: str) -> int:
         """Return the largest size of one file of a package, in bytes."""
