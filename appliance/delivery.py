@@ -112,7 +112,7 @@ def _read(zone: ClinicalZone, delivery_id: str) -> _Order | None:
         ).first()
         if row is None:
             return None
-        delivery, result, peer, revision, study = row.tuple()
+        delivery, result, peer, revision, study = row
         instances = session.execute(
             select(Instance.id, Instance.path)
             .join(Series, Series.id == Instance.series_id)

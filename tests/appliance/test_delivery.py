@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from sqlalchemy import select, update
+
+from appliance import delivery, intake, work
+from appliance.db.base import now
+from appliance.db.clinical import (
+    ClinicalJob,
+    ClinicalLedgerEntry,
+    Delivery,
+    Instance,
+    ModelVersion,
+    Peer,
+    QuarantineItem,
+    Result,
+    Study,
+    StudyRevision,
+)
+from appliance.db.engine import reading, writing
+from appliance.peers import NewPeer, add_peer
+from appliance.work import claimed, enqueue
+from dicom_node.inbox import Announcement, Inbox
+from tests.dicom_node.support import CALLER, RunningSCP, ct, encoded, save, start_scp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pydicom.dataset import Dataset
+
+    from appliance.node import ClinicalZone
+
+
+@dataclass
+class Scene:
+    """A node with one assembled study, one result of it, and a workstation to send it to."""
+
+    zone: ClinicalZone
+    workstation: RunningSCP
+    instances: list[Dataset]
+    result: Dataset
+    result_id: str
+    delivery_id: str
+    job_id: str
+
+    def deliver(self) -> Delivery:
+        """Run the job as a worker would; return the delivery afterwards."""
+        with claimed(self.zone.engine, ClinicalJob, self.job_id, "test", 60) as claim:
+            if claim is not None:
+                delivery.deliver(self.zone, claim)
+        row: Delivery = self.row(Delivery, self.delivery_id)
+        return row
+
+    def row(self, model: type[Any], row_id: str) -> Any:
+        """Read one row."""
+        with reading(self.zone.engine) as session:
+            return session.get_one(model, row_id)
+
+    @property
+    def job(self) -> ClinicalJob:
+        """The job's row."""
+        row: ClinicalJob = self.row(ClinicalJob, self.job_id)
+        return row
+
+    def change(self, model: type[Any], **values: Any) -> None:
+        """Change all rows of a table."""
+        with writing(self.zone.engine) as session:
+            session.execute(update(model).values(**values))
+
+    def make_due(self) -> None:
+        """Let the pause before the next try pass."""
+        self.change(ClinicalJob, next_try_at=now() - timedelta(seconds=1))
+
+    @property
+    def received(self) -> list[str]:
+        """SOP Instance UIDs that the workstation holds."""
+        return [entry.sop_instance_uid for entry in self.workstation.inbox.entries(100)]
+
+
+def report(of: Dataset, **changes: Any) -> Dataset:
+    """Return a result with the patient's true identity."""
+    ds = ct(
+        SOPClassUID="1.2.840.10008.5.1.4.1.1.7",
+        SOPInstanceUID=generate_uid(),
+        StudyInstanceUID=of.StudyInstanceUID,
+        Modality="OT",
+    )
+    for keyword, value in changes.items():
+        setattr(ds, keyword, value)
+    return ds
+
+
+@pytest.fixture
+def scene(clinical_zone: ClinicalZone, tmp_path: Path) -> Iterator[Scene]:
+    study, series = generate_uid(), generate_uid()
+    instances = [ct(StudyInstanceUID=study, SeriesInstanceUID=series) for _ in range(3)]
+    inbox = intake.open_inbox(clinical_zone)
+    inbox.min_free_bytes = 0
+    for ds in instances:
+        announced = Announcement(ds.SOPClassUID, ds.SOPInstanceUID, ExplicitVRLittleEndian)
+        inbox.commit([encoded(ds)], CALLER, announced)
+    intake.index_batch(clinical_zone, inbox)
+    with reading(clinical_zone.engine) as session:
+        study_id = session.scalars(select(Study.id)).one()
+    intake.assemble(clinical_zone, study_id)
+    workstation = start_scp(Inbox(tmp_path / "workstation", min_free_bytes=0))
+    yield _with_result(clinical_zone, study_id, instances, workstation)
+    workstation.scp.stop()
+
+
+def _with_result(
+    zone: ClinicalZone, study_id: str, instances: list[Dataset], workstation: RunningSCP
+) -> Scene:
+    ds = report(instances[0])
+    (zone.root / "results").mkdir(exist_ok=True)
+    save(ds, zone.root / "results" / "r.dcm")
+    with writing(zone.engine) as session:
+        revision_id = session.scalars(select(StudyRevision.id)).one()
+        model = ModelVersion(name="m", version="1", package_sha256="0" * 64, path="models/m")
+        new = NewPeer("ws", "CLOISTER", "127.0.0.1", workstation.port, is_destination=True)
+        peer = add_peer(session, zone.ledger, new)
+        session.add(model)
+        session.flush()
+        result = Result(
+            study_id=study_id,
+            study_revision_id=revision_id,
+            model_version_id=model.id,
+            kind="sc",
+            sop_class_uid=ds.SOPClassUID,
+            sop_instance_uid=ds.SOPInstanceUID,
+            path="results/r.dcm",
+        )
+        session.add(result)
+        session.flush()
+        row = Delivery(result_id=result.id, peer_id=peer.id)
+        session.add(row)
+        session.flush()
+        job_id = enqueue(session, ClinicalJob, "deliver", row.id, f"deliver:{row.id}", max_attempts=3)
+        assert job_id is not None
+        return Scene(zone, workstation, instances, ds, result.id, row.id, job_id)
+
+
+def test_a_result_arrives_and_is_marked_delivered(scene: Scene) -> None:
+    row = scene.deliver()
+    assert (row.state, row.reason, scene.job.state) == ("delivered", None, "done")
+    assert row.delivered_at is not None
+    assert scene.received == [scene.result.SOPInstanceUID]
+    with reading(scene.zone.engine) as session:
+        kinds = session.scalars(select(ClinicalLedgerEntry.kind)).all()
+    assert kinds.count("result.delivered") == 1
+
+
+def test_a_task_that_comes_twice_delivers_once(scene: Scene) -> None:
+    scene.deliver()
+    scene.deliver()
+    assert scene.received == [scene.result.SOPInstanceUID]
+
+
+def test_a_worker_that_died_after_the_delivery_was_stored_sends_nothing_again(scene: Scene) -> None:
+    scene.deliver()
+    scene.change(ClinicalJob, state="queued", attempts=0)
+    scene.deliver()
+    assert scene.job.state == "done"
+    assert len(scene.received) == 1
+
+
+def test_a_workstation_that_is_away_is_tried_again_with_growing_pauses(scene: Scene) -> None:
+    scene.workstation.scp.stop()
+    row = scene.deliver()
+    assert (row.state, scene.job.state) == ("queued", "failed")
+    assert row.reason
+    first = scene.job.next_try_at
+    assert first is not None
+    assert first - now() > timedelta(seconds=10)
+    assert scene.deliver().state == "queued", "its pause is not over"
+    assert scene.job.attempts == 1
+    scene.make_due()
+    scene.deliver()
+    assert scene.job.attempts == 2
+
+
+def test_a_workstation_that_comes_back_gets_the_result(scene: Scene) -> None:
+    scene.workstation.inbox.min_free_bytes = 1 << 60
+    assert scene.deliver().state == "queued"
+    scene.workstation.inbox.min_free_bytes = 0
+    scene.make_due()
+    assert scene.deliver().state == "delivered"
+    assert scene.received == [scene.result.SOPInstanceUID]
+
+
+def test_after_the_last_attempt_a_person_decides_and_may_try_again(scene: Scene) -> None:
+    scene.workstation.inbox.min_free_bytes = 1 << 60
+    for _ in range(3):
+        scene.make_due()
+        scene.deliver()
+    row = scene.deliver()
+    assert (row.state, scene.job.state) == ("dead", "dead")
+    assert "out of resources" in (row.reason or "")
+    scene.workstation.inbox.min_free_bytes = 0
+    with writing(scene.zone.engine) as session:
+        assert work.retry(session, ClinicalJob, scene.job_id)
+    assert scene.deliver().state == "delivered"
+
+
+def test_what_no_other_try_can_change_is_dead_at_once(scene: Scene) -> None:
+    scene.change(Peer, ae_title="SOMEBODY")
+    row = scene.deliver()
+    assert (row.state, scene.job.state, scene.job.attempts) == ("dead", "dead", 1)
+    assert "Called AE title" in (row.reason or "")
+
+
+@pytest.mark.parametrize("why", ["superseded", "newer revision", "shadow"])
+def test_a_result_that_must_not_leave_is_withheld(scene: Scene, why: str) -> None:
+    if why == "superseded":
+        scene.change(Result, superseded=True)
+    elif why == "shadow":
+        scene.change(Result, shadow=True)
+    else:
+        late = ct(StudyInstanceUID=scene.instances[0].StudyInstanceUID)
+        inbox = intake.open_inbox(scene.zone)
+        inbox.min_free_bytes = 0
+        announced = Announcement(late.SOPClassUID, late.SOPInstanceUID, ExplicitVRLittleEndian)
+        inbox.commit([encoded(late)], CALLER, announced)
+        intake.index_batch(scene.zone, inbox)
+        intake.assemble(scene.zone, scene.row(Result, scene.result_id).study_id)
+    row = scene.deliver()
+    assert (row.state, scene.job.state) == ("withheld", "done")
+    assert why.rpartition(" ")[2] in (row.reason or "")
+    assert scene.received == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"PatientID": "0815"}, "PatientID"),
+        ({"PatientID": ""}, "PatientID"),
+        ({"IssuerOfPatientID": "ELSEWHERE"}, "IssuerOfPatientID"),
+        ({"PatientName": "Roe^Jane"}, "PatientName"),
+        ({"PatientBirthDate": "19700102"}, "PatientBirthDate"),
+        ({"StudyInstanceUID": "1.2.3"}, "StudyInstanceUID"),
+    ],
+)
+def test_a_result_with_another_identity_never_leaves(
+    scene: Scene, changes: dict[str, str], named: str
+) -> None:
+    save(report(scene.instances[0], **changes), scene.zone.root / "results" / "r.dcm")
+    row = scene.deliver()
+    assert (row.state, scene.job.state) == ("dead", "dead")
+    assert named in (row.reason or "")
+    assert scene.received == []
+    with reading(scene.zone.engine) as session:
+        (item,) = session.scalars(select(QuarantineItem)).all()
+    assert (item.stage, item.reason_code) == ("deliver", "identity_mismatch")
+    assert not any(value in item.reason for value in changes.values() if value)
+
+
+def test_the_identity_is_compared_with_every_instance(scene: Scene) -> None:
+    with reading(scene.zone.engine) as session:
+        last = session.scalars(select(Instance).order_by(Instance.received_at.desc()).limit(1)).one()
+    ds = scene.instances[2]
+    ds.PatientBirthDate = "19011212"
+    save(ds, scene.zone.root / last.path)
+    assert scene.deliver().state == "dead"
+    with reading(scene.zone.engine) as session:
+        assert session.scalars(select(QuarantineItem.instance_id)).one() == last.id
+    assert scene.received == []
+
+
+def test_an_instance_that_cannot_be_read_stops_the_delivery(scene: Scene) -> None:
+    with reading(scene.zone.engine) as session:
+        path = scene.zone.root / session.scalars(select(Instance.path).limit(1)).one()
+    path.write_bytes(path.read_bytes()[:-10])
+    assert scene.deliver().state == "dead"
+    with reading(scene.zone.engine) as session:
+        assert session.scalars(select(QuarantineItem.reason_code)).one() == "identity_unreadable"
+
+
+def test_names_that_differ_in_form_alone_are_the_same(scene: Scene) -> None:
+    changed = report(scene.instances[0], PatientName="DOE^jane^^", IssuerOfPatientID="", PatientBirthDate="")
+    save(changed, scene.zone.root / "results" / "r.dcm")
+    assert scene.deliver().state == "delivered"
+
+
+def test_a_disabled_destination_gets_nothing(scene: Scene) -> None:
+    scene.change(Peer, enabled=False)
+    assert scene.deliver().state == "dead"
+    assert scene.received == []
+
+
+def test_pauses_grow_to_half_an_hour() -> None:
+    pauses = [delivery.retry_in_s(attempts, "0" * 32) for attempts in range(1, 12)]
+    assert pauses == sorted(pauses)
+    assert 15 <= pauses[0] <= 18
+    assert 1800 <= pauses[-1] <= 2160
