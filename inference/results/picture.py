@@ -5,6 +5,7 @@ No identity is drawn; the viewer shows it from the instance's attributes.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -110,7 +111,7 @@ def _header(draw: ImageDraw.ImageDraw, width: int, context: ResultContext) -> No
 def _finding(draw: ImageDraw.ImageDraw, top: int, width: int, finding: Finding, probability: float) -> None:
     called = probability >= finding.threshold
     color = _ALERT if called else _CALM
-    percent = _percent(probability)
+    percent = _percent(probability, finding.threshold)
     base = top + 58
     draw.text(
         (width - _MARGIN, base), percent, color, _font(52), anchor="rs", stroke_width=0.5, stroke_fill=color
@@ -143,9 +144,11 @@ def _footer(draw: ImageDraw.ImageDraw, top: int, width: int, context: ResultCont
     )
 
 
-def _percent(share: float) -> str:
-    """Say 99 % only of what is not certain, and never more digits than a model deserves."""
+def _percent(share: float, threshold: float | None = None) -> str:
+    """Say whole percents, certainty only of what is certain, a decimal where the threshold is near."""
     value = round(100 * share)
+    if threshold is not None and share < threshold and value == round(100 * threshold):
+        return f"{math.floor(1000 * share) / 10:.1f} %"
     if share < 1 and value == 100:
         return "> 99 %"
     if share > 0 and value == 0:

@@ -10,6 +10,7 @@ from pydicom.uid import JPEG2000, ComprehensiveSRStorage, SecondaryCaptureImageS
 
 from inference.errors import ResultError
 from inference.preprocessing import prepare
+from inference.results import picture
 from inference.results.context import Answer, Predecessor, ResultContext
 from inference.results.identity import PATIENT, STUDY, differing
 from inference.results.picture import PICTURE_EDGE, as_seen, render
@@ -301,6 +302,20 @@ def test_the_picture_shows_the_radiograph_and_changes_with_the_probability() -> 
     blue = (low[..., 0] < 130) & (low[..., 2] > 200)
     assert amber[64 + PICTURE_EDGE :].sum() > 3000
     assert blue.sum() > 500
+
+
+@pytest.mark.parametrize(
+    ("share", "threshold", "text"),
+    [
+        (0.873, 0.5, "87 %"), (1.0, 0.5, "100 %"), (0.9999, 0.5, "> 99 %"), (0.0, 0.5, "0 %"),
+        (0.001, 0.5, "< 1 %"),
+        (0.4996, 0.5, "49.9 %"), (0.5, 0.5, "50 %"), (0.296, 0.3, "29.6 %"),
+    ],
+)  # fmt: skip
+def test_a_probability_below_the_threshold_never_reads_like_the_threshold(
+    share: float, threshold: float, text: str
+) -> None:
+    assert picture._percent(share, threshold) == text
 
 
 def test_long_names_and_many_findings_stay_inside_the_picture() -> None:
