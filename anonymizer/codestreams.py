@@ -19,6 +19,7 @@ _SOF: Final = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0
 _TABLES: Final = frozenset({0xC4, 0xCC, 0xDB, 0xDD, 0xF8})  # DHT, DAC, DQT, DRI, LSE
 _AFTER_SCAN: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 _AFTER_LS_SCAN: Final = re.compile(rb"\xff+[\x80-\xcf\xd8-\xfe]")
+_J2K_COMMENT: Final = 0x64
 _J2K_MAIN: Final = frozenset({
     0x50, 0x51, 0x52, 0x53, 0x55, 0x57, 0x59, 0x5C, 0x5D, 0x5E, 0x5F, 0x60, 0x63,
 })  # fmt: skip
@@ -107,13 +108,15 @@ def clean_jpeg2000(frame: bytes) -> Frame:
         raise _broken("expected a JPEG 2000 codestream")
     out, at = [frame[:2]], 2
     while frame[at : at + 2] != b"\xff\x90":
-        if frame[at : at + 1] != b"\xff" or (frame[at + 1] not in _J2K_MAIN and frame[at + 1] != 0x64):
-            raise _broken("a JPEG 2000 segment of unknown kind")
         segment = _segment(frame, at)
+        if segment[0] != 0xFF or (segment[1] not in _J2K_MAIN and segment[1] != _J2K_COMMENT):
+            raise _broken("a JPEG 2000 segment of unknown kind")
         at += len(segment)
-        if segment[1] != 0x64:
+        if segment[1] != _J2K_COMMENT:
             out.append(segment)
     size = out[1]
+    if len(size) < 41:
+        raise _broken("the JPEG 2000 size segment is cut off")
     width, height, left, top = struct.unpack_from(">4L", size, 6)
     start = at
     at = _tile_parts(frame, at)
@@ -131,7 +134,7 @@ def _tile_parts(frame: bytes, at: int) -> int:
         header = at + 12
         while frame[header : header + 2] != b"\xff\x93":
             segment = _segment(frame, header)
-            if segment[0] != 0xFF or segment[1] == 0x64 or header + len(segment) > end:
+            if segment[0] != 0xFF or segment[1] == _J2K_COMMENT or header + len(segment) > end:
                 raise _broken("a JPEG 2000 tile-part header with a comment or out of bounds")
             header += len(segment)
         at = end

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from anonymizer.keys import ProjectKeys
 
-_DA: Final = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")  # with dots: ACR-NEMA, still seen (PS3.5 6.2)
-_TM: Final = re.compile(r"([01]\d|2[0-3])(?:([0-5]\d)(?:([0-5]\d|60)(?:\.\d{1,6})?)?)?")
-_TM_OLD: Final = re.compile(r"([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d|60)(\.\d{1,6})?)?")
-_DT: Final = re.compile(r"(\d{4})(?:(\d{2})(?:(\d{2})(\d{2,6}(?:\.\d{1,6})?)?)?)?(?:[+-]\d{4})?")
+_DA: Final = re.compile(
+    r"(\d{4})\.?(\d{2})\.?(\d{2})", re.ASCII
+)  # with dots: ACR-NEMA, still seen (PS3.5 6.2)
+_TM: Final = re.compile(r"([01]\d|2[0-3])(?:([0-5]\d)(?:([0-5]\d|60)(?:\.\d{1,6})?)?)?", re.ASCII)
+_TM_OLD: Final = re.compile(r"([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d|60)(\.\d{1,6})?)?", re.ASCII)
+_DT: Final = re.compile(r"(\d{4})(?:(\d{2})(?:(\d{2})(\d{2,6}(?:\.\d{1,6})?)?)?)?(?:[+-]\d{4})?", re.ASCII)
 DUMMIES: Final = {"DA": "19000101", "TM": "000000", "DT": "19000101000000"}
 
 

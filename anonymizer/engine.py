@@ -112,6 +112,8 @@ def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]
             "malformed", "MediaStorageSOPClassUID (0002,0002): expected the data set's SOPClassUID"
         )
     refuse_unjudgeable(file.item, sop_class_uid)
+    if profiles.requires_pixel_data(sop_class_uid) and not pixels.ALL & file.item.keys():
+        raise StopError("pixel_data_missing", "an image without pixel data; expected a whole instance")
     profile = profiles.profile(sop_class_uid)
     if profile is None:
         raise StopError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -65,7 +65,7 @@ def waits(sop_class_uid: str) -> tuple[str, str] | None:
     return "sop_class_not_judged", "nobody has judged yet whether this SOP class can be released"
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def profile(sop_class_uid: str) -> Mapping[int, Decision] | None:
     """Return the decisions for the top level of a SOP class, or None for a class that the keep list lacks."""
     keep = _keep_list()
@@ -73,7 +73,30 @@ def profile(sop_class_uid: str) -> Mapping[int, Decision] | None:
     if modules is None:
         return None
     nodes: Sequence[Node] = keep["nodes"]
-    return _join(nodes, tuple(sorted({keep["modules"][name] for name, _ in modules})), {})
+    decisions = _join(nodes, tuple(sorted({keep["modules"][name] for name, _ in modules})), {})
+    mandatory = {
+        int(tag, 16) for name, usage in modules if usage == "M" for tag in nodes[keep["modules"][name]]
+    }
+    return MappingProxyType(
+        {
+            tag: _without_dummy_sequence(decision) if tag not in mandatory else decision
+            for tag, decision in decisions.items()
+        }
+    )
+
+
+def _without_dummy_sequence(decision: Decision) -> Decision:
+    """Remove, rather than fill with a dummy item, a sequence whose module may be absent."""
+    if decision.action is Action.DUMMY and "SQ" in decision.vrs:
+        return replace(decision, action=Action.REMOVE)
+    return decision
+
+
+@lru_cache(maxsize=256)
+def requires_pixel_data(sop_class_uid: str) -> bool:
+    """Tell whether PS3.3 makes pixel data of some kind mandatory in a SOP class."""
+    modules = dict(_keep_list()["sop_classes"].get(sop_class_uid, ()))
+    return modules.get("image-pixel") == "M" or "floating-point-image-pixel" in modules
 
 
 Known = dict[tuple[int, ...], "Mapping[int, Decision]"]

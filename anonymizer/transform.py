@@ -7,6 +7,8 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from pydicom.datadict import dictionary_has_tag, dictionary_VM
+
 from anonymizer import dates, rules, uids
 from anonymizer.elements import Element, Fragments, Item
 from anonymizer.errors import StopError
@@ -30,6 +32,7 @@ _DUMMIES: Final[Mapping[str, bytes]] = MappingProxyType({
     bytes(4), "OV": bytes(8), "OW": bytes(2), "SL": bytes(4), "SS": bytes(2), "SV": bytes(8), "UL": bytes(4),
     "UN": bytes(2), "US": bytes(2), "UV": bytes(8),
 })  # fmt: skip
+_BINARY: Final = frozenset({"AT", "FD", "FL", "SL", "SS", "SV", "UL", "US", "UV"})
 _REQUIRED: Final = frozenset({"1", "1C"})
 
 
@@ -103,7 +106,14 @@ def dummy(tag: int, decision: Decision, patient: Patient) -> Element:
         )
     if vr == "UI":
         return Element(tag, vr, uids.map_uid(patient.keys, "").encode("ascii"))
-    return Element(tag, vr, _DUMMIES.get(vr, DUMMY_TEXT))
+    return Element(tag, vr, _repeated(tag, vr, _DUMMIES.get(vr, DUMMY_TEXT)))
+
+
+def _repeated(tag: int, vr: str, value: bytes) -> bytes:
+    """Repeat a dummy as often as the attribute's value multiplicity demands at least (PS3.6)."""
+    least = dictionary_VM(tag).partition("-")[0] if dictionary_has_tag(tag) else "1"
+    count = int(least) if least.isdecimal() else 1
+    return (b"" if vr in _BINARY else b"\\").join([value] * count)
 
 
 def _unfit(element: Element, decision: Decision, patient: Patient) -> Element | None:

@@ -1,0 +1,188 @@
+"""Compressed frames of real encoders, with comments planted into them."""
+
+from __future__ import annotations
+
+import io
+import struct
+from contextlib import suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydicom import dcmread
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import (
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from anonymizer.codestreams import clean_jpeg, clean_jpeg2000
+from anonymizer.engine import Quarantined, deidentify
+from anonymizer.errors import StopError
+from tests.anonymizer.material import CONTEXT, ct, encode, release, stop
+from tests.shared_data import shared_data_dir
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+MARK: Final = b"ZQCOMMENT^JOHN"
+FOLDER: Final = "dicom/cornerstoneWADOImageLoader/examples/test-images/"
+SAMPLES: Final = {
+    JPEGBaseline8Bit: "CTImage.dcm_JPEGProcess1TransferSyntax_1.2.840.10008.1.2.4.50.dcm",
+    JPEGLosslessSV1: "CTImage.dcm_JPEGProcess14SV1TransferSyntax_1.2.840.10008.1.2.4.70.dcm",
+    JPEGLSLossless: "CTImage.dcm_JPEGLSLosslessTransferSyntax_1.2.840.10008.1.2.4.80.dcm",
+    JPEG2000Lossless: "CTImage.dcm_JPEG2000LosslessOnlyTransferSyntax_1.2.840.10008.1.2.4.90.dcm",
+    RLELossless: "CTImage.dcm_RLELosslessTransferSyntax_1.2.840.10008.1.2.5.dcm",
+}
+
+
+def _sample(transfer_syntax: str) -> Dataset:
+    return dcmread(shared_data_dir() / FOLDER / SAMPLES[transfer_syntax])  # type: ignore[index]
+
+
+@lru_cache(maxsize=8)
+def _frame(transfer_syntax: str) -> bytes:
+    return next(generate_frames(_sample(transfer_syntax).PixelData, number_of_frames=1))
+
+
+def _jpeg_segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
+def _with_jpeg_comments(frame: bytes) -> bytes:
+    comment, application = _jpeg_segment(0xFE, MARK), _jpeg_segment(0xE1, b"Exif\0\0" + MARK)
+    thumbnail = _jpeg_segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\4\1" + MARK[:12])
+    return frame[:2] + thumbnail + comment + application + frame[2:].rstrip(b"\0") + MARK
+
+
+def _with_j2k_comment(frame: bytes) -> bytes:
+    at = frame.index(b"\xff\x90")
+    return (
+        frame[:at]
+        + struct.pack(">BBHH", 0xFF, 0x64, len(MARK) + 4, 1)
+        + MARK
+        + frame[at:].rstrip(b"\0")
+        + MARK
+    )
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("transfer_syntax", SAMPLES, ids=lambda uid: uid.name)
+def test_comments_and_trailing_bytes_go_and_every_pixel_stays(transfer_syntax: str) -> None:
+    ds = _sample(transfer_syntax)
+    ds.PatientID = "MRN-4711-X"
+    before = ds.pixel_array.copy()
+    frame = _frame(transfer_syntax)
+    if transfer_syntax == JPEG2000Lossless:
+        frame = _with_j2k_comment(frame)
+    elif transfer_syntax != RLELossless:
+        frame = _with_jpeg_comments(frame)
+    ds.PixelData = encapsulate([frame])
+    ds["PixelData"].VR = "OB"
+    buffer = io.BytesIO()
+    ds.save_as(buffer)
+    assert (MARK in buffer.getvalue()) == (transfer_syntax != RLELossless)
+    outcome = deidentify(buffer.getvalue(), CONTEXT)
+    assert not isinstance(outcome, Quarantined), outcome
+    content = b"".join(outcome[1])
+    assert MARK[:10] not in content
+    assert np.array_equal(dcmread(io.BytesIO(content)).pixel_array, before)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("transfer_syntax", SAMPLES, ids=lambda uid: uid.name)
+@pytest.mark.parametrize("keyword", ["Rows", "Columns"])
+def test_a_frame_of_another_size_than_described_waits(transfer_syntax: str, keyword: str) -> None:
+    if transfer_syntax == RLELossless:
+        pytest.skip("an RLE header tells no size (PS3.5 G.5)")
+    ds = _sample(transfer_syntax)
+    ds.PatientID = "MRN-4711-X"
+    ds[keyword].value = ds[keyword].value - 1
+    buffer = io.BytesIO()
+    ds.save_as(buffer)
+    assert stop(buffer.getvalue()).reason_code == "pixel_data_mismatch"
+
+
+@pytest.mark.real_data
+def test_a_truncated_or_mutilated_frame_is_refused_by_name() -> None:
+    for transfer_syntax, clean in (
+        (JPEGBaseline8Bit, clean_jpeg), (JPEGLSLossless, clean_jpeg), (JPEG2000Lossless, clean_jpeg2000),
+    ):  # fmt: skip
+        frame = _frame(transfer_syntax).rstrip(b"\0")
+        for length in (*range(80), len(frame) // 2, len(frame) - 2):
+            with pytest.raises(StopError):
+                clean(frame[:length])
+
+
+@pytest.mark.real_data
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_mutated_frame_is_cleaned_or_refused(data: st.DataObject) -> None:
+    transfer_syntax, clean = data.draw(
+        st.sampled_from([
+            (JPEGBaseline8Bit, clean_jpeg), (JPEGLSLossless, clean_jpeg), (JPEG2000Lossless, clean_jpeg2000),
+        ])
+    )  # fmt: skip
+    frame = bytearray(_frame(transfer_syntax))
+    places = st.one_of(st.integers(0, 400), st.integers(len(frame) - 40, len(frame) - 1))
+    for at, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=6)):
+        frame[at] = value
+    with suppress(StopError):
+        clean(bytes(frame))
+
+
+def test_an_identifier_in_a_compressed_frame_stops_the_instance() -> None:
+    ds = ct()
+    frame = struct.pack("<16L", 2, 64, 80, *[0] * 13) + b"x" * 40 + b"MRN-4711-X"
+    ds.PixelData = encapsulate([frame])
+    ds["PixelData"].VR = "OB"
+    ds["PixelData"].is_undefined_length = True
+    assert stop(encode(ds, RLELossless)).reason_code == "residual_identifier"
+
+
+@pytest.mark.parametrize(
+    "header", [(1, 64), (3, 64, 70, 80), (2, 64, 64), (2, 60, 80), (2, 64, 9999), (99, 64)]
+)
+def test_an_rle_header_that_does_not_fit_waits(header: tuple[int, ...]) -> None:
+    ds = ct()
+    frame = struct.pack("<16L", *header, *[0] * (16 - len(header))) + b"x" * 40
+    ds.PixelData = encapsulate([frame])
+    ds["PixelData"].VR = "OB"
+    ds["PixelData"].is_undefined_length = True
+    assert stop(encode(ds, RLELossless)).reason_code == "pixel_data_mismatch"
+
+
+@pytest.mark.real_data
+def test_frames_in_several_fragments_become_one_fragment_each() -> None:
+    folder = shared_data_dir() / "dicom/dicomParser/testImages/encapsulated"
+    for path in sorted(folder.rglob("*fragmented_bot*")):
+        ds = dcmread(path)
+        ds.PatientName, ds.PatientID = "Doe^Jane", "MRN-4711-X"
+        buffer = io.BytesIO()
+        ds.save_as(buffer)
+        outcome = deidentify(buffer.getvalue(), CONTEXT)
+        assert not isinstance(outcome, Quarantined), (path.name, outcome)
+        after = dcmread(io.BytesIO(b"".join(outcome[1])))
+        frames = int(ds.get("NumberOfFrames", 1))
+        assert len(list(generate_frames(after.PixelData, number_of_frames=frames))) == frames
+
+
+def test_one_trailing_byte_of_native_pixel_data_is_set_to_zero() -> None:
+    ds = ct(rows=3, columns=3)
+    ds.BitsAllocated = ds.BitsStored = 8
+    ds.HighBit = 7
+    ds.PixelData = bytes(range(9)) + b"Q"
+    ds["PixelData"].VR = "OB"
+    assert release(ds).ds.PixelData == bytes(range(9)) + b"\0"
+
+
+def test_bytes_after_native_pixel_data_wait() -> None:
+    ds = ct()
+    ds.PixelData = ds.PixelData + b"DOE^JOHN"
+    assert stop(ds).reason_code == "pixel_data_mismatch"

@@ -1,0 +1,182 @@
+"""Properties of de-identification over generated instances."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from pydicom import DataElement, Dataset, dcmread
+from pydicom.datadict import dictionary_VR, keyword_dict
+from pydicom.sequence import Sequence
+
+from anonymizer import profiles
+from anonymizer.checker import find_residue
+from anonymizer.engine import Quarantined, deidentify
+from anonymizer.rules import Action
+from tests.anonymizer.material import CONTEXT, OTHER, ct, encode
+
+MARK = "ZQPROPERTY"
+TEXT_VRS = ("AE", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT")
+CT = "1.2.840.10008.5.1.4.1.1.2"
+TAGS = sorted(
+    tag
+    for tag in keyword_dict.values()
+    if tag >> 16 not in {0, 2, 4, 0x7FE0, 0xFFFE} and dictionary_VR(tag) in TEXT_VRS
+    and tag not in {0x00080005, 0x00100020}
+)  # fmt: skip
+GROUPS_OF_SUBJECTS = {0x00100026, 0x00100027}  # such instances are never released
+SEQUENCES = sorted(
+    tag
+    for tag in keyword_dict.values()
+    if dictionary_VR(tag) == "SQ" and tag >> 16 > 4 and tag not in GROUPS_OF_SUBJECTS
+)
+MARKERS: dict[str, list[Any]] = {
+    "PatientIdentityRemoved": ["YES", "NO"],
+    "DeidentificationMethod": ["done"],
+    "BurnedInAnnotation": ["NO"],
+    "RecognizableVisualFeatures": ["NO"],
+    "LongitudinalTemporalInformationModified": ["UNMODIFIED", "REMOVED", "MODIFIED"],
+    "QualityControlImage": ["YES"],
+    "QualityControlSubject": ["YES"],
+    "ClinicalTrialProtocolID": ["X"],
+}
+
+slowly = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@st.composite
+def places(draw: st.DrawFn) -> list[tuple[tuple[int, ...], int]]:
+    """Return places for marks: a path of sequences and a text attribute."""
+    path = st.lists(st.sampled_from(SEQUENCES), max_size=3).map(tuple)
+    return draw(st.lists(st.tuples(path, st.sampled_from(TAGS)), min_size=1, max_size=6))
+
+
+def _plant(ds: Dataset, path: tuple[int, ...], tag: int) -> None:
+    for sequence in path:
+        if sequence not in ds:
+            ds.add(DataElement(sequence, "SQ", Sequence([Dataset()])))
+        ds = ds[sequence].value[0]
+    ds.add(DataElement(tag, dictionary_VR(tag), MARK))
+
+
+def _kept(path: tuple[int, ...], tag: int) -> bool:
+    decisions = profiles.profile(CT)
+    assert decisions is not None
+    for sequence in path:
+        found = decisions.get(sequence)
+        if found is None or found.action not in {Action.KEEP, Action.CONTAINED}:
+            return False
+        decisions = found.children
+    decision = decisions.get(tag)
+    return decision is not None and decision.action is Action.KEEP
+
+
+@slowly
+@given(places())
+def test_no_mark_survives_outside_attributes_ruled_keep(found: list[tuple[tuple[int, ...], int]]) -> None:
+    ds = ct()
+    for path, tag in found:
+        _plant(ds, path, tag)
+    outcome = deidentify(encode(ds), CONTEXT)
+    assert not isinstance(outcome, Quarantined) or outcome.reason_code == "residual_identifier"
+    if isinstance(
+        outcome, Quarantined
+    ):  # a mark in a PN is an identifier, and one stands in a kept attribute
+        assert any(dictionary_VR(tag) == "PN" for _, tag in found)
+        return
+    after = dcmread(io.BytesIO(b"".join(outcome[1])))
+    if not any(_kept(path, tag) for path, tag in found):
+        assert find_residue(after, [MARK]) == []
+
+
+@slowly
+@given(st.dictionaries(st.sampled_from(sorted(MARKERS)), st.integers(0, 5), min_size=1))
+def test_no_marker_in_the_input_skips_a_step(chosen: dict[str, int]) -> None:
+    ds = ct()
+    for keyword, number in chosen.items():
+        setattr(ds, keyword, MARKERS[keyword][number % len(MARKERS[keyword])])
+    ds.PatientComments, ds.InstitutionName, ds.OperatorsName = MARK, MARK, MARK
+    outcome = deidentify(encode(ds), CONTEXT)
+    assert not isinstance(outcome, Quarantined)
+    content = b"".join(outcome[1])
+    assert MARK.encode() not in content
+    after = dcmread(io.BytesIO(content))
+    assert after.PatientID == outcome[0].pseudonym
+    assert (after.PatientIdentityRemoved, after.LongitudinalTemporalInformationModified) == (
+        "YES",
+        "MODIFIED",
+    )
+
+
+@slowly
+@given(places(), st.sampled_from(["4711", "Pat 17", "H-1/2"]))
+def test_a_second_pass_removes_nothing_more(
+    found: list[tuple[tuple[int, ...], int]], patient_id: str
+) -> None:
+    ds = ct(patient_id=patient_id)
+    for path, tag in found:
+        _plant(ds, path, tag)
+    once = deidentify(encode(ds), CONTEXT)
+    assume(not isinstance(once, Quarantined))
+    assert not isinstance(once, Quarantined)
+    twice = deidentify(b"".join(once[1]), OTHER)
+    assert not isinstance(twice, Quarantined)
+    a, b = (dcmread(io.BytesIO(b"".join(chunks))) for chunks in (once[1], twice[1]))
+    before, after = list(a.iterall()), list(b.iterall())
+    assert [e.tag for e in before] == [e.tag for e in after]
+    changed = [x for x, y in zip(before, after, strict=True) if x.VR != "SQ" and x.value != y.value]
+    assert all(e.VR in {"UI", "DA", "DT"} or e.keyword in {"PatientID", "PatientName"} for e in changed)
+
+
+@slowly
+@given(places())
+def test_equal_input_and_key_give_equal_bytes(found: list[tuple[tuple[int, ...], int]]) -> None:
+    ds = ct()
+    for path, tag in found:
+        _plant(ds, path, tag)
+    content = encode(ds)
+    first, second = deidentify(content, CONTEXT), deidentify(content, CONTEXT)
+    if isinstance(first, Quarantined) or isinstance(second, Quarantined):
+        assert first == second
+        return
+    assert b"".join(first[1]) == b"".join(second[1])
+
+
+WHOLE = encode(ct())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, len(WHOLE) - 1))
+def test_a_truncated_file_never_passes_as_whole(length: int) -> None:
+    assert isinstance(deidentify(WHOLE[:length], CONTEXT), Quarantined)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=8))
+def test_flipped_bytes_crash_nothing_and_leak_nothing(changes: list[tuple[int, int]]) -> None:
+    content = bytearray(WHOLE)
+    for at, value in changes:
+        content[at] = value
+    outcome = deidentify(bytes(content), CONTEXT)
+    if isinstance(outcome, Quarantined):
+        assert outcome.reason_code
+        return
+    written = b"".join(outcome[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert dcmread(io.BytesIO(written)).PatientID == outcome[0].pseudonym
+    for identifier in ("Müstermann", "Jörg", "ACC-998877", "19560708", "Überweiser"):
+        assert identifier.encode("latin-1") not in written
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 131, b"\0" * 128 + b"DICM", b"%PDF-1.4", b"\xff" * 500, b"DICM" * 99]
+)
+def test_bytes_that_are_no_dicom_are_named_so(content: bytes) -> None:
+    outcome = deidentify(content, CONTEXT)
+    assert isinstance(outcome, Quarantined)
+    assert outcome.reason_code in {"not_dicom", "transfer_syntax_not_judged"}
