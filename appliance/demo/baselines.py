@@ -1,8 +1,8 @@
 """What the federation was worth: each site's own model, pooled data, everything measured at every site.
 
-``python -m appliance.demo.baselines SPEC.json`` reads each research zone in turn, with its cached inputs, and
-trains with the update budget of the federation. It writes JSON lines: progress, then the result. Models alone
-cross from one site to another here; data do only where ``pooled`` is true.
+``python -m appliance.demo.baselines SPEC.json --model NAME...`` reads each research zone in turn, with its cached
+inputs, and trains with the update budget of the federation. It writes JSON lines: progress, then the result.
+Models alone cross from one site to another here; data do only where ``pooled`` is true.
 """
 
 from __future__ import annotations
@@ -29,23 +29,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     parser = argparse.ArgumentParser(prog="appliance.demo.baselines")
     parser.add_argument("spec", type=Path)
-    spec = json.loads(parser.parse_args(argv).spec.read_text(encoding="utf-8"))
-    _say(measure(spec))
+    parser.add_argument("--model", action="append", required=True, help="global, pooled or a site's name")
+    arguments = parser.parse_args(argv)
+    spec = json.loads(arguments.spec.read_text(encoding="utf-8"))
+    _say(measure(spec, arguments.model))
     return 0
 
 
-def measure(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Train the baselines and measure every model at every site.
+def measure(spec: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
+    """Make models and measure each at every site.
 
     Parameters
     ----------
     spec : Mapping
         ``sites``: name to configuration file; ``coordinator``: its folder; ``run_id``; ``pooled``.
+    wanted : sequence of str
+        Models: ``global``, ``pooled``, or the name of a site for the model of its own data.
 
     Returns
     -------
     dict
-        ``auc[model][site]``, models being ``global``, each site's name and perhaps ``pooled``.
+        ``auc[model][site]``.
     """
     from trainer import baselines  # noqa: PLC0415 - torch loads here
     from trainer.local_round import use_threads  # noqa: PLC0415
@@ -53,24 +57,25 @@ def measure(spec: Mapping[str, Any]) -> dict[str, Any]:
     use_threads(1)
     book = coordinator.open_book(provision.load(Path(spec["coordinator"])))
     plan = book.plan(spec["run_id"])
-    models: dict[str, Mapping[str, Any]] = {"global": book.checkpoint(spec["run_id"]).weights}
     datasets = {name: _dataset(Path(config), plan.task) for name, config in spec["sites"].items()}
-    total = len(datasets) + bool(spec["pooled"]) + 1
-    for done, (name, dataset) in enumerate(datasets.items()):
-        _say({"done": done, "total": total})
-        models[name] = baselines.train_local(plan.task, dataset, rounds=plan.total_rounds, seed=plan.seed)
-    if spec["pooled"]:
-        _say({"done": total - 2, "total": total})
-        models["pooled"] = baselines.train_pooled(
-            plan.task, datasets, rounds=plan.total_rounds, seed=plan.seed
-        )
-    _say({"done": total - 1, "total": total})
-    table = baselines.cross_evaluate(plan.task, models, datasets)
+    table: dict[str, dict[str, Any]] = {}
+    for done, name in enumerate(wanted):
+        _say({"done": done, "total": len(wanted)})
+        if name == "global":
+            weights = book.checkpoint(spec["run_id"]).weights
+        elif name != "pooled":
+            weights = baselines.train_local(
+                plan.task, datasets[name], rounds=plan.total_rounds, seed=plan.seed
+            )
+        elif spec["pooled"]:
+            weights = baselines.train_pooled(plan.task, datasets, rounds=plan.total_rounds, seed=plan.seed)
+        else:
+            continue
+        table |= baselines.cross_evaluate(plan.task, {name: weights}, datasets)
     return {
-        "done": total,
-        "total": total,
+        "done": len(wanted),
+        "total": len(wanted),
         "auc": {model: {site: _auc(m) for site, m in row.items()} for model, row in table.items()},
-        "cases": {site: dataset.counts for site, dataset in datasets.items()},
     }
 
 

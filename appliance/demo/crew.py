@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+# Many small processes on few cores: one thread and one allocator arena each.
+LEAN: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 POLITE_S: Final = 7.0
 FORCED_S: Final = 2.0
 
@@ -99,7 +101,7 @@ class Crew:
                 stdout=stdout,
                 stderr=stderr,
                 start_new_session=True,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **LEAN, **(environment or {})},
                 preexec_fn=lambda: die_with_parent(signal.SIGTERM, us),  # noqa: PLW1509 - one prctl call
             )
         member = Member(name, process, out, log, standing)
@@ -114,7 +116,11 @@ class Crew:
         CrewError
             If it fails, or is not done in time: it is then killed.
         """
-        member = self.start(name, argv)
+        return self.result(self.start(name, argv), timeout_s)
+
+    def result(self, member: Member, timeout_s: float) -> str:
+        """Wait for a program to end and return its standard output; raises like :meth:`run`."""
+        name = member.name
         try:
             code = member.process.wait(timeout=max(timeout_s, 0.1))
         except subprocess.TimeoutExpired as error:

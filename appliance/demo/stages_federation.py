@@ -121,7 +121,7 @@ def _mean_auc(sites: tuple[progress.SiteProgress, ...]) -> float | None:
 def compare(world: World, deadline: Deadline) -> dict[str, Any]:
     """Train each hospital's own model and, if allowed, one on pooled data; measure all at every site."""
     pooled = world.options.drawn or world.options.allow_pooling
-    spec = {
+    spec: dict[str, Any] = {
         "sites": {site.name: str(site.config) for site in world.sites},
         "coordinator": str(world.coordinator),
         "run_id": world.run_id,
@@ -129,19 +129,28 @@ def compare(world: World, deadline: Deadline) -> dict[str, Any]:
     }
     path = world.options.root / "baselines.json"
     path.write_text(json.dumps(spec), encoding="utf-8")
-    member = world.crew.start("baselines", ["-m", "appliance.demo.baselines", str(path)])
+    parts = {"own": ["global", *spec["sites"]]} | ({"pooled": ["pooled"]} if pooled else {})
+    members = {}
+    for part, models in parts.items():
+        argv = ["-m", "appliance.demo.baselines", str(path)]
+        argv += [word for model in models for word in ("--model", model)]
+        members[part] = world.crew.start(f"baselines-{part}", argv)
     with world.screen.bars() as bars:
-        world.until(deadline, "training the models to compare with", lambda: _trained(member, bars))
-    if member.process.returncode != 0:
-        raise StageError(f"the comparison ended with {member.process.returncode}; its log is {member.log}")
-    return judge(world, json_lines(member)[-1]["auc"])
+        world.until(deadline, "training the models to compare with", lambda: _trained(members, bars))
+    auc: dict[str, dict[str, float | None]] = {}
+    for member in members.values():
+        if member.process.returncode != 0:
+            raise StageError(f"{member.name} ended with {member.process.returncode}; its log is {member.log}")
+        auc |= json_lines(member)[-1]["auc"]
+    return judge(world, auc)
 
 
-def _trained(member: Member, bars: Bars) -> bool:
-    lines = json_lines(member)
-    if lines:
-        bars.show("own and pooled models", lines[-1]["done"], lines[-1]["total"])
-    return member.process.poll() is not None
+def _trained(members: dict[str, Member], bars: Bars) -> bool:
+    for part, member in members.items():
+        lines = json_lines(member)
+        if lines:
+            bars.show(f"{part} models", lines[-1]["done"], lines[-1]["total"])
+    return all(member.process.poll() is not None for member in members.values())
 
 
 def judge(world: World, auc: dict[str, dict[str, float | None]]) -> dict[str, Any]:

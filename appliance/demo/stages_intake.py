@@ -172,14 +172,13 @@ def _expect_quarantine(world: World) -> None:
 
 
 def _import_labels(world: World, deadline: Deadline) -> tuple[int, int]:
-    accepted = refused = 0
+    members = []
     for site in world.sites:
         argv = ["-m", "appliance.cli", "labels", "import", str(site.sent.labels_csv), "--json"]
-        report = json.loads(
-            world.crew.run(
-                f"labels-{site.name}", [*argv, "--config", str(site.config)], timeout_s=deadline.left()
-            )
-        )
+        members.append(world.crew.start(f"labels-{site.name}", [*argv, "--config", str(site.config)]))
+    accepted = refused = 0
+    for site, member in zip(world.sites, members, strict=True):
+        report = json.loads(world.crew.result(member, deadline.left()))
         accepted += report["accepted"]
         refused += len(report["problems"])
         if world.options.drawn and len(report["problems"]) != site.sent.label_rows_wrong:

@@ -45,7 +45,7 @@ max_wait_s = 120
 project = "chest-demo"
 
 [training]
-child_idle_s = 20
+child_idle_s = 8
 
 [web]
 enabled = {web}

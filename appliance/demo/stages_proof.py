@@ -52,7 +52,7 @@ def searched_roots(world: World) -> list[Path]:
 
 def _expect_found(world: World, search: LeakSearch) -> None:
     """Make sure that the search finds what is there: a clinical zone holds all its values."""
-    found, _, _ = search.files([world.sites[0].settings.zone_root("clinical") / "store"])
+    found, _, _ = search.files([world.sites[0].settings.zone_root("clinical") / "instances"])
     seen = len({leak.value for leak in found})
     world.figures["identifiers_found_in_clinical_zone"] = seen
     if not seen:

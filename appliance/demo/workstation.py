@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from dicom_node.ports import Caller
 
 MIN_FREE_BYTES: Final = 64 << 20
+CERTAINTY: Final = ("111012", "DCM")  # Certainty of Finding
+PERCENT: Final = ("%", "UCUM")
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,18 @@ def _findings(ds: Dataset) -> Iterator[str]:
 
 
 def _probabilities(ds: Dataset) -> Iterator[float]:
+    """Yield the certainties of a report's findings, 0 to 1."""
     for item in _nested(ds):
-        if item.get("ValueType") == "NUM" and item.get("MeasuredValueSequence"):
-            yield float(item.MeasuredValueSequence[0].NumericValue)
+        if item.get("ValueType") == "NUM" and _code(item.get("ConceptNameCodeSequence")) == CERTAINTY:
+            for measured in item.get("MeasuredValueSequence", ()):
+                percent = _code(measured.get("MeasurementUnitsCodeSequence")) == PERCENT
+                yield float(measured.NumericValue) / (100 if percent else 1)
+
+
+def _code(sequence: Any) -> tuple[str, str]:
+    if not sequence:
+        return "", ""
+    return str(sequence[0].get("CodeValue", "")), str(sequence[0].get("CodingSchemeDesignator", ""))
 
 
 class Everybody:
