@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,7 @@ from appliance.db.clinical import (
     Result,
     Study,
 )
-from appliance.db.engine import reading, writing
+from appliance.db.engine import make_engine, reading, writing
 from appliance.ledger import verify
 from inference.results.uids import result_uid
 from inference.study import build_results
@@ -35,7 +36,9 @@ from tests.appliance.serving_material import (
 from tests.inference.material import PNEUMONIA, make_card, make_onnx
 
 if TYPE_CHECKING:
+    from appliance.ledger import Ledger
     from appliance.node import ClinicalZone
+    from tests.appliance.servers import PostgreSQL
 
 
 def _results(zone: ClinicalZone) -> list[Result]:
@@ -87,6 +90,25 @@ def test_a_study_gets_report_and_capture_and_a_delivery_of_each(clinical_zone: C
     assert _kinds(clinical_zone)[-3:] == ["result.created", "result.created", "inference.done"]
     public = clinical_zone.keys.signing.public_key()
     assert verify(clinical_zone.engine, public).problems == ()
+
+
+@pytest.mark.postgres
+def test_a_new_revision_supersedes_on_postgresql_as_well(
+    clinical_zone: ClinicalZone, postgresql_templates: PostgreSQL, ledger: Ledger
+) -> None:
+    engine = make_engine(postgresql_templates.new_database(template="template_clinical"))
+    zone = replace(clinical_zone, engine=engine, ledger=ledger)
+    add_model(zone)
+    add_peer(zone)
+    study_id, _, job_id = _one_study(zone, destinations=("workstation",))
+    assert run_job(zone, job_id) == ("done", None)
+    add_instances(zone, [study_instance()])
+    _, second_job = assemble(zone, study_id, ("workstation",))
+    assert run_job(zone, second_job) == ("done", None)
+    assert sorted(item.superseded for item in _results(zone)) == [False, False, True, True]
+    assert sorted(item.state for item in _deliveries(zone)) == ["queued", "queued", "withheld", "withheld"]
+    assert verify(engine, ledger.signing.public_key()).problems == ()
+    engine.dispose()
 
 
 def test_a_second_message_and_a_retry_make_nothing_new(clinical_zone: ClinicalZone) -> None:
