@@ -41,5 +41,13 @@ class UpdateError(TrainerError):
         self.code = code
 
 
+class SimulationError(TrainerError):
+    """A simulation cannot be run, or the engine ended without its result; ``log`` holds its last words."""
+
+    def __init__(self, message: str, log: str = "") -> None:
+        super().__init__(message)
+        self.log = log
+
+
 class ExportError(TrainerError):
     """The exported model does not compute what the trained one computes."""

@@ -1,8 +1,8 @@
 """A federation on one machine: the sites' local rounds and the strategy, one after the other in this process.
 
 It is an in-process loop over the same pure functions that a real federation runs (:func:`local_round`,
-the strategies, the check of updates), not the federation engine's simulator: nothing is sent, so transport,
-admission and faults are left to the real thing.
+the strategies, the check of updates): nothing is sent. :mod:`trainer.engine.simulator` runs the same through
+the federation engine's simulator, and comes to the same model; admission and faults are left to real ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from trainer import strategies
 from trainer.baselines import cross_evaluate
 from trainer.errors import StrategyError
-from trainer.local_round import local_round
+from trainer.local_round import LocalUpdate, local_round
+from trainer.metrics import Metrics
 from trainer.networks import initial_weights
 from trainer.optimisation import seed_of
 from trainer.ports import silent
@@ -23,8 +24,9 @@ from trainer.weights_io import to_bytes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
+
     from trainer.datasets import Dataset
-    from trainer.metrics import Metrics
     from trainer.ports import Progress
     from trainer.task import TaskSpec
     from trainer.weights_io import Weights
@@ -40,6 +42,15 @@ class SiteRecord:
     train_loss: float
     train_seconds: float
     metrics: Metrics
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values; :meth:`from_json` reads them back."""
+        return {**asdict(self), "metrics": self.metrics.to_json()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> SiteRecord:
+        """Read what :meth:`to_json` wrote."""
+        return cls(**{**content, "metrics": Metrics.from_json(content["metrics"])})
 
 
 @dataclass(frozen=True)
@@ -106,28 +117,53 @@ def simulate(
         started = time.perf_counter()
         contributions, sites = [], {}
         for site, dataset in datasets.items():
-            update = local_round(
+            update, sites[site] = site_round(
                 task,
                 weights,
                 dataset,
+                site=site,
+                number=number,
                 strategy=strategy,
-                strategy_parameters=parameters,
-                seed=round_seed(seed, site, number),
+                parameters=parameters,
+                seed=seed,
             )
             contributions.append(strategies.Contribution(site, update.delta, update.samples))
-            sites[site] = SiteRecord(
-                samples=update.samples,
-                update_bytes=len(to_bytes(update.delta)),
-                update_norm=strategies.update_norm(update.delta),
-                train_loss=update.train_loss,
-                train_seconds=update.train_seconds,
-                metrics=update.metrics,
-            )
         weights, state = chosen.aggregate(weights, contributions, state, parameters)
         records.append(RoundRecord(number, time.perf_counter() - started, sites))
         progress("round", number, rounds)
     final = cross_evaluate(task, {"global": weights}, datasets)["global"]
     return Simulation(weights, tuple(records), final)
+
+
+def site_round(
+    task: TaskSpec,
+    weights: Mapping[str, NDArray[Any]],
+    dataset: Dataset,
+    *,
+    site: str,
+    number: int,
+    strategy: str,
+    parameters: Mapping[str, Any],
+    seed: int,
+) -> tuple[LocalUpdate, SiteRecord]:
+    """Do one site's local round of a simulation, and say how it went."""
+    update = local_round(
+        task,
+        weights,
+        dataset,
+        strategy=strategy,
+        strategy_parameters=parameters,
+        seed=round_seed(seed, site, number),
+    )
+    record = SiteRecord(
+        samples=update.samples,
+        update_bytes=len(to_bytes(update.delta)),
+        update_norm=strategies.update_norm(update.delta),
+        train_loss=update.train_loss,
+        train_seconds=update.train_seconds,
+        metrics=update.metrics,
+    )
+    return update, record
 
 
 def round_seed(seed: int, site: str, number: int) -> int:

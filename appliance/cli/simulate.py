@@ -1,0 +1,200 @@
+"""``cloister simulate``: a federation on one machine, on the engine's simulator or in one process."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from appliance.cli import WORK_FAILED, WRONG_USE
+
+if TYPE_CHECKING:
+    from trainer.datasets import Dataset
+    from trainer.metrics import Metrics
+    from trainer.simulation import Simulation
+    from trainer.task import TaskSpec
+
+_SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,39}\Z")
+_CACHE: Final = ".cloister-cache"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="simulate")(simulate)
+
+
+def simulate(  # noqa: PLR0913, PLR0917 - a command's options
+    task: Annotated[Path, typer.Argument(help="Task file (JSON).")],
+    site: Annotated[
+        list[str], typer.Option(help="NAME=DIR: DICOM files below DIR, labels in DIR/labels.csv.")
+    ],
+    rounds: Annotated[int, typer.Option(min=1, max=10_000)] = 10,
+    strategy: Annotated[str, typer.Option(help="fedavg or fedprox.")] = "fedavg",
+    parameter: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER of the strategy.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    cache: Annotated[Path, typer.Option(help="Folder of prepared pictures, by hash.")] = Path(_CACHE),
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Loop in this process instead of the engine's simulator.")
+    ] = False,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Train each site alone, and all pooled.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the final model here (safetensors).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Run a federation on one machine, with the local rounds and strategies of a real one.
+
+    It runs on the federation engine's simulator, a process per site; with --in-process it is a loop in one
+    process that comes to the same model. Folders are read as they are: nothing is de-identified.
+    """
+    from trainer.errors import TrainerError  # noqa: PLC0415  only when the command runs
+
+    folders = _sites(site)
+    numbers = _numbers(parameter or [])
+    console = Console(stderr=True)
+    try:
+        spec, datasets, reports = _read(task, folders, cache, console)
+        result = _run(spec, datasets, rounds, strategy, numbers, seed, in_process=in_process, console=console)
+        figures = {"sites": reports, **result.to_json()}
+        if baselines:
+            figures["baselines"] = _baselines(spec, datasets, rounds, seed, console)
+        if out is not None:
+            from trainer.weights_io import save  # noqa: PLC0415
+
+            figures["model_sha256"] = save(out, result.weights)
+    except TrainerError as error:
+        log = getattr(error, "log", "")
+        typer.echo(f"{log}\n{type(error).__name__}: {error}".lstrip(), err=True)
+        raise typer.Exit(WORK_FAILED) from error
+    if as_json:
+        typer.echo(json.dumps(figures, indent=2, allow_nan=False))
+    else:
+        _print(result, figures)
+
+
+def _sites(options: list[str]) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for option in options:
+        name, separator, folder = option.partition("=")
+        if not separator or not _SITE_NAME.match(name) or name in folders or not Path(folder).is_dir():
+            typer.echo("--site: expected NAME=DIR, each name once, DIR a folder", err=True)
+            raise typer.Exit(WRONG_USE)
+        folders[name] = Path(folder)
+    return folders
+
+
+def _numbers(options: list[str]) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for option in options:
+        name, _, text = option.partition("=")
+        try:
+            numbers[name] = float(text)
+        except ValueError:
+            typer.echo("--parameter: expected NAME=NUMBER", err=True)
+            raise typer.Exit(WRONG_USE) from None
+    return numbers
+
+
+def _read(
+    path: Path, folders: dict[str, Path], cache: Path, console: Console
+) -> tuple[TaskSpec, dict[str, Dataset], dict[str, Any]]:
+    from trainer import datasets  # noqa: PLC0415
+    from trainer.folders import read_site_folder  # noqa: PLC0415
+    from trainer.task import read_task  # noqa: PLC0415
+
+    task = read_task(path)
+    found: dict[str, Dataset] = {}
+    reports: dict[str, Any] = {}
+    with Progress(console=console, transient=True) as bars:
+        for name, folder in folders.items():
+            bar = bars.add_task(f"reading {name}")
+            content = read_site_folder(folder, task.label)
+
+            def step(stage: str, done: int, total: int, bar: Any = bar) -> None:
+                del stage
+                bars.update(bar, completed=done, total=total)
+
+            found[name] = datasets.build(content.cases, task, cache, step)
+            reports[name] = {
+                "counts": found[name].counts,
+                "skipped": {**content.skipped, **found[name].skipped},
+                "label_problems": [vars(problem) for problem in content.problems],
+            }
+            for problem in content.problems[:20]:
+                console.print(f"{name}: labels.csv line {problem.line}: {problem.message}", highlight=False)
+    return task, found, reports
+
+
+def _run(
+    task: TaskSpec,
+    datasets: dict[str, Dataset],
+    rounds: int,
+    strategy: str,
+    numbers: dict[str, float],
+    seed: int,
+    *,
+    in_process: bool,
+    console: Console,
+) -> Simulation:
+    if not in_process:
+        from trainer.engine.simulator import simulate_on_engine  # noqa: PLC0415
+
+        with console.status("the engine's simulator runs"):
+            return simulate_on_engine(
+                task, datasets, rounds=rounds, strategy=strategy, parameters=numbers, seed=seed
+            )
+    from trainer.local_round import use_threads  # noqa: PLC0415
+    from trainer.simulation import simulate as simulate_here  # noqa: PLC0415
+
+    use_threads(1)
+    with Progress(console=console, transient=True) as bars:
+        bar = bars.add_task("rounds", total=rounds)
+        return simulate_here(
+            task,
+            datasets,
+            rounds=rounds,
+            strategy=strategy,
+            parameters=numbers,
+            seed=seed,
+            progress=lambda _stage, done, _total: bars.update(bar, completed=done),
+        )
+
+
+def _baselines(
+    task: TaskSpec, datasets: dict[str, Dataset], rounds: int, seed: int, console: Console
+) -> dict[str, Any]:
+    from trainer.baselines import cross_evaluate, train_local, train_pooled  # noqa: PLC0415
+
+    with console.status("each site alone, and all pooled"):
+        models = {
+            f"local {name}": train_local(task, dataset, rounds=rounds, seed=seed)
+            for name, dataset in datasets.items()
+        }
+        models["pooled"] = train_pooled(task, datasets, rounds=rounds, seed=seed)
+        table = cross_evaluate(task, models, datasets)
+    return {model: {site: metrics.to_json() for site, metrics in row.items()} for model, row in table.items()}
+
+
+def _print(result: Simulation, figures: dict[str, Any]) -> None:
+    for record in result.rounds:
+        areas = "  ".join(f"{site} {_area(item.metrics)}" for site, item in record.sites.items())
+        typer.echo(f"round {record.number}: AUC of the incoming model  {areas}  ({record.seconds:.1f} s)")
+    final = "  ".join(f"{site} {_area(metrics)}" for site, metrics in result.final.items())
+    typer.echo(f"final model: AUC  {final}")
+    for model, row in figures.get("baselines", {}).items():
+        areas = "  ".join(
+            f"{site} {'-' if item['auc'] is None else format(item['auc']['estimate'], '.3f')}"
+            for site, item in row.items()
+        )
+        typer.echo(f"{model}: AUC  {areas}")
+
+
+def _area(metrics: Metrics) -> str:
+    if metrics.auc is None:
+        return "-"
+    return f"{metrics.auc.estimate:.3f} [{metrics.auc.low:.3f}, {metrics.auc.high:.3f}]"

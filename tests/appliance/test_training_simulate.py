@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from typer.testing import CliRunner
+
+from appliance.cli import build
+from tests.trainer.samples import small_task, write_cases
+from trainer.task import LocalSpec
+from trainer.weights_io import load, sha256
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TASK = small_task(local=LocalSpec(batch_size=8, local_steps=3), validation_fraction=0.4)
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> list[str]:
+    (tmp_path / "task.json").write_text(json.dumps(TASK.to_json()))
+    options = [str(tmp_path / "task.json"), "--cache", str(tmp_path / "cache")]
+    for number, name in enumerate(("north", "south")):
+        folder = tmp_path / name
+        folder.mkdir()
+        cases = write_cases(folder, 14, seed=number)
+        rows = [f"{case.pseudonym},blob,{case.label}" for case in cases]
+        (folder / "labels.csv").write_text("\n".join(["patient_id,label,value", *rows, "P9-9,blob,2"]) + "\n")
+        options += ["--site", f"{name}={folder}"]
+    return options
+
+
+def test_a_simulation_prints_its_figures_and_writes_the_model(sites: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    extra = ["--rounds", "2", "--in-process", "--baselines", "--json", "--out", str(out)]
+    found = CliRunner().invoke(build(), ["simulate", *sites, *extra])
+    assert found.exit_code == 0, found.output
+    figures = json.loads(found.stdout)
+    assert [record["number"] for record in figures["rounds"]] == [1, 2]
+    assert set(figures["final"]) == {"north", "south"}
+    assert set(figures["baselines"]) == {"local north", "local south", "pooled"}
+    assert figures["sites"]["north"]["label_problems"][0]["code"] == "bad_value"
+    counts = figures["sites"]["south"]["counts"]
+    assert counts["train"] + counts["validation"] == 14
+    assert figures["model_sha256"] == sha256(out)
+    assert load(out)
+    assert "P9-9" not in found.output
+
+
+def test_figures_are_printed_for_people_too(sites: list[str]) -> None:
+    found = CliRunner().invoke(build(), ["simulate", *sites, "--rounds", "1", "--in-process"])
+    assert found.exit_code == 0, found.output
+    assert "final model: AUC  north" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (["--site", "north=/nowhere"], 2),
+        (["--site", "no,name=/tmp"], 2),
+        (["--site", "justaname"], 2),
+        (["--parameter", "mu=much"], 2),
+        (["--strategy", "median", "--in-process"], 1),
+        (["--strategy", "fedprox", "--parameter", "mu=-1", "--in-process"], 1),
+    ],
+)
+def test_wrong_use_ends_with_2_and_failed_work_with_1(sites: list[str], change: list[str], code: int) -> None:
+    assert CliRunner().invoke(build(), ["simulate", *sites, *change]).exit_code == code
+
+
+def test_a_missing_task_file_fails(sites: list[str]) -> None:
+    assert CliRunner().invoke(build(), ["simulate", "/nowhere.json", *sites[1:]]).exit_code == 1
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_the_command_runs_on_the_engine_s_simulator(sites: list[str]) -> None:
+    argv = [sys.executable, "-m", "appliance.cli", "simulate", *sites, "--rounds", "1", "--json"]
+    found = subprocess.run(argv, check=False, capture_output=True, timeout=280)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["rounds"][0]["sites"]["north"]["samples"] > 0

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import tempfile
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from tests.trainer.samples import drawn_dataset, small_task
+from trainer.engine import simulator
+from trainer.engine.exchange import Order, load_dataset, save_dataset
+from trainer.errors import SimulationError, StrategyError
+from trainer.local_round import use_threads
+from trainer.simulation import simulate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+use_threads(1)
+TASK = small_task()
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_the_engine_s_simulator_comes_to_the_same_model_as_the_loop() -> None:
+    datasets = {f"s{number}": drawn_dataset(number, TASK) for number in range(3)}
+    here = simulate(TASK, datasets, rounds=2, strategy="fedprox", parameters={"mu": 0.1}, seed=1)
+    there = simulator.simulate_on_engine(
+        TASK, datasets, rounds=2, strategy="fedprox", parameters={"mu": 0.1}, seed=1, time_limit_s=240
+    )
+    assert all(np.array_equal(here.weights[name], there.weights[name]) for name in here.weights)
+    assert there.final == here.final
+    assert [set(record.sites) for record in there.rounds] == [set(datasets)] * 2
+    assert there.rounds[1].sites["s0"].metrics == here.rounds[1].sites["s0"].metrics
+
+
+def test_an_order_and_a_dataset_survive_the_folder(tmp_path: Path) -> None:
+    order = Order(TASK, ("a", "b"), 3, "fedprox", {"mu": 0.5}, 9)
+    order.write(tmp_path)
+    assert Order.read(tmp_path) == order
+    dataset = drawn_dataset(1, TASK)
+    save_dataset(tmp_path, "a", dataset)
+    found = load_dataset(tmp_path, "a")
+    assert np.array_equal(found.train.x, dataset.train.x)
+    assert np.array_equal(found.validation.y, dataset.validation.y)
+
+
+def test_an_engine_that_fails_is_an_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(simulator, "_command", lambda *_: ["/bin/sh", "-c", "echo broken; exit 3"])
+    with pytest.raises(SimulationError, match="code 3") as caught:
+        simulator.simulate_on_engine(TASK, {"a": drawn_dataset(1, TASK)}, rounds=1)
+    assert "broken" in caught.value.log
+    monkeypatch.setattr(simulator, "_command", lambda *_: ["/bin/sleep", "60"])
+    with pytest.raises(SimulationError, match="within"):
+        simulator.simulate_on_engine(TASK, {"a": drawn_dataset(1, TASK)}, rounds=1, time_limit_s=0.2)
+    monkeypatch.setattr(simulator, "_command", lambda *_: ["/bin/true"])
+    with pytest.raises(SimulationError, match="without a result"):
+        simulator.simulate_on_engine(TASK, {"a": drawn_dataset(1, TASK)}, rounds=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../a", "a,b", "", "server"])
+def test_a_site_name_that_the_engine_could_misread_is_refused(name: str) -> None:
+    with pytest.raises(SimulationError, match="site"):
+        simulator.simulate_on_engine(TASK, {name: drawn_dataset(1, TASK)}, rounds=1)
+
+
+def test_a_wrong_strategy_is_refused_before_the_engine_starts() -> None:
+    with pytest.raises(StrategyError):
+        simulator.simulate_on_engine(TASK, {"a": drawn_dataset(1, TASK)}, rounds=1, strategy="median")

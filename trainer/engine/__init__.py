@@ -1,0 +1,1 @@
+"""A simulated federation on the federation engine's simulator."""

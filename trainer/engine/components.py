@@ -1,0 +1,106 @@
+"""The simulation's two components of the engine: who aggregates, and who trains at each site.
+
+Both are thin: rounds are :func:`trainer.local_round.local_round`, aggregation is :mod:`trainer.strategies`,
+as in :mod:`trainer.simulation` and in a real federation. Global models and updates go through the engine;
+what a site trains on lies in a folder that the job names: no real site may load these classes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from nvflare.apis.executor import Executor
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+from nvflare.app_common.workflows.model_controller import ModelController
+
+from trainer import strategies, weights_io
+from trainer.engine.exchange import MODEL, RECORDS, TASK_NAME, Order, load_dataset
+from trainer.errors import StrategyError
+
+if TYPE_CHECKING:
+    from nvflare.apis.fl_context import FLContext
+    from nvflare.apis.signal import Signal
+
+
+class SimulationController(ModelController):  # type: ignore[misc]
+    """Runs the rounds of an order and leaves model and records in its folder."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self._folder = Path(folder)
+
+    def run(self) -> None:
+        """Run all rounds; an exception ends the job, and the missing result is seen by who started it."""
+        order = Order.read(self._folder)
+        strategy = strategies.get(order.strategy)
+        weights = weights_io.load(self._folder / MODEL)
+        state: dict[str, Any] = {}
+        records = []
+        for number in range(1, order.rounds + 1):
+            started = time.perf_counter()
+            model = FLModel(params_type=ParamsType.FULL, params=dict(weights), current_round=number)
+            results = self.send_model_and_wait(TASK_NAME, model, targets=list(order.sites))
+            if len(results) != len(order.sites):
+                raise StrategyError(f"round {number}: {len(results)} updates; expected {len(order.sites)}")
+            contributions, sites = [], {}
+            for result in results:
+                site = str(result.meta["client_name"])
+                record = json.loads(result.meta["record"])
+                delta = {name: _fitted(result.params[name], weights[name]) for name in weights}
+                contributions.append(strategies.Contribution(site, delta, int(record["samples"])))
+                sites[site] = record
+            weights, state = strategy.aggregate(weights, contributions, state, order.parameters)
+            seconds = time.perf_counter() - started
+            records.append({"number": number, "seconds": seconds, "sites": sites})
+        weights_io.save(self._folder / MODEL, weights)
+        (self._folder / RECORDS).write_text(json.dumps(records), encoding="utf-8")
+
+
+class SimulationExecutor(Executor):  # type: ignore[misc]
+    """Trains one site's local rounds."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self._folder = Path(folder)
+
+    def execute(
+        self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
+    ) -> Shareable:
+        """Do one local round."""
+        from trainer.local_round import use_threads  # noqa: PLC0415 - the server loads no torch
+        from trainer.simulation import site_round  # noqa: PLC0415
+
+        if task_name != TASK_NAME or abort_signal.triggered:
+            return make_reply(ReturnCode.TASK_ABORTED)
+        use_threads(1)
+        order, site = Order.read(self._folder), fl_ctx.get_identity_name()
+        model = FLModelUtils.from_shareable(shareable)
+        update, record = site_round(
+            order.task,
+            {name: np.asarray(array) for name, array in model.params.items()},
+            load_dataset(self._folder, site),
+            site=site,
+            number=int(model.current_round),
+            strategy=order.strategy,
+            parameters=order.parameters,
+            seed=order.seed,
+        )
+        answer = FLModel(
+            params_type=ParamsType.DIFF,
+            params=update.delta,
+            meta={"record": json.dumps(record.to_json()), "client_name": site},
+        )
+        return FLModelUtils.to_shareable(answer)
+
+
+def _fitted(received: Any, expected: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Undo what the engine does to 0-d arrays: they come back as scalars of another width."""
+    array = np.asarray(received)
+    return array.reshape(expected.shape).astype(expected.dtype) if expected.ndim == 0 else array

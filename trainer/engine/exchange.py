@@ -1,0 +1,67 @@
+"""The folder through which a simulation and the engine's processes on this machine share what is big."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from trainer.datasets import Dataset, Samples
+from trainer.task import TaskSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+TASK_NAME: Final = "train"
+ORDER: Final = "order.json"
+MODEL: Final = "model.safetensors"
+RECORDS: Final = "records.json"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to simulate; the initial model lies beside it and is replaced by the final one."""
+
+    task: TaskSpec
+    sites: tuple[str, ...]
+    rounds: int
+    strategy: str
+    parameters: Mapping[str, Any]
+    seed: int
+
+    def write(self, folder: Path) -> None:
+        """Write to a folder."""
+        content = {**vars(self), "task": self.task.to_json(), "parameters": dict(self.parameters)}
+        (folder / ORDER).write_text(json.dumps(content), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Order:
+        """Read what :meth:`write` wrote."""
+        content = json.loads((folder / ORDER).read_text(encoding="utf-8"))
+        content["task"] = TaskSpec.from_json(content["task"])
+        content["sites"] = tuple(content["sites"])
+        return cls(**content)
+
+
+def save_dataset(folder: Path, site: str, dataset: Dataset) -> None:
+    """Write a site's arrays for its own process."""
+    train, validation = dataset.train, dataset.validation
+    np.savez(
+        folder / f"{site}.npz",
+        train_x=train.x,
+        train_y=train.y,
+        validation_x=validation.x,
+        validation_y=validation.y,
+    )
+
+
+def load_dataset(folder: Path, site: str) -> Dataset:
+    """Read a site's arrays."""
+    with np.load(folder / f"{site}.npz", allow_pickle=False) as content:
+        return Dataset(
+            Samples(content["train_x"], content["train_y"]),
+            Samples(content["validation_x"], content["validation_y"]),
+        )
