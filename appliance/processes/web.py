@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -35,6 +36,7 @@ def _body(process: Process) -> None:
     from appliance.web.app import build  # noqa: PLC0415 - as above
     from appliance.web.desk import Desk  # noqa: PLC0415 - as above
 
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its lines name pages' ids
     settings = process.settings
     zone = node.open_clinical(settings)
     desk = Desk(settings, zone, connect(settings))

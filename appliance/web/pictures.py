@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from appliance.db.clinical import Result
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from appliance.node import ClinicalZone
 
+SMALL_WIDTH: Final = 112
 MAX_PIXELS: Final = 40_000_000
 SECONDARY_CAPTURE: Final = "sc"
 
@@ -22,15 +24,15 @@ class PictureError(ApplianceError):
     """A result has no picture that can be shown."""
 
 
-def png(zone: ClinicalZone, result_id: str, *, width: int | None = None) -> bytes:
+def png(zone: ClinicalZone, result_id: str, *, small: bool = False) -> bytes:
     """Render the picture of a result.
 
     Parameters
     ----------
     zone : ClinicalZone
     result_id : str
-    width : int or None
-        Make it this wide at most, keeping its shape.
+    small : bool
+        For a list.
 
     Raises
     ------
@@ -44,11 +46,17 @@ def png(zone: ClinicalZone, result_id: str, *, width: int | None = None) -> byte
     path = (zone.root / result.path).resolve()
     if not path.is_relative_to(zone.root.resolve()) or not path.is_file():
         raise PictureError("result: its file is gone")
-    return render(path, width=width)
+    return _thumbnail(path) if small else render(path)
 
 
-def render(path: Path, *, width: int | None = None) -> bytes:
-    """Render an 8-bit grayscale or RGB instance as PNG.
+@lru_cache(maxsize=256)
+def _thumbnail(path: Path) -> bytes:
+    """Keep small pictures: an instance that was made never changes, and lists show them again and again."""
+    return render(path, SMALL_WIDTH)
+
+
+def render(path: Path, width: int | None = None) -> bytes:
+    """Render an 8-bit grayscale or RGB instance as PNG, ``width`` pixels wide at most.
 
     Raises
     ------

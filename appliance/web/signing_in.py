@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from appliance.web.desk import Desk
 
 MAX_FORM_BYTES: Final = 4096
+FONTS: Final = f"/_nicegui/{version('nicegui')}/static/fonts.css"
 SIGN_IN_REFUSED: Final = "web.sign_in_refused"
 _logger = logs.logger(__name__)
 _WRONG: Final = "Name or password is wrong, or this user is disabled."
@@ -230,6 +232,7 @@ def page(node_name: str, target: str, message: Markup | None = None) -> str:
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("title", f"Sign in · {node_name} · Cloister"),
         el("link", rel="icon", href="/static/favicon.svg", type="image/svg+xml"),
+        el("link", rel="stylesheet", href=FONTS),
         el("link", rel="stylesheet", href="/static/panel.css"),
         el("script", src="/static/theme.js"),
     )

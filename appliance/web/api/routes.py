@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from appliance.web.desk import Desk, Viewer, Visit
 
 MAX_BODY_BYTES: Final = 16_384
-MAX_PICTURE_WIDTH: Final = 2048
 API_FAILED: Final = "web.api_failed"
 _logger = logs.logger(__name__)
 _FORBIDDEN: Final = "You do not have the right to do this."
@@ -114,11 +113,9 @@ def _picture(desk: Desk) -> Callable[[Request, str], Any]:
         viewer = _viewer(request)
         if viewer is None or not viewer.may(Right.VIEW) or not viewer.may(Right.VIEW_IDENTITY):
             return problem(403, _FORBIDDEN)
-        width = Query(dict(request.query_params)).number("width", 0, low=0, high=MAX_PICTURE_WIDTH)
+        small = "small" in request.query_params
         try:
-            content = await to_thread.run_sync(
-                lambda: pictures.png(desk.zone, result_id, width=width or None)
-            )
+            content = await to_thread.run_sync(lambda: pictures.png(desk.zone, result_id, small=small))
         except pictures.PictureError:
             return problem(404, "There is no picture.")
         return Response(content, media_type="image/png")

@@ -13,8 +13,8 @@ from appliance.web.panel.parts import nothing
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-WIDTH: Final = 560
-HEIGHT: Final = 236
+WIDTH: Final = 400
+HEIGHT: Final = 220
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 12, 30
 COLOURS: Final = 6
 

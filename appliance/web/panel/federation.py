@@ -156,7 +156,7 @@ def _protocol(row: views.ProtocolView, view: FederationView) -> Markup:
         rows.append(
             ("Decided", stack(join((when(row.decided_at), f" by {decided}" if decided else "")), row.reason))
         )
-    head = el("div", badge(row.state), el("h3", row.name), _decisions(row, view), class_="buttons")
+    head = el("div", el("h3", row.name), badge(row.state), _decisions(row, view), class_="head")
     whole = el(
         "details",
         el("summary", "The whole plan"),

@@ -234,28 +234,20 @@ def _health(view: HomeView) -> Markup:
         )
         return el("div", el("div", CHECK, class_="light"), words, class_="health", role="status")
     title = "One thing needs attention" if len(problems) == 1 else f"{len(problems)} things need attention"
-    words = el(
-        "div",
-        el("h2", title),
-        el("p", f"{len(view.checks) - len(problems)} of {len(view.checks)} checks passed."),
-    )
-    items = (
-        el(
-            "li",
-            badge("bad", tone="bad", text=check.name),
-            el("div", check.detail),
-            el("div", el("b", "What to do: "), _fix(check), class_="fix muted") if check.fix else None,
-        )
-        for check in problems
-    )
-    box = el("div", el("div", CROSS, class_="light"), words, class_="health bad", role="status")
-    return el("div", box, el("ul", items, class_="problems"), class_="column")
+    passed = f"{len(view.checks) - len(problems)} of {len(view.checks)} checks passed."
+    words = el("div", el("h2", title), el("p", passed))
+    columns = (Column("What", "tight"), Column("State", "tight"), Column("What to do", "wide"))
+    rows = [(badge("bad", tone="bad", text=check.name), check.detail, _fix(check)) for check in problems]
+    listed = el("div", table("Problems", columns, rows), class_="problems")
+    return el("div", el("div", CROSS, class_="light"), words, listed, class_="health bad", role="status")
 
 
 def _fix(check: CheckRow) -> Markup:
     if check.name.endswith("jobs"):
-        return link(url("/jobs", state="dead"), check.fix)
-    return el("span", check.fix)
+        return link(
+            url("/jobs", state="dead"), "Open the stopped jobs: each has its reason and a retry button"
+        )
+    return el("span", check.fix[:1].upper() + check.fix[1:])
 
 
 def _tiles(today: Today) -> Markup:
@@ -313,7 +305,7 @@ def _queue_card(view: HomeView) -> Markup:
         Column("Stopped", "number"),
     )
     rows = [_queue_row(row) for row in (*view.queues, *_research_queues(view))]
-    return card("Queues", table("Queues", columns, rows), aside=link("/jobs", "All jobs"))
+    return card("Queues", table("Queues", columns, rows, compact=True), aside=link("/jobs", "All jobs"))
 
 
 def _research_queues(view: HomeView) -> tuple[QueueRow, ...]:

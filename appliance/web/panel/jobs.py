@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 
 from appliance import work
 from appliance.auth.rights import Right
@@ -44,6 +44,11 @@ if TYPE_CHECKING:
 PAGE_SIZE: Final = 50
 RETRIED: Final = "job.retried"
 _STATE_WORDS: Final = {"failed": "will retry", "dead": "stopped"}
+_URGENCY: Final = case(
+    {WorkState.DEAD: 0, WorkState.FAILED: 1, WorkState.RUNNING: 2, WorkState.QUEUED: 3},
+    value=ClinicalJob.state,
+    else_=4,
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class JobsView:
 
 
 def load(desk: Desk, viewer: Viewer, query: Query) -> JobsView:
-    """Read jobs of both zones, newest first."""
+    """Read jobs of both zones: what needs a person first, then the newest."""
     state = query.text("state") if query.text("state") in set(WorkState) else ""
     kind = query.text("kind", length=48)
     conditions = [ClinicalJob.state == state] if state else []
@@ -92,7 +97,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> JobsView:
         jobs = session.scalars(
             select(ClinicalJob)
             .where(*conditions)
-            .order_by(ClinicalJob.updated_at.desc(), ClinicalJob.id)
+            .order_by(_URGENCY, ClinicalJob.updated_at.desc(), ClinicalJob.id)
             .limit(PAGE_SIZE)
             .offset((page - 1) * PAGE_SIZE)
         ).all()

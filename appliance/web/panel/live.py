@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from fastapi import Request  # noqa: TC002 - the framework reads handlers' annotations
 from nicegui import Client, core, run, ui
+from starlette.responses import Response  # noqa: TC002 - as above
 
 from appliance import logs
 from appliance.errors import ApplianceError
@@ -23,9 +25,7 @@ from appliance.web.panel.pages import PAGES
 from appliance.web.panel.parts import link, nothing, page_head
 
 if TYPE_CHECKING:
-    from fastapi import Request
     from markupsafe import Markup
-    from starlette.responses import Response
 
     from appliance.web.desk import Desk, Visit
 

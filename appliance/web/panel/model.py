@@ -112,8 +112,8 @@ def draw(view: ModelView, viewer: Viewer) -> Drawing:
     return {
         "head": page_head(
             f"{view.name} {view.version}",
-            badge(view.state),
             decisions,
+            marks=badge(view.state),
             lead=view.reason,
             back=("/models", "Models"),
         ),

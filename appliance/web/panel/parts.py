@@ -91,10 +91,17 @@ def card(title: str, *body: object, aside: object = None, class_: str = "", id_:
     )
 
 
-def page_head(title: str, *aside: object, lead: object = None, back: tuple[str, str] | None = None) -> Markup:
+def page_head(
+    title: str,
+    *aside: object,
+    lead: object = None,
+    back: tuple[str, str] | None = None,
+    marks: object = None,
+) -> Markup:
     """Draw a page's heading, with a way back and what can be done here."""
     way = link(back[0], f"← {back[1]}", class_="back") if back else None
-    words = el("div", way, el("h1", title), el("p", lead, class_="lead") if lead else None)
+    heading = el("div", el("h1", title), marks, class_="title")
+    words = el("div", way, heading, el("p", lead, class_="lead") if lead else None)
     return el("div", words, el("div", *aside, class_="aside") if aside else None, class_="page-head")
 
 
@@ -112,24 +119,36 @@ class Column:
 
 
 def table(
-    caption: str, columns: Sequence[Column], rows: Sequence[Sequence[object]], *, empty: Markup = EMPTY
+    caption: str,
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[object]],
+    *,
+    empty: Markup = EMPTY,
+    compact: bool = False,
 ) -> Markup:
-    """Draw a table in a box that scrolls by itself; without rows, what to do next."""
+    """Draw a table in a box that scrolls by itself; without rows, what to do next.
+
+    On a narrow screen each row becomes a block with the column titles beside the values; a ``compact`` table
+    of few short columns stays a table.
+    """
     if not rows:
         return empty
     head = el("tr", (el("th", column.title, scope="col", class_=column.kind or None) for column in columns))
     body = (
-        el(
-            "tr",
-            (
-                el("td", cell, class_=column.kind or None, data_title=column.title or None)
-                for column, cell in zip(columns, row, strict=True)
-            ),
-        )
-        for row in rows
+        el("tr", (_cell(column, cell) for column, cell in zip(columns, row, strict=True))) for row in rows
     )
-    whole = el("table", el("caption", caption, class_="hidden"), el("thead", head), el("tbody", body))
+    whole = el(
+        "table",
+        el("caption", caption, class_="hidden"),
+        el("thead", head),
+        el("tbody", body),
+        class_="compact" if compact else None,
+    )
     return el("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def _cell(column: Column, cell: object) -> Markup:
+    return el("td", el("div", cell), class_=column.kind or None, data_title=column.title or None)
 
 
 def nothing(title: str, *advice: object) -> Markup:

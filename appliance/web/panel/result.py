@@ -27,7 +27,7 @@ from appliance.web.panel.parts import (
     table,
 )
 from appliance.web.panel.results import finding_name, is_positive
-from appliance.web.panel.study import kind_name
+from appliance.web.panel.study_results import kind_name
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -132,7 +132,7 @@ def draw(view: ResultView, viewer: Viewer) -> Drawing:
     return {
         "head": page_head(
             study_rows.title(view.identity, view.study_id),
-            *marks,
+            marks=marks,
             lead=f"{kind_name(view.kind)} by {view.model}. Research use only, never a diagnosis.",
             back=("/results", "Results"),
         ),
@@ -192,12 +192,15 @@ def _deliveries(view: ResultView) -> Markup:
         return card(
             "Delivery", el("p", "Shadow results are compared here and never delivered.", class_="muted")
         )
-    columns = (Column("To", "tight"), Column("State", "wide"), Column("Delivered", "tight"))
+    columns = (Column("To", "tight"), Column("State", "wide"))
     rows = [
         (
             row.peer,
-            stack(badge(row.state), el("small", row.reason) if row.reason else None),
-            when(row.delivered_at),
+            stack(
+                badge(row.state),
+                when(row.delivered_at, seconds=True) if row.delivered_at else None,
+                el("small", row.reason) if row.reason else None,
+            ),
         )
         for row in view.deliveries
     ]

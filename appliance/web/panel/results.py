@@ -167,7 +167,7 @@ def _thumb(row: StudyResult) -> Markup:
         return el("span", DASH, class_="none")
     return el(
         "img",
-        src=f"/results/{row.picture_id}/picture.png?width=112",
+        src=f"/results/{row.picture_id}/picture.png?small",
         alt="",
         class_="thumb",
         loading="lazy",

@@ -55,7 +55,7 @@ def draw(view: RunPageView, viewer: Viewer) -> Drawing:
     run = view.run
     return {
         "head": page_head(
-            run.name, badge(run.protocol_state), lead=f"{run.run_id} · {run.strategy}", back=back
+            run.name, marks=badge(run.protocol_state), lead=f"{run.run_id} · {run.strategy}", back=back
         ),
         "tiles": _tiles(run),
         "curves": _curves(view.site, run),

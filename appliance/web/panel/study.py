@@ -10,18 +10,14 @@ from sqlalchemy import func, select
 from appliance.auth.rights import Right
 from appliance.db.clinical import (
     ClinicalJob,
-    Delivery,
     Instance,
-    ModelVersion,
-    Peer,
     QuarantineItem,
-    Result,
     Series,
     Study,
     StudyRevision,
 )
 from appliance.db.engine import reading
-from appliance.web.panel import study_rows
+from appliance.web.panel import study_results, study_rows
 from appliance.web.panel.markup import DASH, count, el, size, when
 from appliance.web.panel.page import Drawing, NotThereError, Page, Query
 from appliance.web.panel.parts import (
@@ -97,20 +93,6 @@ class StoppedRow:
 
 
 @dataclass(frozen=True)
-class ResultRow:
-    """A result on the study and where it was delivered."""
-
-    id: str
-    kind: str
-    model: str
-    probability: float | None
-    shadow: bool
-    superseded: bool
-    created_at: datetime
-    deliveries: tuple[tuple[str, str, str | None], ...]  # peer, state, reason
-
-
-@dataclass(frozen=True)
 class StudyView:
     """Everything that is known of a study."""
 
@@ -126,7 +108,7 @@ class StudyView:
     series: tuple[SeriesRow, ...]
     revisions: tuple[RevisionRow, ...]
     stopped: tuple[StoppedRow, ...]
-    results: tuple[ResultRow, ...]
+    results: tuple[study_results.ResultRow, ...]
 
 
 def load(desk: Desk, viewer: Viewer, query: Query) -> StudyView:
@@ -148,7 +130,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> StudyView:
             series=_series(session, study.id),
             revisions=_revisions(session, study.id),
             stopped=_stopped(session, study.id),
-            results=_results(session, study.id),
+            results=study_results.read(session, study.id),
         )
 
 
@@ -212,45 +194,14 @@ def _stopped(session: Session, study_id: str) -> tuple[StoppedRow, ...]:
     )
 
 
-def _results(session: Session, study_id: str) -> tuple[ResultRow, ...]:
-    rows = session.execute(
-        select(Result, ModelVersion)
-        .join(ModelVersion, Result.model_version_id == ModelVersion.id)
-        .where(Result.study_id == study_id)
-        .order_by(Result.created_at.desc())
-    ).all()
-    sent = session.execute(
-        select(Delivery, Peer.name)
-        .join(Peer, Delivery.peer_id == Peer.id)
-        .where(Delivery.result_id.in_([result.id for result, _ in rows]))
-    ).all()
-    return tuple(
-        ResultRow(
-            id=result.id,
-            kind=result.kind,
-            model=f"{model.name} {model.version}",
-            probability=result.probability,
-            shadow=result.shadow,
-            superseded=result.superseded,
-            created_at=result.created_at,
-            deliveries=tuple(
-                (name, delivery.state, delivery.reason)
-                for delivery, name in sent
-                if delivery.result_id == result.id
-            ),
-        )
-        for result, model in rows
-    )
-
-
 def draw(view: StudyView, viewer: Viewer) -> Drawing:
     """Draw the study."""
     del viewer
     title = (view.identity.patient_name if view.identity else "") or study_rows.study_name(view.id)
     return {
-        "head": page_head(title, badge(view.state), lead=view.reason, back=("/studies", "Studies")),
+        "head": page_head(title, marks=badge(view.state), lead=view.reason, back=("/studies", "Studies")),
         "body": grid(
-            el("div", _journey(view), _result_card(view), _quarantine(view), class_="column"),
+            el("div", _journey(view), study_results.draw(view.results), _quarantine(view), class_="column"),
             el("div", _facts(view), _series_card(view), class_="column"),
             class_="wide-left",
         ),
@@ -290,7 +241,9 @@ def _series_card(view: StudyView) -> Markup:
         (row.modality or DASH, row.body_part_examined or DASH, row.instance_count, size(row.size_bytes))
         for row in view.series
     ]
-    return card("Series", table("Series", columns, rows, empty=nothing("No series is filed yet.")))
+    return card(
+        "Series", table("Series", columns, rows, compact=True, empty=nothing("No series is filed yet."))
+    )
 
 
 _STEPS: Final = {
@@ -311,39 +264,31 @@ def _journey(view: StudyView) -> Markup:
 
 
 def _revision(row: RevisionRow) -> Markup:
-    released = None
+    assembled = _line(when(row.assembled_at, seconds=True), count(row.instance_count, "instance"))
+    steps: list[tuple[str, object]] = [
+        ("Assembled", assembled),
+        ("Rules", ", ".join(row.rules) if row.rules else "none matched"),
+        *((_STEPS.get(step.kind, step.kind), _step(step)) for step in row.steps),
+    ]
     if row.deidentification_state:
         numbers = (
             f"{count(row.released_count, 'instance')} to research, {row.quarantined_count} in quarantine"
         )
-        released = (
-            "Left for research",
-            stack(badge(row.deidentification_state), el("span", numbers, class_="muted")),
-        )
-    steps: list[tuple[str, object]] = [
-        (
-            "Assembled",
-            stack(
-                when(row.assembled_at, seconds=True),
-                el("span", count(row.instance_count, "instance"), class_="muted"),
-            ),
-        ),
-        ("Rules", ", ".join(row.rules) if row.rules else "none matched"),
-        *((_STEPS.get(step.kind, step.kind), _step(step)) for step in row.steps),
-    ]
-    if released is not None:
-        steps.append(released)
+        steps.append(("Left for research", _line(badge(row.deidentification_state), numbers)))
     items = (el("li", el("span", name, class_="muted"), el("div", value)) for name, value in steps)
     return el("div", el("h3", f"Revision {row.number}"), el("ul", items, class_="steps"))
 
 
+def _line(*parts: object) -> Markup:
+    """Lay a state and what is said of it in one line."""
+    first, *rest = parts
+    return el("div", first, (el("span", part, class_="muted") for part in rest if part), class_="line")
+
+
 def _step(step: StepRow) -> Markup:
-    tries = f"{count(step.attempts, 'attempt')} · " if step.attempts > 1 else ""
-    return stack(
-        badge(step.state),
-        el("span", step.reason, class_="reason") if step.reason else None,
-        el("span", tries, when(step.updated_at, seconds=True), class_="muted"),
-    )
+    tries = count(step.attempts, "attempt") if step.attempts > 1 else None
+    line = _line(badge(step.state), when(step.updated_at, seconds=True), tries)
+    return stack(line, el("span", step.reason, class_="reason") if step.reason else None)
 
 
 def _quarantine(view: StudyView) -> Markup | None:
@@ -365,55 +310,6 @@ def _quarantine(view: StudyView) -> Markup | None:
         for row in view.stopped
     ]
     return card("Quarantine", table("Quarantine", columns, rows), aside=link("/quarantine", "All items"))
-
-
-def _result_card(view: StudyView) -> Markup:
-    columns = (
-        Column("Result", "wide"),
-        Column("Probability", "number"),
-        Column("Made", "tight"),
-        Column("Delivered to", "wide"),
-    )
-    rows = [
-        (
-            stack(link(f"/results/{row.id}", kind_name(row.kind)), el("small", row.model), _marks(row)),
-            DASH if row.probability is None else f"{row.probability:.2f}",
-            when(row.created_at),
-            _delivered(row),
-        )
-        for row in view.results
-    ]
-    empty = nothing(
-        "No result.",
-        "Results appear once an active model fits the study. ",
-        link("/models", "See the models"),
-    )
-    return card("Results", table("Results", columns, rows, empty=empty))
-
-
-def kind_name(kind: str) -> str:
-    """Name a kind of result as DICOM does."""
-    return {"sr": "Structured Report", "sc": "Secondary Capture"}.get(kind, kind.upper())
-
-
-def _marks(row: ResultRow) -> Markup | None:
-    marks = [badge("shadow")] if row.shadow else []
-    if row.superseded:
-        marks.append(badge("superseded"))
-    return el("div", marks) if marks else None
-
-
-def _delivered(row: ResultRow) -> Markup:
-    if row.shadow:
-        return el("span", "never: shadow results stay here", class_="none")
-    if not row.deliveries:
-        return el("span", "no destination", class_="none")
-    return stack(
-        *(
-            el("div", badge(state), " ", peer, el("small", reason) if reason else None)
-            for peer, state, reason in row.deliveries
-        )
-    )
 
 
 PAGE: Final = Page(
