@@ -35,17 +35,19 @@ _TEXT_ALLOWED: Final = (  # neither task errors (celery.app) nor warnings, which
 _LIBRARY: Final = "library.record"
 _UNCAUGHT: Final = "process.failed"
 _MAX_TEXT: Final = 500
+_process: Final = ["cloister"]
 
 
 def setup(settings: LoggingSettings, process: str) -> None:
     """Configure structlog and the standard library's logging for this process."""
+    _process[0] = process
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
     if settings.format == "plain":
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     chain: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
-        _name_process(process),
+        _name_process,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
         safe_exception,
     ]
@@ -122,12 +124,9 @@ def _log_uncaught_in_thread(arguments: threading.ExceptHookArgs) -> None:
         _log_uncaught(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
 
 
-def _name_process(process: str) -> structlog.typing.Processor:
-    def add(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        event["process"] = process
-        return event
-
-    return add
+def _name_process(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    event["process"] = _process[0]  # looked up late: loggers made before a fork speak for the new process
+    return event
 
 
 def _withhold_text(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

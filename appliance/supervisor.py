@@ -8,7 +8,6 @@ import json
 import os
 import select
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -63,14 +62,22 @@ class Child:
         return float(min(FIRST_BACKOFF_S * 2 ** max(self.failures - 1, 0), LONGEST_BACKOFF_S))
 
 
-def module_command(config: Path) -> Callable[[str], list[str]]:
-    """Return how a process is started: ``python -m appliance.processes.NAME --config PATH --parent PID``."""
+def spawner(command: Callable[[str], list[str]]) -> Callable[[str], int]:
+    """Return a function that starts a program for a name, in a process group of its own."""
 
-    def command(name: str) -> list[str]:
-        module = f"appliance.processes.{name}"
-        return [sys.executable, "-m", module, "--config", str(config.resolve()), "--parent", str(os.getpid())]
+    def start(name: str) -> int:
+        argv = command(name)
+        return os.posix_spawn(
+            argv[0],
+            argv,
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
+            setpgroup=0,
+            setsigmask=[],
+            setsigdef=[*_STOP_SIGNALS, signal.SIGPIPE, signal.SIGCHLD],
+        )
 
-    return command
+    return start
 
 
 class Supervisor:
@@ -84,8 +91,9 @@ class Supervisor:
     settings : Settings
     processes : sequence of str
         Names, see :func:`appliance.health.processes`.
-    command : callable
-        Turns a name into the command to run.
+    start : callable
+        Starts the process of a name as a child of ours that leads a process group, and returns its number;
+        see :func:`appliance.forking.forker` and :func:`spawner`.
     zone : Zone or None
         The only zone that runs here; None for both.
     """
@@ -94,12 +102,12 @@ class Supervisor:
         self,
         settings: Settings,
         processes: Sequence[str],
-        command: Callable[[str], list[str]],
+        start: Callable[[str], int],
         zone: Zone | None = None,
     ) -> None:
         self._settings = settings
         self._children = {name: Child(name) for name in processes}
-        self._command = command
+        self._start_process = start
         self._zone = zone
         self._stop_requested = False
         self._known_orphans: set[int] = set()
@@ -211,17 +219,7 @@ class Supervisor:
         return max(0.0, min([*due, 5.0]))
 
     def _start(self, child: Child) -> None:
-        argv = self._command(child.name)
-        environment = {"MALLOC_ARENA_MAX": "2", "PYTHONUNBUFFERED": "1", **os.environ}
-        child.pid = os.posix_spawn(
-            argv[0],
-            argv,
-            environment,
-            file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
-            setpgroup=0,
-            setsigmask=[],
-            setsigdef=[*_STOP_SIGNALS, signal.SIGPIPE, signal.SIGCHLD],
-        )
+        child.pid = self._start_process(child.name)
         child.started_at, child.started_wall = time.monotonic(), time.time()
         _LOG.info(CHILD_STARTED, child=child.name, pid=child.pid, restarts=child.restarts)
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from appliance.cli import ConfigOption, read_settings
+from appliance.cli import WORK_FAILED, ConfigOption, read_settings
 
 
 def register(app: typer.Typer) -> None:
@@ -19,12 +19,12 @@ def up(
     ] = "all",
 ) -> None:
     """Run this node: make what is missing, start every process, keep it running; Ctrl-C ends all of them."""
-    from appliance import health, logs, node, supervisor  # noqa: PLC0415 - other commands start without
+    from appliance import forking, health, logs, node, supervisor  # noqa: PLC0415 - other commands start without
 
     settings = read_settings(config)
     logs.setup(settings.logging, "supervisor")
-    node.create_node(settings)
+    if forking.run_in_child(lambda: node.create_node(settings), "create_node") != 0:
+        raise typer.Exit(WORK_FAILED)
+    forking.preload()
     only: Literal["clinical", "research"] | None = None if zone == "all" else zone
-    supervisor.Supervisor(
-        settings, health.processes(settings, only), supervisor.module_command(config), only
-    ).run()
+    supervisor.Supervisor(settings, health.processes(settings, only), forking.forker(config), only).run()

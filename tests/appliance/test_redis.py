@@ -42,7 +42,7 @@ def test_a_full_redis_refuses_and_drops_nothing(node_settings: Settings, clinica
     assert broker.send(url, broker.DELIVER_RESULT, broker.CLINICAL_QUEUE, "a" * 32)
     with broker.connect(url) as client:
         client.config_set("maxmemory", "1")
-        with pytest.raises(ResponseError, match="OOM"):
+        with pytest.raises(ResponseError, match="maxmemory"):
             client.set("x", "y" * 10)
     assert not broker.send(url, broker.DELIVER_RESULT, broker.CLINICAL_QUEUE, "b" * 32)
     assert broker.backlog(url, (broker.CLINICAL_QUEUE,)) == 1
