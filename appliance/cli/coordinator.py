@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     group.command("up")(up)
     group.command("run")(run)
     group.command("stop")(stop)
+    group.command("resume")(resume)
     group.command("status")(status)
     app.add_typer(group, name="coordinator")
 
@@ -94,6 +95,14 @@ def stop(folder: _Folder, run_id: Annotated[str, typer.Argument()]) -> None:
     book = coordinator.open_book(provision.load(folder))
     book.end_run(run_id, RunState.STOPPED, "stopped at the command line")
     typer.echo(f"{run_id}: {book.state(run_id)}")
+
+
+def resume(folder: _Folder, run_id: Annotated[str, typer.Argument()]) -> None:
+    """Let a dead or stopped run go on from its last finished round."""
+    from appliance.federation import coordinator, provision  # noqa: PLC0415 - other commands start without it
+
+    coordinator.open_book(provision.load(folder)).reopen(run_id)
+    typer.echo(f"{run_id}: goes on when enough sites are there")
 
 
 def status(

@@ -172,6 +172,25 @@ class Book:
             if run is not None and run.engine_job_id == job_id:
                 run.reason = reason[:500]
 
+    def give_up(self, run_id: str, job_id: str, reason: str) -> None:
+        """Mark a run dead at the word of its current job."""
+        if self.is_current(run_id, job_id):
+            self.end_run(run_id, RunState.DEAD, reason)
+
+    def reopen(self, run_id: str) -> None:
+        """Let a dead or stopped run go on from its last finished round.
+
+        Raises
+        ------
+        CoordinatorError
+            If it is neither.
+        """
+        with writing(self.engine) as session:
+            run = _run(session, run_id)
+            if run.state not in {RunState.DEAD, RunState.STOPPED}:
+                raise CoordinatorError(f"the run is {run.state}; expected dead or stopped")
+            run.state, run.reason = RunState.QUEUED, None
+
     def is_current(self, run_id: str, job_id: str) -> bool:
         """Whether this engine job is the one that continues the run."""
         with reading(self.engine) as session:

@@ -26,6 +26,7 @@ from appliance.errors import ApplianceError
 from appliance.federation import messages, policy
 from appliance.federation.book import Book, Checkpoint, Counted, StaleJobError, received_bytes
 from appliance.federation.collection import Collection
+from appliance.federation.errors import CoordinatorError
 from trainer.errors import TrainerError
 from trainer.federation import aggregation
 from trainer.federation.errors import AggregationError
@@ -54,6 +55,10 @@ class Answer:
     bytes_received: int = 0
 
 
+class NotAdmittedError(CoordinatorError):
+    """So many sites refused the plan that no other attempt makes sense before people have spoken."""
+
+
 class RunWorkflow(Controller):  # type: ignore[misc]
     """Workflow of a run's job; the run's id is its only argument."""
 
@@ -79,6 +84,9 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         try:
             self._await_turn(abort_signal)
             self._run(abort_signal, fl_ctx)
+        except NotAdmittedError as error:
+            self._book.give_up(self._run_id, self._job_id, str(error))
+            self.system_panic(f"run {self._run_id}: {error}", fl_ctx)
         except (ApplianceError, TrainerError) as error:
             self._book.note(self._run_id, self._job_id, str(error))
             self.system_panic(f"run {self._run_id}: {error}", fl_ctx)
@@ -122,7 +130,8 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         answers = self._ask(policy.TASK_ADMIT, Shareable(), order, collection, abort_signal, fl_ctx)
         if not collection.enough:
             reasons = ", ".join(f"{a.site}: {a.said.code}" for a in answers if a.said.code) or "no answer"
-            raise AggregationError(
+            refused = len(everyone - collection.refused) < plan.min_sites
+            raise (NotAdmittedError if refused else AggregationError)(
                 f"{len(collection.usable)} sites take part of {plan.min_sites} needed ({reasons})"
             )
         self._silent = collection.silent

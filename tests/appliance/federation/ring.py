@@ -183,10 +183,15 @@ class Ring:
         for program in programs:
             program.stop()
 
+    def plan(self, **changes: Any) -> Plan:
+        """Return a new plan."""
+        self.runs += 1
+        values: dict[str, Any] = {"run_id": f"run-{self.runs}", "minimum_cohort": 2, "seed": self.runs}
+        return make_plan(**{**values, **changes})
+
     def submit(self, **changes: Any) -> Plan:
         """Write a new run down through the command line; return its plan."""
-        self.runs += 1
-        plan = make_plan(run_id=f"run-{self.runs}", minimum_cohort=2, seed=self.runs, **changes)
+        plan = self.plan(**changes)
         path = self.folder / f"plan-{self.runs}.json"
         path.write_text(plan.dumps())
         answer = json.loads(cloister("coordinator", "run", self.federation.root, path, "--json"))

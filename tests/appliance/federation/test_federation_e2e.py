@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -11,7 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from appliance.federation import coordinator
+from appliance.federation import coordinator, job, siteapi
+from appliance.federation.enginelink import EngineAwayError, EngineLink, has_ended
+from appliance.federation.exchange import Exchange
+from appliance.federation.unixclient import UnixClient
 from tests.appliance.federation.ring import SITES, Member, Ring, cloister, running_ring, until
 from trainer import strategies
 from trainer.federation.plan import Plan, Strategy
@@ -63,6 +67,15 @@ def check_arithmetic(ring: Ring, plan: Plan) -> None:
     book.engine.dispose()
 
 
+def check_engine_processes(member: Member) -> None:
+    """The engine's processes at a site load neither torch nor a database driver nor SQLAlchemy."""
+    engine = [*member.program.find("enginehost", "site"), *member.program.find("client.worker_process")]
+    assert len(engine) == 2
+    for pid in engine:
+        loaded = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
+        assert not [name for name in ("libtorch", "_sqlite3", "cyextension") if name in loaded]
+
+
 def rounds_done(member: Member, plan: Plan) -> list[int]:
     return [row.number for row in member.rounds(plan.run_id) if row.kind == "train" and row.state == "done"]
 
@@ -70,6 +83,9 @@ def rounds_done(member: Member, plan: Plan) -> list[int]:
 def test_three_sites_train_and_every_update_has_its_receipt(ring: Ring) -> None:
     plan = ring.submit(total_rounds=3, min_sites=3)
     ring.approve(plan)
+    ring.until_round(plan, 1)
+    for member in ring.members.values():
+        check_engine_processes(member)
 
     view = ring.until_over(plan)
 
@@ -94,21 +110,6 @@ def test_every_site_makes_its_own_package_of_the_final_model(ring: Ring) -> None
         [candidate] = member.client.candidates()
         assert candidate.package_sha256
         assert (member.settings.crossing_in / "packages" / f"{candidate.run_id}.zip").is_file()
-
-
-def test_job_processes_at_sites_load_neither_torch_nor_databases(ring: Ring) -> None:
-    plan = ring.submit(total_rounds=1, min_sites=3)
-    ring.approve(plan)
-    ring.until_round(plan, 1)
-    forbidden = ("libtorch", "_sqlite3", "cyextension")
-    looked = 0
-    for member in ring.members.values():
-        for pid in member.program.find("client.worker_process"):
-            loaded = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
-            assert not [name for name in forbidden if name in loaded]
-            looked += 1
-    assert looked
-    assert ring.until_over(plan).state == "done"
 
 
 def test_a_site_that_dies_in_a_round_neither_stops_nor_falsifies_the_run(ring: Ring) -> None:
@@ -166,3 +167,77 @@ def test_a_plan_that_nobody_approved_does_not_run(ring: Ring) -> None:
     assert not any(member.rounds(plan.run_id) for member in ring.members.values())
     listed = json.loads(cloister("protocol", "list", "--json", "--config", ring.members["north"].config))
     assert [one["state"] for one in listed if one["plan_sha256"] == plan.sha256] == ["pending"]
+
+
+def test_a_coordinator_that_changed_an_approved_plan_waits_for_people_again(ring: Ring) -> None:
+    approved = ring.plan(total_rounds=1, min_sites=2, approval_wait_s=2.0)
+    for member in ring.members.values():
+        exchange = Exchange(UnixClient(siteapi.socket_path(member.settings)), lambda: False)
+        exchange.admit(approved.to_json(), approved.sha256, 0.0)
+    ring.approve(approved)
+
+    altered = ring.submit(run_id=approved.run_id, total_rounds=50, min_sites=2, approval_wait_s=2.0)
+    view = ring.until_over(altered)
+
+    assert altered.sha256 != approved.sha256
+    assert (view.state, view.finished_rounds) == ("dead", 0)
+    assert "not_approved" in str(view.reason)
+    assert not any(member.rounds(altered.run_id) for member in ring.members.values())
+
+
+def test_code_in_a_job_is_refused_by_the_sites_whatever_the_coordinator_allows(ring: Ring) -> None:
+    """The coordinator turns hostile: it grants itself every right and every class."""
+    local = ring.federation.server_workspace / "local"
+    rights = json.loads((local / "authorization.json").read_text())
+    rights["permissions"] = {
+        role: dict.fromkeys(granted, "any") for role, granted in rights["permissions"].items()
+    }
+    (local / "authorization.json").write_text(json.dumps(rights))
+    resources = json.loads((local / "resources.json").read_text())
+    resources["class_allow_list"] = ["*"]
+    (local / "resources.json").write_text(json.dumps(resources))
+    ring.coordinator.kill()
+    ring.coordinator.start()
+    link = EngineLink(ring.federation.admin_workspace)
+    until(lambda: connected(link) == set(SITES), 60, "the sites are back")
+    mark = ring.folder / "code-ran"
+
+    statuses = {}
+    for name, executor, code in (
+        ("own-code", "evil.Evil", f"open({str(mark)!r}, 'w').close()"),
+        ("unlisted", "nvflare.app_common.np.np_trainer.NPTrainer", ""),
+    ):
+        job_id = link.submit(hostile_job(ring.folder / name, executor, code))
+        until(functools.partial(over, link, job_id), 90, "the job's end")
+        statuses[name] = link.status(job_id)
+    link.close()
+
+    assert statuses["own-code"] == "FINISHED:FAILED_TO_RUN"
+    assert statuses["unlisted"] != "FINISHED:COMPLETED"
+    assert not mark.exists()
+    logs = "".join(member.program.log.read_text() for member in ring.members.values())
+    assert "is not in allow_list" in logs
+
+
+def over(link: EngineLink, job_id: str) -> bool:
+    return has_ended(link.status(job_id))
+
+
+def connected(link: EngineLink) -> set[str]:
+    try:
+        return set(link.sites())
+    except EngineAwayError:
+        return set()
+
+
+def hostile_job(folder: Path, executor: str, code: str) -> Path:
+    """Write a job that names another executor and brings code along."""
+    job.build(folder, "run-1", 1)
+    config = folder / "app" / "config"
+    site = job.site_config()
+    site["executors"][0]["executor"]["path"] = executor
+    (config / "config_fed_client.json").write_text(json.dumps(site))
+    if code:
+        (folder / "app" / "custom").mkdir()
+        (folder / "app" / "custom" / "evil.py").write_text(code)
+    return folder
