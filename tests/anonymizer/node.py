@@ -1,0 +1,141 @@
+"""A node whose clinical zone holds studies that are ready to be released."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydicom.uid import ExplicitVRLittleEndian
+
+from appliance.db.base import new_id
+from appliance.db.clinical import ClinicalJob, Instance, Series, Study, StudyRevision, StudyState
+from appliance.db.engine import reading, writing
+from appliance.node import ClinicalZone, ResearchZone, create_node, open_clinical, open_research
+from appliance.release import release_study
+from appliance.settings import load_settings
+from appliance.work import claimed, enqueue, reconcile
+from tests.anonymizer.material import ct, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from pydicom import Dataset
+
+    from appliance.settings import Settings
+
+CONFIG = 'name = "test-node"\ndata_root = "data"\n[deidentification]\nproject = "trial"\n'
+
+
+@dataclass(frozen=True)
+class Node:
+    """Both zones of a node, for tests."""
+
+    settings: Settings
+    config: Path
+    clinical: ClinicalZone
+    research: ResearchZone
+
+    def add_study(self, instances: Sequence[Dataset], *, study_instance_uid: str = "") -> str:
+        """File instances as one assembled study; return the row id of its revision."""
+        first = instances[0]
+        with writing(self.clinical.engine) as session:
+            study = Study(
+                study_instance_uid=study_instance_uid or first.StudyInstanceUID,
+                patient_id=str(first.get("PatientID", "")),
+                issuer_of_patient_id=str(first.get("IssuerOfPatientID", "")),
+                state=StudyState.ASSEMBLED,
+                instance_count=len(instances),
+                revision=1,
+            )
+            series = Series(study=study, series_instance_uid=first.SeriesInstanceUID, modality="CT")
+            session.add_all([study, series])
+            session.flush()
+            for ds in instances:
+                session.add(self._instance(series.id, ds))
+            revision = StudyRevision(study_id=study.id, number=1, instance_count=len(instances))
+            session.add(revision)
+            session.flush()
+            return revision.id
+
+    def _instance(self, series_id: str, ds: Dataset) -> Instance:
+        content = encode(ds)
+        row_id = new_id()
+        path = self.clinical.root / "instances" / f"{row_id}.dcm"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        return Instance(
+            id=row_id,
+            series_id=series_id,
+            sop_instance_uid=ds.SOPInstanceUID,
+            sop_class_uid=ds.SOPClassUID,
+            transfer_syntax_uid=ExplicitVRLittleEndian,
+            path=str(path.relative_to(self.clinical.root)),
+            size_bytes=len(content),
+            sha256=sha256(content).hexdigest(),
+            calling_ae_title="MODALITY",
+        )
+
+    def enqueue(self, revision_id: str) -> str:
+        """Queue the release of a revision; return the job's row id."""
+        with writing(self.clinical.engine) as session:
+            job_id = enqueue(session, ClinicalJob, "deidentify", revision_id, f"deidentify:{revision_id}")
+        assert job_id is not None
+        return job_id
+
+    def run(self, job_id: str) -> ClinicalJob:
+        """Do a job as a worker would; return its row afterwards."""
+        with claimed(self.clinical.engine, ClinicalJob, job_id, "test", 60) as claim:
+            if claim is not None:
+                release_study(self.clinical, claim)
+        with reading(self.clinical.engine) as session:
+            return session.get_one(ClinicalJob, job_id)
+
+    def release(self, revision_id: str) -> ClinicalJob:
+        """Queue and do the release of a revision."""
+        return self.run(self.enqueue(revision_id))
+
+    def reconcile(self, at: datetime) -> None:
+        """Take jobs back from dead workers."""
+        reconcile(self.clinical.engine, ClinicalJob, lambda *_: None, at)
+
+    def bundles(self) -> list[str]:
+        """Return the names in the spool, hidden ones included."""
+        return sorted(path.name for path in self.settings.crossing_out.iterdir())
+
+
+@lru_cache(maxsize=1)
+def _template() -> tempfile.TemporaryDirectory[str]:
+    """Create one node, to be copied: its databases are migrated only once."""
+    folder = tempfile.TemporaryDirectory(prefix="cloister-node-")
+    config = Path(folder.name) / "cloister.toml"
+    config.write_text(CONFIG)
+    create_node(load_settings(config))
+    return folder
+
+
+def make_node(folder: Path) -> Node:
+    """Create a node in a folder."""
+    ignored = shutil.ignore_patterns("run", "*-wal", "*-shm")
+    shutil.copytree(_template().name, folder, dirs_exist_ok=True, ignore=ignored)
+    config = folder / "cloister.toml"
+    settings = load_settings(config)
+    return Node(settings, config, open_clinical(settings), open_research(settings))
+
+
+def study_of(count: int, patient_id: str = "MRN-4711-X", study: int = 1) -> list[Dataset]:
+    """Return the instances of a study."""
+    found = []
+    for number in range(count):
+        ds = ct(patient_id=patient_id)
+        ds.StudyInstanceUID = f"1.3.6.1.4.1.99999.8.{study}"
+        ds.SeriesInstanceUID = f"1.3.6.1.4.1.99999.8.{study}.1"
+        ds.SOPInstanceUID = f"1.3.6.1.4.1.99999.8.{study}.1.{number + 1}"
+        ds.InstanceNumber = str(number + 1)
+        found.append(ds)
+    return found
