@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,13 +27,16 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from appliance.node import ClinicalZone
+    from inference.errors import InferenceError
     from inference.package import Limits, Package
 
 TAKEN_IN: Final = "model.taken_in"
 EVALUATED: Final = "model.evaluated"
 REFUSED: Final = "model.refused"
+NO_SIGNER: Final = "model.no_signer"
 DECIDED: Final = "model.decided"
 RESEARCH_SIGNER: Final = "research"
+_BUDGET_S: Final = 5.0
 _REPLACED: Final = "replaced by "
 _ALLOWED: Final[Mapping[str, frozenset[str]]] = {
     ModelState.EVALUATED: frozenset({ModelState.SHADOW, ModelState.ACTIVE}),
@@ -91,12 +95,20 @@ def take_in_candidates(zone: ClinicalZone, limits: Limits | None = None) -> Coun
         Refused packages are kept aside and listed with their reason.
     """
     outcomes: list[str] = []
+    started = time.monotonic()
     for arrival in arrivals(zone.settings.crossing_in / "packages", zone.root / "models"):
-        outcome = _take_in(zone, arrival, limits)
+        try:
+            signers = trusted_signers(zone.settings.crossing_in)
+        except KeyFileError:
+            _LOG.error(NO_SIGNER, packages="waiting")
+            break
+        outcome = _take_in(zone, arrival, signers, limits)
         outcomes.append(outcome)
         remember(zone.root / "models", arrival)
         if arrival.report is not None or outcome == REFUSED:
             forget(arrival)  # else it waits for its report
+        if time.monotonic() - started > _BUDGET_S:  # the caller has other duties; the rest waits
+            break
     return Counts(
         taken_in=outcomes.count(TAKEN_IN) + outcomes.count(EVALUATED),
         evaluated=outcomes.count(EVALUATED),
@@ -203,8 +215,10 @@ def find_version(zone: ClinicalZone, text: str) -> ModelVersion:
     return found[0]
 
 
-def _take_in(zone: ClinicalZone, arrival: Arrival, limits: Limits | None) -> str:
-    from inference.errors import InferenceError, PackageError  # noqa: PLC0415
+def _take_in(
+    zone: ClinicalZone, arrival: Arrival, signers: Mapping[str, Ed25519PublicKey], limits: Limits | None
+) -> str:
+    from inference.errors import InferenceError  # noqa: PLC0415
     from inference.evaluation import read_report  # noqa: PLC0415
     from inference.package import Limits, load_package, read_limited  # noqa: PLC0415
 
@@ -212,15 +226,13 @@ def _take_in(zone: ClinicalZone, arrival: Arrival, limits: Limits | None) -> str
     folder = zone.root / "models" / f"incoming-{new_id()}"
     report: dict[str, Any] | None = None
     try:
-        signers = trusted_signers(zone.settings.crossing_in)
         package = load_package(arrival.package, folder, signers, limits)
         if arrival.report is not None:
             content = read_limited(arrival.report, limits.max_card_bytes)
             report = read_report(content, package.sha256, signers)
-    except (InferenceError, KeyFileError) as error:
+    except InferenceError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        code = error.code if isinstance(error, PackageError) else "package.signer"
-        return _refuse(zone, arrival, code, str(error), limits)
+        return _refuse(zone, arrival, error, limits)
     return _accept(zone, package, report)
 
 
@@ -270,7 +282,7 @@ def _evaluate(
     return EVALUATED
 
 
-def _refuse(zone: ClinicalZone, arrival: Arrival, code: str, reason: str, limits: Limits) -> str:
+def _refuse(zone: ClinicalZone, arrival: Arrival, error: InferenceError, limits: Limits) -> str:
     digest = file_sha256(arrival.package, limits.max_archive_bytes)
     with writing(zone.engine) as session:
         statement = select(ModelVersion).where(ModelVersion.package_sha256 == digest)
@@ -282,12 +294,12 @@ def _refuse(zone: ClinicalZone, arrival: Arrival, code: str, reason: str, limits
             package_sha256=digest,
             path=keep_refused(arrival.package, zone.root, digest, limits.max_archive_bytes),
             state=ModelState.REFUSED,
-            reason=reason[:500],
+            reason=str(error)[:500],
         )
         session.add(version)
         session.flush()
-        zone.ledger.append(session, kind=REFUSED, subject_id=version.id, body={"reason": code})
-        _LOG.warning(REFUSED, model_version_id=version.id, reason=code)
+        zone.ledger.append(session, kind=REFUSED, subject_id=version.id, body={"reason": error.code})
+        _LOG.warning(REFUSED, model_version_id=version.id, reason=error.code)
     return REFUSED
 
 

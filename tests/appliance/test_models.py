@@ -81,7 +81,10 @@ def test_files_still_being_written_are_left_alone(clinical_zone: ClinicalZone) -
     assert models.take_in_candidates(clinical_zone) == Counts()
 
 
-def test_a_refused_package_is_kept_with_its_reason(clinical_zone: ClinicalZone) -> None:
+def test_a_refused_package_is_kept_with_its_reason(
+    clinical_zone: ClinicalZone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_BUDGET_S", 600.0)
     stranger = Ed25519PrivateKey.generate()
     content = drop_package(clinical_zone, "stranger", key=stranger).read_bytes()
     (_spool(clinical_zone) / "garbage.zip").write_bytes(b"no zip at all")
@@ -120,10 +123,13 @@ def test_a_report_on_another_package_or_by_a_stranger_refuses_the_package(
             read_report(broken, "ab" * 32, {"me": key.public_key()})
 
 
-def test_without_the_research_zones_key_nothing_is_taken_in(clinical_zone: ClinicalZone) -> None:
+def test_without_the_research_zones_key_packages_wait(clinical_zone: ClinicalZone) -> None:
     drop_package(clinical_zone)
-    (clinical_zone.settings.crossing_in / "research.pub").unlink()
-    assert models.take_in_candidates(clinical_zone) == Counts(refused=1)
+    key = clinical_zone.settings.crossing_in / "research.pub"
+    key.rename(key.with_suffix(".away"))
+    assert models.take_in_candidates(clinical_zone) == Counts()
+    key.with_suffix(".away").rename(key)
+    assert models.take_in_candidates(clinical_zone) == Counts(taken_in=1, evaluated=1)
 
 
 def test_a_spool_that_cannot_be_emptied_is_not_read_again(
