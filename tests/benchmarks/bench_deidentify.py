@@ -80,7 +80,8 @@ def _tools() -> dict[str, Tool]:
 def _instances(folder: Path) -> tuple[list[Path], str]:
     """Return CT instances that Cloister releases: real ones, or a drawn one where there are none."""
     found = [path for path in sorted(SHARED.rglob("*")) if _is_ct(path)] if SHARED.is_dir() else []
-    usable = [path for path in found if isinstance(deidentify_file(path, folder / "probe", CONTEXT), Released)]
+    probe = folder / "probe"
+    usable = [path for path in found if isinstance(deidentify_file(path, probe, CONTEXT), Released)]
     if usable:
         return usable, "real"
     path = folder / "drawn.dcm"
@@ -129,8 +130,9 @@ def _clock(work: Callable[[], object]) -> float | None:
 
 
 def _residues(tools: Mapping[str, Tool], files: list[Path], folder: Path) -> dict[str, int]:
-    """Count, over all files, the places in each tool's outcome that still hold an identifier of the
-    original.""" counts = dict.fromkeys(tools, 0) for path in files:
+    """Count the places in each tool's outcomes that still hold an identifier of the original."""
+    counts = dict.fromkeys(tools, 0)
+    for path in files:
         wanted = identifiers_of(dcmread(path), known=well_known())
         for name, tool in tools.items():
             target = folder / f"{name}.dcm"
