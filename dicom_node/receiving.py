@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import select
 import socket
 import struct
@@ -63,6 +64,47 @@ class Reception(Protocol):
 
     def discard(self) -> None:
         """Forget the instance: its association ended before the data set did."""
+
+
+class Attention(threading.Event):
+    """The checkpoint at which an association's own loop pauses: passes when there is something to look at.
+
+    pynetdicom's loop passes it every millisecond, which costs a core for some dozens of idle associations.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._something = threading.Event()
+        self.set()
+
+    def notify(self) -> None:
+        """Let the loop look."""
+        self._something.set()
+
+    def set(self) -> None:
+        """Open the checkpoint, and let the loop look at what its association has become."""
+        super().set()
+        self._something.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the checkpoint is open, then for something to look at, or a moment."""
+        passed = super().wait(timeout)
+        self._something.wait(_IDLE_WAIT_MS / 1000)
+        self._something.clear()
+        return passed
+
+
+class NotifyingQueue(queue.Queue[Any]):
+    """A queue whose reader is an association's own loop."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self._attention = attention
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Put an item and say so."""
+        super().put(item, block, timeout)
+        self._attention.notify()
 
 
 class WakingSocket(AssociationSocket):  # type: ignore[misc]
@@ -162,6 +204,18 @@ class ReceivingDUL(DULServiceProvider):  # type: ignore[misc]
         self.wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wake_lock = threading.Lock()
         self._wake_open = True
+
+    def take_over(self, plain: socket.socket) -> None:
+        """Take the place of the upper layer that pynetdicom made for the association."""
+        association, attention = self.assoc, Attention()
+        association._reactor_checkpoint = attention  # noqa: SLF001
+        self.to_user_queue = NotifyingQueue(attention)
+        association.dimse.msg_queue = NotifyingQueue(attention)
+        association.dul = self
+        association.set_socket(WakingSocket(association, plain, self.wake_read, association.network_timeout))
+        # The setters hand these to the timers of the upper layer, which is a new one now.
+        association.acse_timeout = association.acse_timeout
+        association.network_timeout = association.network_timeout
 
     def wake(self) -> None:
         """End the wait for the peer: the local user has something."""

@@ -16,7 +16,7 @@ from dicom_node import negotiation, part10
 from dicom_node.errors import InboxFullError, InstanceTooLargeError
 from dicom_node.inbox import Announcement, Inbox, InboxWriter
 from dicom_node.ports import Caller, CallerPolicy, Decision, Listener
-from dicom_node.receiving import ReceivingDUL, WakingSocket
+from dicom_node.receiving import ReceivingDUL
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
@@ -255,14 +255,7 @@ class _Handler(RequestHandler):  # type: ignore[misc]
 
     def _create_association(self) -> Association:
         association = super()._create_association()
-        dul = ReceivingDUL(association, self.server.scp.begin)
-        association.dul = dul
-        association.set_socket(
-            WakingSocket(association, self.request, dul.wake_read, association.network_timeout)
-        )
-        # The setters hand these to the timers of the upper layer, which is a new one now.
-        association.acse_timeout = association.acse_timeout
-        association.network_timeout = association.network_timeout
+        ReceivingDUL(association, self.server.scp.begin).take_over(self.request)
         return association
 
 

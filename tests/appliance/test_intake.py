@@ -7,9 +7,11 @@ import os
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from appliance import filing, intake
 from appliance.db.base import now
@@ -26,8 +28,12 @@ from appliance.db.clinical import (
 )
 from appliance.db.engine import reading, writing
 from appliance.intake import IndexCounts, IntakeError
+from appliance.node import open_clinical
+from dicom_node.errors import HeaderError
 from dicom_node.inbox import Announcement, Inbox, InboxEntry
+from dicom_node.part10 import MAX_META_BYTES, decode
 from tests.dicom_node.support import CALLER, ct, encoded
+from tests.shared_data import shared_data_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,14 +42,13 @@ if TYPE_CHECKING:
 
     from appliance.node import ClinicalZone
     from appliance.settings import Settings
+    from tests.appliance.servers import PostgreSQL
 
 QUIET_S = 5
 
 
 @pytest.fixture
 def zone(make_node: Callable[..., Settings]) -> Iterator[ClinicalZone]:
-    from appliance.node import open_clinical  # noqa: PLC0415 - beside the fixture that replaces it
-
     settings = make_node(assembly={"quiet_period_s": QUIET_S, "max_wait_s": 600}, dicom={"min_free_mib": 1})
     opened = open_clinical(settings)
     yield opened
@@ -408,3 +413,84 @@ def test_the_quiet_period_counts_from_what_is_known_to_be_filed(zone: ClinicalZo
     assert oldest is not None
     assert oldest.tzinfo is UTC
     assert intake.assemble_due(zone, min(later(QUIET_S + 1), oldest)).assembled == 0
+
+
+def test_an_entry_that_the_database_refuses_is_quarantined_alone(
+    zone: ClinicalZone, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison = [receive(inbox, ct()) for _ in range(4)][1]
+    real = filing._file_one
+
+    def refuse(session: Any, plan: Any) -> Any:
+        if plan.entry.id == poison.id:
+            raise IntegrityError("insert", {}, ValueError("too much"))
+        return real(session, plan)
+
+    monkeypatch.setattr(filing, "_file_one", refuse)
+    assert intake.index_batch(zone, inbox) == IndexCounts(filed=3, quarantined=1)
+    (item,) = rows(zone, QuarantineItem)
+    assert item.reason_code == "not_filed"
+    assert (zone.root / item.path).is_file()
+    assert len(list((zone.root / "instances").rglob("*.dcm"))) == 3
+
+
+def test_a_database_that_is_away_costs_no_entry(
+    zone: ClinicalZone, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = receive(inbox, ct())
+
+    def away(*_: Any) -> Any:
+        raise OperationalError("select", {}, ValueError("gone"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filing, "_file_one", away)
+        with pytest.raises(OperationalError):
+            intake.index_batch(zone, inbox)
+    assert inbox.entries(5) == [entry]
+    assert intake.index_batch(zone, inbox) == IndexCounts(filed=1)
+
+
+@pytest.mark.postgres
+def test_intake_does_the_same_on_postgresql(
+    make_node: Callable[..., Settings], postgresql: PostgreSQL
+) -> None:
+    settings = make_node(fresh=True, clinical={"database_url": postgresql.new_database()})
+    zone = open_clinical(settings)
+    inbox = intake.open_inbox(zone)
+    inbox.min_free_bytes = 0
+    first, second = study_of(2)
+    odd = ct(StudyDescription="a\x00b", SpecificCharacterSet="ISO_IR 192", PatientName="山田^太郎")
+    for ds in (first, second, odd, first, ct(StudyInstanceUID=None)):
+        receive(inbox, ds)
+    assert intake.index_batch(zone, inbox) == IndexCounts(filed=3, duplicates=1, quarantined=1)
+    assert intake.assemble_due(zone, later(3600)).assembled == 2
+    assert sorted(study.instance_count for study in rows(zone, Study)) == [1, 2]
+    zone.engine.dispose()
+
+
+@pytest.mark.real_data
+def test_real_files_are_filed_or_quarantined_with_a_reason(zone: ClinicalZone, inbox: Inbox) -> None:
+    sent = 0
+    for path in sorted((shared_data_dir() / "dicom").rglob("*.dcm"))[::2]:
+        try:
+            meta = pydicom.filereader.read_file_meta_info(path)
+            announced = Announcement(
+                str(meta.MediaStorageSOPClassUID),
+                str(meta.MediaStorageSOPInstanceUID),
+                str(meta.TransferSyntaxUID),
+            )
+            offset = decode(path.read_bytes()[:MAX_META_BYTES]).data_offset
+        except (pydicom.errors.InvalidDicomError, AttributeError, HeaderError):
+            continue
+        inbox.commit([path.read_bytes()[offset:]], CALLER, announced)
+        sent += 1
+    counts = IndexCounts()
+    while (batch := intake.index_batch(zone, inbox)).total:
+        counts = IndexCounts(
+            counts.filed + batch.filed,
+            counts.duplicates + batch.duplicates,
+            counts.quarantined + batch.quarantined,
+        )
+    assert counts.total == sent > 100
+    assert counts.filed > sent * 0.5
+    assert all(item.reason for item in rows(zone, QuarantineItem))

@@ -1,0 +1,1 @@
+"""Benchmarks: figures beside real peers, measured in one run."""
