@@ -1,7 +1,7 @@
 """Start a node's processes by forking the supervisor, which has the libraries that all of them use loaded.
 
-Each process then has the memory of its own libraries only, and starts in a fraction of the time. A process can
-be started by itself as well: ``python -m appliance.processes.NAME --config PATH``.
+Each process then has the memory of its own libraries only, and starts in a fraction of the time. A process
+can be started by itself as well: ``python -m appliance.processes.NAME --config PATH``.
 """
 
 from __future__ import annotations

@@ -58,14 +58,14 @@ def setup(settings: LoggingSettings, process: str) -> None:
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        wrapper_class=_WithoutTraceback,
         cache_logger_on_first_use=True,
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[_withhold_text, *chain],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -77,13 +77,31 @@ def setup(settings: LoggingSettings, process: str) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
+class _StandardError(logging.Handler):
+    """Writes to what standard error is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        sys.stderr.write(self.format(record) + "\n")
+        sys.stderr.flush()
+
+
+class _WithoutTraceback(structlog.stdlib.BoundLogger):
+    """Hands exceptions to the standard library as plain errors, since it would add their text by itself."""
+
+    def exception(self, event: str | None = None, *args: Any, **fields: Any) -> Any:
+        """Log an error with what is being handled just now."""
+        fields.setdefault("exc_info", True)
+        return self.error(event, *args, **fields)
+
+
 def logger(name: str) -> structlog.stdlib.BoundLogger:
     """Return the logger of a module: ``log.info(EVENT, study_id=row_id)``."""
     if not structlog.is_configured():  # structlog's own default prints exceptions with their values
         structlog.configure(
             processors=[safe_exception, structlog.processors.JSONRenderer()],
             logger_factory=structlog.stdlib.LoggerFactory(),
-            wrapper_class=structlog.stdlib.BoundLogger,
+            wrapper_class=_WithoutTraceback,
         )
     found: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return found

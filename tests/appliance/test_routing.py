@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select
+
+from appliance import routing
+from appliance.db.base import new_id
+from appliance.db.clinical import (
+    ClinicalJob,
+    ClinicalLedgerEntry,
+    Instance,
+    ModelVersion,
+    Result,
+    Rule,
+    Series,
+    Study,
+    StudyRevision,
+)
+from appliance.db.engine import reading, writing
+from appliance.routing import Facts
+
+if TYPE_CHECKING:
+    from appliance.node import ClinicalZone
+
+CHEST = Facts(frozenset({"DX"}), frozenset({"CHEST"}), "Thorax pa", "PACS")
+
+
+def rule(name: str = "r", **parts: Any) -> Rule:
+    action = parts.pop("action", {"inference": True})
+    return Rule(name=name, condition=parts, action=action, enabled=True, position=0)
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ({}, True),
+        ({"modality": ["DX", "CR"]}, True),
+        ({"modality": ["CT"]}, False),
+        ({"body_part": ["CHEST"]}, True),
+        ({"body_part": ["HAND"]}, False),
+        ({"description": "thorax"}, True),
+        ({"description": "^pa"}, False),
+        ({"calling_ae_title": ["PACS"]}, True),
+        ({"calling_ae_title": ["OTHER"]}, False),
+        ({"modality": ["DX"], "description": "hand"}, False),
+        ({"modality": []}, False),
+        ({"modality": "DX"}, False),
+        ({"colour": ["red"]}, False),
+        ({"description": "("}, False),
+        ({"description": "(a+)+$"}, False),
+    ],
+)
+def test_a_rule_matches_when_all_its_conditions_hold(condition: dict[str, Any], expected: bool) -> None:
+    assert routing.matches(condition, CHEST) is expected
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+$", "(a|aa)+$", "(a*)*b", "(a|a)*$", "(.*a){20}", "a*" * 7, "x" * 201, "", "[", 7]
+)
+def test_a_pattern_that_could_run_for_ever_or_is_none_is_refused(pattern: object) -> None:
+    with pytest.raises(routing.RuleError):
+        routing.check_condition({"description": pattern})
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        {"research": "yes"},
+        {"inference": 1},
+        {"destinations": "A"},
+        {"destinations": [1]},
+        {"priority": 10},
+        {"priority": -1},
+        {"priority": True},
+        {"erase": True},
+    ],
+)
+def test_an_action_that_is_none_is_refused(action: dict[str, Any]) -> None:
+    with pytest.raises(routing.RuleError):
+        routing.check_action(action)
+
+
+def test_the_actions_of_all_matching_rules_join() -> None:
+    rules = [
+        rule("a", action={"research": True, "priority": 7, "destinations": ["Y"]}),
+        rule("b", modality=["DX"], action={"inference": True, "priority": 1, "destinations": ["X", "Y"]}),
+        rule("c", modality=["CT"], action={"destinations": ["Z"], "priority": 0}),
+    ]
+    outcome = routing.decide(rules, CHEST)
+    assert outcome == routing.Outcome(("a", "b"), True, True, ("X", "Y"), 1)  # noqa: FBT003 - in order
+
+
+def test_without_a_matching_rule_nothing_happens() -> None:
+    assert routing.decide([rule(modality=["CT"])], CHEST) == routing.Outcome()
+
+
+def add_revision(zone: ClinicalZone, study_id: str | None = None, *sop_instance_uids: str) -> tuple[str, str]:
+    """Store instances of a study (a new one without id) as its next revision; return the ids of both."""
+    with writing(zone.engine) as session:
+        study = session.get(Study, study_id) if study_id else None
+        if study is None:
+            study = Study(study_instance_uid=f"2.25.{new_id()[:8]}", calling_ae_title="PACS", revision=0)
+            session.add(study)
+            session.flush()
+        series = Series(study_id=study.id, series_instance_uid=f"2.25.{new_id()[:8]}", modality="DX")
+        session.add(series)
+        session.flush()
+        for uid in sop_instance_uids:
+            session.add(
+                Instance(
+                    series_id=series.id,
+                    sop_instance_uid=uid,
+                    sop_class_uid="1",
+                    transfer_syntax_uid="1",
+                    path=uid,
+                    size_bytes=1,
+                    sha256="0" * 64,
+                )
+            )
+        study.revision += 1
+        revision = StudyRevision(study_id=study.id, number=study.revision, instance_count=1)
+        session.add(revision)
+        session.flush()
+        return study.id, revision.id
+
+
+def apply(zone: ClinicalZone, revision_id: str) -> routing.Outcome:
+    with writing(zone.engine) as session:
+        return routing.apply(zone, session, revision_id)
+
+
+def jobs(zone: ClinicalZone) -> list[tuple[str, str, int]]:
+    with reading(zone.engine) as session:
+        rows = session.scalars(select(ClinicalJob).order_by(ClinicalJob.kind)).all()
+    return [(row.kind, row.subject_id, row.priority) for row in rows]
+
+
+def test_an_assembled_study_goes_to_research_and_inference_once(clinical_zone: ClinicalZone) -> None:
+    _, revision_id = add_revision(clinical_zone, None, "2.25.1")
+    first, second = apply(clinical_zone, revision_id), apply(clinical_zone, revision_id)
+    assert first == second
+    assert first.rules == ("everything",)
+    assert jobs(clinical_zone) == [("deidentify", revision_id, 5), ("infer", revision_id, 5)]
+    with reading(clinical_zone.engine) as session:
+        revision = session.get(StudyRevision, revision_id)
+        kinds = session.scalars(select(ClinicalLedgerEntry.kind)).all()
+    assert revision is not None
+    assert revision.rule_outcome == {
+        "rules": ["everything"],
+        "research": True,
+        "inference": True,
+        "destinations": [],
+        "priority": 5,
+        "instances": 1,
+    }
+    assert routing.STUDY_ROUTED in kinds
+
+
+def test_a_disabled_rule_does_nothing(clinical_zone: ClinicalZone) -> None:
+    with writing(clinical_zone.engine) as session:
+        session.scalars(select(Rule)).one().enabled = False
+    _, revision_id = add_revision(clinical_zone, None, "2.25.1")
+    apply(clinical_zone, revision_id)
+    assert jobs(clinical_zone) == []
+
+
+def test_late_instances_go_the_same_way_again(clinical_zone: ClinicalZone) -> None:
+    study_id, first = add_revision(clinical_zone, None, "2.25.1")
+    apply(clinical_zone, first)
+    _, second = add_revision(clinical_zone, study_id, "2.25.2")
+    apply(clinical_zone, second)
+    assert {subject for _, subject, _ in jobs(clinical_zone)} == {first, second}
+
+
+def test_own_results_that_come_back_trigger_nothing(clinical_zone: ClinicalZone) -> None:
+    study_id, first = add_revision(clinical_zone, None, "2.25.1")
+    apply(clinical_zone, first)
+    before = jobs(clinical_zone)
+    with writing(clinical_zone.engine) as session:
+        model = ModelVersion(name="m", version="1", package_sha256="0" * 64, path="m")
+        session.add(model)
+        session.flush()
+        for uid in ("2.25.77", "2.25.78"):
+            session.add(
+                Result(
+                    study_id=study_id,
+                    study_revision_id=first,
+                    model_version_id=model.id,
+                    kind="sr",
+                    sop_class_uid="1",
+                    sop_instance_uid=uid,
+                    path=uid,
+                )
+            )
+    _, second = add_revision(clinical_zone, study_id, "2.25.77")
+    assert apply(clinical_zone, second) == routing.Outcome(instances=1)
+    _, alone = add_revision(clinical_zone, None, "2.25.78")
+    assert apply(clinical_zone, alone) == routing.Outcome()
+    assert jobs(clinical_zone) == before
+
+
+def test_a_revision_that_is_not_there_is_an_error(clinical_zone: ClinicalZone) -> None:
+    with pytest.raises(routing.RuleError):
+        apply(clinical_zone, "f" * 32)
