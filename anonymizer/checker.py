@@ -43,6 +43,7 @@ _UID: Final = re.compile(rb"[0-9]+(?:\.[0-9]+){3,}")
 _WORD: Final = re.compile(r"[^\W_]+")
 _SUBSTRING_LENGTH: Final = 6
 _WORD_LENGTH: Final = 3
+_IDEOGRAPHIC_LENGTH: Final = 2
 _DIGITS_EVERYWHERE: Final = 8
 
 
@@ -135,7 +136,7 @@ class Search:
             raw = text.encode("utf-8")
             if _UID.fullmatch(raw):
                 self._uids[raw] = number
-            elif len(text) >= _WORD_LENGTH:
+            elif _names_somebody(text):
                 self._needles.append(_needle(number, text))
 
     def in_values(self, values: Sequence[Value]) -> Iterator[Residue]:
@@ -191,9 +192,13 @@ def _contains(words: list[str], wanted: tuple[str, ...]) -> bool:
     return any(tuple(words[i : i + size]) == wanted for i in range(len(words) - size + 1))
 
 
+def _names_somebody(word: str) -> bool:
+    return len(word) >= (_WORD_LENGTH if word.isascii() else _IDEOGRAPHIC_LENGTH)
+
+
 def name_parts(name: str) -> set[str]:
     """Return the parts of a PN value that identify: each word of it, and the words in any order of two."""
-    words = [word for word in _WORD.findall(name) if len(word) >= _WORD_LENGTH]
+    words = [word for word in _WORD.findall(name) if _names_somebody(word)]
     pairs = {f"{a}{glue}{b}" for a, b in permutations(words[:4], 2) for glue in (" ", "^", "", ", ")}
     return set(words) | pairs
 
@@ -217,7 +222,7 @@ def identifiers(values: Iterable[tuple[int, str, str]]) -> tuple[str, ...]:
             found |= {
                 f"{d[:4]}{s}{d[4:6]}{s}{d[6:8]}" for d in text.split("\\") for s in "-./" if len(d) == 8
             }
-    return tuple(sorted(text for text in found if len(text) >= _WORD_LENGTH))
+    return tuple(sorted(text for text in found if _names_somebody(text)))
 
 
 def identifiers_of(ds: Dataset, known: Iterable[str] = ()) -> tuple[str, ...]:

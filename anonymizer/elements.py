@@ -18,7 +18,7 @@ from pydicom.datadict import dictionary_VR
 from anonymizer.errors import DecodingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
 Bytes = bytes | memoryview
 UNDEFINED: Final = 0xFFFFFFFF
@@ -307,13 +307,3 @@ def write(elements: Iterable[Element], syntax: Syntax) -> list[Bytes]:
     """Encode elements in the order given; return the chunks."""
     writer = _Writer(syntax)
     return [chunk for element in elements for chunk in writer.element(element)]
-
-
-def walk(item: Item, path: Sequence[int] = ()) -> Iterator[tuple[tuple[int, ...], Element]]:
-    """Yield every element with its path of tags, the contents of sequences included."""
-    for tag, element in item.items():
-        here = (*path, tag)
-        yield here, element
-        if isinstance(element.value, tuple):
-            for nested in element.value:
-                yield from walk(nested, here)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from anonymizer import part10, pixels, profiles
 from anonymizer.checker import IDENTIFYING, Search, Value, identifiers
 from anonymizer.dates import shift_days
-from anonymizer.elements import Element, Fragments, walk
+from anonymizer.elements import Element, Fragments
 from anonymizer.errors import DecodingError, StopError, UnusablePatientIDError
 from anonymizer.identity import WRITTEN, identity_elements
 from anonymizer.judgement import refuse_unjudgeable
@@ -24,6 +24,7 @@ from anonymizer.transform import CHARSET, Patient, transform
 from anonymizer.uids import map_uid, well_known
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from anonymizer.elements import Bytes, Item
@@ -193,19 +194,20 @@ def _refuse_residue(original: Item, item: Item, charset: Charset) -> None:
     wanted = [
         text
         for text in identifiers(
-            (path[-1], element.vr, charset.decode(element.value))
-            for path, element in walk(original)
-            if isinstance(element.value, (bytes, memoryview)) and _may_identify(path[-1], element.vr)
+            (path[-1], element.vr, inner.decode(element.value))
+            for path, element, inner in _values(original, charset)
+            if _may_identify(path[-1], element.vr) and isinstance(element.value, (bytes, memoryview))
         )
         if text not in well_known()
     ]
     search = Search(wanted)
     values = [
-        Value(_place(path), element.vr, bytes(element.value), _loose_text(element, charset))
-        for path, element in walk(item)
-        if isinstance(element.value, (bytes, memoryview)) and path[0] not in WRITTEN
+        Value(_place(path), element.vr, bytes(element.value), _loose_text(element, inner))
+        for path, element, inner in _values(item, charset)
+        if path[0] not in WRITTEN
         and path[-1] not in pixels.ALL
-    ]  # fmt: skip
+        and isinstance(element.value, (bytes, memoryview))
+    ]
     found = [residue.where for residue in search.in_values(values)]
     for tag in pixels.ALL & item.keys():
         value = item[tag].value
@@ -216,6 +218,19 @@ def _refuse_residue(original: Item, item: Item, charset: Charset) -> None:
             "residual_identifier",
             f"an identifier of the original is still in {', '.join(sorted(set(found)))}",
         )
+
+
+def _values(
+    item: Item, charset: Charset, path: tuple[int, ...] = ()
+) -> Iterator[tuple[tuple[int, ...], Element, Charset]]:
+    """Yield every element that is no sequence with its path and the charset of its item."""
+    for tag, element in item.items():
+        if not isinstance(element.value, tuple):
+            yield (*path, tag), element, charset
+            continue
+        for nested in element.value:
+            inner = Charset.of(_bytes_of(nested, CHARSET), charset)
+            yield from _values(nested, inner, (*path, tag))
 
 
 def _may_identify(tag: int, vr: str) -> bool:
