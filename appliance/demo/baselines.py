@@ -1,6 +1,6 @@
 """What the federation was worth: each site's own model, pooled data, everything measured at every site.
 
-``python -m appliance.demo.baselines SPEC.json --model NAME...`` reads each research zone in turn, with its cached
+``python -m appliance.demo.baselines SPEC.json --model NAME...`` reads each research zone, with its cached
 inputs, and trains with the update budget of the federation. It writes JSON lines: progress, then the result.
 Models alone cross from one site to another here; data do only where ``pooled`` is true.
 """
