@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from trainer import steppers
 from trainer.ports import silent
 
 if TYPE_CHECKING:
@@ -72,18 +73,17 @@ def train(
     """
     network.train()
     start = [parameter.detach().clone() for parameter in network.parameters()]
-    optimizer = _optimizer(network, spec)
+    stepper = steppers.make(network, spec)
     weight = torch.tensor(class_weight(samples))
     generator = np.random.default_rng(seed)
     losses: list[float] = []
     for step, indices in enumerate(_order(len(samples), budget, generator), start=1):
         x = torch.from_numpy(augment(samples.x[indices], spec, generator))
         y = torch.from_numpy(samples.y[indices].astype(np.float32)).unsqueeze(1)
-        optimizer.zero_grad(set_to_none=True)
         loss = functional.binary_cross_entropy_with_logits(network(x), y, pos_weight=weight)
         (loss + _proximal(network, start, proximal_mu)).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), _MAX_GRADIENT_NORM)
-        optimizer.step()
+        stepper.step()
         losses.append(float(loss.detach()))
         progress("train", step, budget.steps)
     return float(np.mean(losses[-max(1, budget.steps // 10) :]))
@@ -135,14 +135,6 @@ def _order(count: int, budget: Budget, generator: np.random.Generator) -> Iterat
             waiting = np.concatenate([waiting, generator.permutation(count)])
         yield waiting[:size]
         waiting = waiting[size:]
-
-
-def _optimizer(network: torch.nn.Module, spec: LocalSpec) -> torch.optim.Optimizer:
-    if spec.optimizer == "sgd":
-        return torch.optim.SGD(
-            network.parameters(), lr=spec.learning_rate, momentum=0.9, weight_decay=spec.weight_decay
-        )
-    return torch.optim.AdamW(network.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
 
 
 def _proximal(network: torch.nn.Module, start: list[torch.Tensor], mu: float) -> torch.Tensor:
