@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -61,8 +62,7 @@ def all_run(settings: Settings, *names: str) -> bool:
 
 def alive(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123 - /proc is no path of ours
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
 
@@ -139,6 +139,8 @@ def test_nothing_outlives_a_supervisor_that_was_killed(
     wait_until(lambda: health.last_beat(node_settings, "research_worker") is not None, 60, "worker ready")
     everybody = wait_for_descendants(process, 6)
     assert len(everybody) == 6
+    loaded = {pid: Path(f"/proc/{pid}/maps").read_text() for pid in everybody}
+    assert [pid for pid, maps in loaded.items() if "torch" in maps or "onnxruntime" in maps] == []
     began = time.monotonic()
     process.kill()
     process.wait()
