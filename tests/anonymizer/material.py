@@ -143,6 +143,10 @@ def _plant_in_sequences(ds: Dataset, marks: Marks) -> None:
             )
         ]
     )
+    _plant_in_content(ds, marks)
+
+
+def _plant_in_content(ds: Dataset, marks: Marks) -> None:
     icon = ct()
     icon.PixelData = (marks("icon pixels") * 20).encode()[:128]
     ds.IconImageSequence = Sequence([item(Rows=8, Columns=8, BitsAllocated=16, PixelData=icon.PixelData)])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
 
 from anonymizer import profiles, rules
 from anonymizer.rules import Action
+from anonymizer.tables import generate
 
 # PS3.15 Table E.1-1, 2026c, Basic Profile column: how often each code occurs.
 CODES = {"X": 416, "D": 93, "U": 55, "Z": 42, "X/D": 23, "X/Z": 11, "X/Z/D": 8, "Z/D": 6, "X/Z/U*": 2}
@@ -120,6 +122,14 @@ def test_functional_groups_are_in_the_keep_list() -> None:
     assert (
         per_frame.children[0x00209111].children[0x00189074].action is Action.SHIFT
     )  # Frame Acquisition DateTime
+
+
+def test_the_keep_list_is_what_its_program_makes_of_its_sources() -> None:
+    removed = frozenset(
+        tag for tag, rule in rules.table().items() if rule.basic == "X" and not rule.modified_dates
+    )
+    committed = rules.read_table("modules.json")
+    assert json.loads(json.dumps(generate.modules(removed))) == committed
 
 
 def test_an_unknown_sop_class_has_no_profile_and_waits() -> None:
