@@ -44,7 +44,8 @@ class Origins:
         if not origin:
             return False
         web_scheme = {"ws": "http", "wss": "https"}.get(scheme, scheme)
-        return origin.lower() in {f"{web_scheme}://{host}".lower(), self.public or "-"}
+        given = origin.lower()
+        return given == f"{web_scheme}://{host}".lower() or (bool(self.public) and given == self.public)
 
 
 def may_change(origins: Origins, method: str, headers: dict[str, str], *, scheme: str, is_api: bool) -> bool:

@@ -236,4 +236,5 @@ def page(node_name: str, target: str, message: Markup | None = None) -> str:
         el("link", rel="stylesheet", href="/static/panel.css"),
         el("script", src="/static/theme.js"),
     )
-    return "<!doctype html>" + el("html", head, el("body", main, class_="sign-in"), lang="en")
+    whole = el("html", head, el("body", main, class_="sign-in"), lang="en")
+    return f"<!doctype html>{whole}"

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from appliance.auth.rights import Right
 from appliance.db.clinical import User
 from appliance.db.engine import reading
-from appliance.web.panel import research
+from appliance.web.panel import charts, research
 from appliance.web.panel.markup import DASH, count, el, join, size, when
 from appliance.web.panel.page import Action, Drawing, Page, Query
 from appliance.web.panel.parts import (
@@ -23,6 +23,7 @@ from appliance.web.panel.parts import (
     card,
     code,
     facts,
+    grid,
     link,
     meter,
     nothing,
@@ -104,8 +105,11 @@ def draw(view: FederationView, viewer: Viewer) -> Drawing:
         return {"head": page_head("Federation", lead=lead), "body": research.away()}
     return {
         "head": page_head("Federation", lead=lead),
-        "cohort": _cohort(view),
-        "protocols": card("Protocols", _protocols(view)),
+        "now": grid(
+            card("Protocols", _protocols(view)),
+            el("div", _latest_run(view), _cohort(view), class_="column"),
+            class_="wide-left",
+        ),
         "runs": card("Runs", _runs(view)),
         "receipts": card(
             "What left the building", _receipts(view), aside="one signed receipt for each round"
@@ -128,6 +132,24 @@ def _cohort(view: FederationView) -> Markup:
         ("Last crossing", when(summary.last_import_at)),
     ]
     return card("Research data here", facts(rows))
+
+
+def _latest_run(view: FederationView) -> Markup | None:
+    if not view.runs:
+        return None
+    run = max(view.runs, key=lambda one: one.last_activity_at)
+    series = charts.Series(view.site, points(run, "auc"))
+    area = charts.lines("AUC", [series], rounds=max(run.total_rounds, 1), within=(0, 1))
+    name = link(
+        f"/federation/runs/{run.run_id}", f"{run.name}, round {run.finished_rounds} of {run.total_rounds}"
+    )
+    return card("AUC of the latest run", area, aside=name)
+
+
+def points(run: views.RunView, name: str) -> tuple[charts.Point, ...]:
+    """Return a figure of all rounds, as the points of a curve."""
+    known = ((one.number, interval(one.metrics, name)) for one in run.rounds)
+    return tuple(charts.Point(number, *found) for number, found in known if found is not None)
 
 
 def _protocols(view: FederationView) -> Markup:

@@ -33,8 +33,9 @@ class Query:
     values: Mapping[str, str] = field(default_factory=dict)
 
     def text(self, name: str, *, length: int = 100) -> str:
-        """Return a parameter trimmed to ``length`` characters, empty when absent."""
-        return self.values.get(name, "").strip()[:length]
+        """Return a parameter's printable characters, ``length`` at most; empty when absent."""
+        value = self.values.get(name, "")[: 4 * length]
+        return "".join(character for character in value if character.isprintable()).strip()[:length]
 
     def number(self, name: str, default: int = 1, *, low: int = 1, high: int = 100_000) -> int:
         """Return a whole number within bounds, ``default`` when it is none."""

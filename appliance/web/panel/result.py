@@ -72,10 +72,12 @@ class ResultView:
     deliveries: tuple[DeliveryRow, ...]
     siblings: tuple[tuple[str, str], ...]  # id, kind
     picture_id: str | None
+    sees_pictures: bool
 
 
 def load(desk: Desk, viewer: Viewer, query: Query) -> ResultView:
     """Read one result."""
+    sees = viewer.may(Right.VIEW_IDENTITY)
     with reading(desk.zone.engine) as session:
         result = session.get(Result, query.text("result_id"))
         if result is None:
@@ -112,14 +114,15 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> ResultView:
             positive=is_positive(result),
             shadow=result.shadow,
             superseded=result.superseded,
-            sop_instance_uid=result.sop_instance_uid if Right.VIEW_IDENTITY in viewer.rights else None,
+            sop_instance_uid=result.sop_instance_uid if sees else None,
             created_at=result.created_at,
             deliveries=tuple(
                 DeliveryRow(name, delivery.state, delivery.reason, delivery.delivered_at)
                 for delivery, name in deliveries
             ),
             siblings=tuple((one.id, one.kind) for one in family if one.id != result.id),
-            picture_id=next((one.id for one in family if one.kind == "sc"), None),
+            picture_id=next((one.id for one in family if one.kind == "sc" and sees), None),
+            sees_pictures=sees,
         )
 
 
@@ -145,6 +148,11 @@ def draw(view: ResultView, viewer: Viewer) -> Drawing:
 
 
 def _picture(view: ResultView) -> Markup:
+    if not view.sees_pictures:
+        return card(
+            "Picture",
+            nothing("The picture is hidden.", "It needs the right to view identities and pictures."),
+        )
     if view.picture_id is None:
         return card("Picture", nothing("This result has no picture."))
     alternative = f"Secondary Capture: {view.finding}"

@@ -89,7 +89,7 @@ def _row(session: Session, viewer: Viewer, revision_id: str, model_id: str) -> S
     )
     return StudyResult(
         result_id=shown.id,
-        picture_id=shown.id if shown.kind == "sc" else None,
+        picture_id=shown.id if shown.kind == "sc" and viewer.may(Right.VIEW_IDENTITY) else None,
         study_id=study.id,
         identity=study_rows.identity(study, viewer),
         model=f"{model.name} {model.version}",

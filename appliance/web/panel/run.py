@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from appliance.auth.rights import Right
 from appliance.web.panel import charts, research
-from appliance.web.panel.federation import interval, receipts_table
+from appliance.web.panel.federation import interval, points, receipts_table
 from appliance.web.panel.markup import DASH, duration, el, when
 from appliance.web.panel.page import Drawing, NotThereError, Page, Query
 from appliance.web.panel.parts import Column, badge, card, code, grid, nothing, page_head, stack, table, tile
@@ -85,7 +85,7 @@ def _ends(run: views.RunView) -> tuple[str, str]:
 
 
 def _curves(site: str, run: views.RunView) -> Markup:
-    auc, sensitivity, specificity = (_points(run, name) for name in ("auc", "sensitivity", "specificity"))
+    auc, sensitivity, specificity = (points(run, name) for name in ("auc", "sensitivity", "specificity"))
     loss = []
     for one in run.rounds:
         value = one.metrics.get("log_loss")
@@ -114,11 +114,6 @@ def _curves(site: str, run: views.RunView) -> Markup:
         el("p", note, class_="muted"),
         class_="column",
     )
-
-
-def _points(run: views.RunView, name: str) -> tuple[charts.Point, ...]:
-    known = ((one.number, interval(one.metrics, name)) for one in run.rounds)
-    return tuple(charts.Point(number, *found) for number, found in known if found is not None)
 
 
 def _bare(points: tuple[charts.Point, ...]) -> tuple[charts.Point, ...]:

@@ -13,6 +13,7 @@ from appliance.web.panel.parts import Column, badge, card, link, nothing, stack,
 
 if TYPE_CHECKING:
     from datetime import datetime
+
     from markupsafe import Markup
     from sqlalchemy.orm import Session
 
