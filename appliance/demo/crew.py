@@ -66,9 +66,11 @@ class Crew:
 
     logs: Path
     members: list[Member] = field(default_factory=list)
+    _others: frozenset[int] = frozenset()
 
     def __enter__(self) -> Self:
         adopt_orphans()
+        self._others = frozenset(descendants())
         self.logs.mkdir(parents=True, exist_ok=True)
         return self
 
@@ -139,6 +141,8 @@ class Crew:
     def stop(self) -> list[str]:
         """End everything within 9 s: SIGTERM to those we started, then SIGKILL to whoever is left.
 
+        Children that this process had before are left alone.
+
         Returns
         -------
         list of str
@@ -167,11 +171,11 @@ class Crew:
         for member in self.members:
             member.process.poll()
         ours = {member.process.pid for member in self.members}
-        for pid in descendants():
+        for pid in descendants(without=self._others):
             if pid not in ours:  # an orphan that came to us, or a grandchild that is not ours to reap
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
-        return [pid for pid in descendants() if not _is_zombie(pid)]
+        return [pid for pid in descendants(without=self._others) if not _is_zombie(pid)]
 
     def _signal(self, member: Member, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

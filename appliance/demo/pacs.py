@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from dicom_node.scu import Destination, store
+from dicom_node.scu import Destination, echo, store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from dicom_node.scu import StoreOutcome
 
 BATCH: Final = 20
+KNOWN_WITHIN_S: Final = 15.0
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     paths = _paths(arguments.folder, arguments.list)
     destination = Destination(arguments.called_ae_title, arguments.host, arguments.port)
+    if not _is_known(destination, arguments.calling_ae_title):
+        sys.stderr.write("the node does not answer a C-ECHO of this PACS\n")
+        return 1
     last = Sent(0, 0, len(paths), {})
     for last in send(paths, destination, arguments.calling_ae_title):
         sys.stdout.write(json.dumps(vars(last)) + "\n")
         sys.stdout.flush()
     return 0 if last.total and last.sent == last.total else 1
+
+
+def _is_known(destination: Destination, calling_ae_title: str) -> bool:
+    """Ask until the node answers: it learns about a new peer within a second or two."""
+    deadline = time.monotonic() + KNOWN_WITHIN_S
+    while not echo(destination, calling_ae_title).ok:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.3)
+    return True
 
 
 def _paths(folder: Path, listing: Path | None) -> list[Path]:

@@ -34,6 +34,7 @@ class Wanted:
     modalities: tuple[str, ...]
     seed: int
     minimum_cohort: int
+    rounds: int = ROUNDS
 
 
 def task(wanted: Wanted) -> TaskSpec:
@@ -58,7 +59,7 @@ def plan(wanted: Wanted, run_id: str, sites: Sequence[str]) -> Plan:
         name="Chest finding, three hospitals",
         task=task(wanted),
         strategy=Strategy("fedavg", {}),
-        total_rounds=ROUNDS,
+        total_rounds=wanted.rounds,
         min_sites=len(sites),
         minimum_cohort=wanted.minimum_cohort,
         expires_at=now() + timedelta(hours=6),

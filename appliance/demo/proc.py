@@ -11,8 +11,11 @@ _PROC: Final = Path("/proc")
 _KIB_PER_MIB: Final = 1024
 
 
-def descendants(root: int | None = None) -> list[int]:
-    """Return the process ids of all descendants of a process (ours by default), zombies included."""
+def descendants(root: int | None = None, without: frozenset[int] = frozenset()) -> list[int]:
+    """Return the process ids of all descendants of a process (ours by default), zombies included.
+
+    Those in ``without`` are left out, with all that is below them.
+    """
     children: dict[int, list[int]] = {}
     for entry in os.scandir(_PROC):
         if entry.name.isdigit():
@@ -23,8 +26,9 @@ def descendants(root: int | None = None) -> list[int]:
     waiting = [os.getpid() if root is None else root]
     while waiting:
         for child in children.get(waiting.pop(), ()):
-            found.append(child)
-            waiting.append(child)
+            if child not in without:
+                found.append(child)
+                waiting.append(child)
     return found
 
 

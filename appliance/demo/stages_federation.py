@@ -30,7 +30,8 @@ MARGIN: Final = 0.02
 def federate(world: World, deadline: Deadline) -> dict[str, Any]:
     """Write the plan down, approve it at every site, follow the rounds to the end."""
     cohort = min(site.number("research", select(func.count()).select_from(Subject)) for site in world.sites)
-    wanted = plans.Wanted(world.label, world.modalities, world.options.seed, min(20, max(5, cohort // 2)))
+    least = min(20, max(5, cohort // 2))
+    wanted = plans.Wanted(world.label, world.modalities, world.options.seed, least, world.rounds)
     content = plans.plan(wanted, RUN_ID, [site.name for site in world.sites])
     path = world.options.root / "plan.json"
     path.write_text(content.dumps(), encoding="utf-8")

@@ -79,9 +79,9 @@ def deidentify(world: World, deadline: Deadline) -> dict[str, Any]:
                 raise StageError(f"{standing.dead_jobs} job(s) of {site.title} are dead: {_dead(site)}")
             judged = standing.released + standing.quarantined
             bars.show(f"{site.title}: judged", judged, wanted[site.name])
-            crossed, released = _crossed(site), _released_instances(site)
-            bars.show(f"{site.title}: crossed over", crossed, max(released, 1))
-            done = done and judged >= wanted[site.name] and crossed >= released > 0
+            arrived, released = crossed(site), released_instances(site)
+            bars.show(f"{site.title}: crossed over", arrived, max(released, 1))
+            done = done and judged >= wanted[site.name] and arrived >= released > 0
         return done
 
     with world.screen.bars() as bars:
@@ -92,7 +92,7 @@ def deidentify(world: World, deadline: Deadline) -> dict[str, Any]:
     world.figures["quarantine_reasons"] = _quarantine_reasons(world)
     if world.options.drawn:
         _expect_quarantine(world)
-    labels = _import_labels(world, deadline)
+    labels = import_labels(world, deadline)
     world.figures["labels_accepted"], world.figures["label_lines_refused"] = labels
     names = (
         "studies_deidentified",
@@ -135,11 +135,13 @@ def _start_pacs(world: World, site: Site, studies: tuple[CohortStudy, ...]) -> M
     return start_pacs(world, site, f"pacs-{site.name}", [path for study in studies for path in study.paths])
 
 
-def _crossed(site: Site) -> int:
+def crossed(site: Site) -> int:
+    """Return how many instances the research zone holds."""
     return site.number("research", select(func.count()).select_from(ResearchInstance))
 
 
-def _released_instances(site: Site) -> int:
+def released_instances(site: Site) -> int:
+    """Return how many instances the clinical zone let through."""
     return site.number("clinical", select(func.sum(StudyRevision.released_count)))
 
 
@@ -171,7 +173,8 @@ def _expect_quarantine(world: World) -> None:
             )
 
 
-def _import_labels(world: World, deadline: Deadline) -> tuple[int, int]:
+def import_labels(world: World, deadline: Deadline) -> tuple[int, int]:
+    """Import every hospital's labels file; return how many rows were accepted and how many refused."""
     members = []
     for site in world.sites:
         argv = ["-m", "appliance.cli", "labels", "import", str(site.sent.labels_csv), "--json"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
@@ -19,8 +18,6 @@ from appliance.federation import kit as kits
 from appliance.settings import load_settings
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from appliance.demo.crew import Member
     from appliance.demo.screen import Bars
     from appliance.demo.world import Deadline, World
@@ -59,36 +56,51 @@ minimum_cohort = 5
 
 def set_up(world: World, deadline: Deadline) -> dict[str, Any]:
     """Draw studies (or read the user's), provision the federation, write three configurations."""
-    root = world.options.root
     for index, hospital in enumerate(HOSPITALS):
-        folder = root / hospital.site
-        folder.mkdir(parents=True)
-        _write_config(folder, hospital.site, hospital.ae_title, web=index == 0)
-        site = Site(
-            index=index,
-            name=hospital.site,
-            title=hospital.title,
-            ae_title=hospital.ae_title,
-            pacs_ae_title=hospital.pacs_ae_title,
-            folder=folder,
-            settings=load_settings(folder / "cloister.toml"),
+        add_site(
+            world, hospital.site, hospital.title, hospital.ae_title, hospital.pacs_ae_title, web=index == 0
         )
-        world.sites.append(site)
     if world.options.drawn:
         start_drawing(world)
     else:
         _read_own(world)
-    names = [word for site in world.sites for word in ("--site", site.name)]
-    world.crew.run(
-        "coordinator-init",
-        ["-m", "appliance.cli", "coordinator", "init", str(world.coordinator), *names],
-        deadline.left(),
+    provision(world, deadline)
+    return {"hospitals": len(world.sites), "startup_kits": len(world.sites)}
+
+
+def add_site(
+    world: World, name: str, title: str, ae_title: str, pacs_ae_title: str, *, web: bool = False
+) -> Site:
+    """Make a hospital's folder and configuration."""
+    folder = world.options.root / name
+    folder.mkdir(parents=True)
+    config = folder / "cloister.toml"
+    text = CONFIG.format(
+        name=name, ae_title=ae_title, quiet_period_s=QUIET_PERIOD_S, web="true" if web else "false"
     )
+    config.write_text(text, encoding="utf-8")
+    site = Site(
+        index=len(world.sites),
+        name=name,
+        title=title,
+        ae_title=ae_title,
+        pacs_ae_title=pacs_ae_title,
+        folder=folder,
+        settings=load_settings(config),
+    )
+    world.sites.append(site)
+    return site
+
+
+def provision(world: World, deadline: Deadline) -> None:
+    """Make the federation's certificates and let every hospital join with its startup kit."""
+    names = [word for site in world.sites for word in ("--site", site.name)]
+    argv = ["-m", "appliance.cli", "coordinator", "init", str(world.coordinator), *names]
+    world.crew.run("coordinator-init", argv, deadline.left())
     for site in world.sites:
         kit = kits.read_kit(world.coordinator / "kits" / f"{site.name}.zip")
         kits.enable(site.config, kit, kits.install(kit, site.settings))
         site.settings = load_settings(site.config)
-    return {"hospitals": len(world.sites), "startup_kits": len(world.sites)}
 
 
 def start_drawing(world: World) -> None:
@@ -139,37 +151,34 @@ def _read_own(world: World) -> None:
         world.screen.say(f"{found.skipped_files} file(s) are no DICOM studies and stay where they are.")
 
 
-def _write_config(folder: Path, name: str, ae_title: str, *, web: bool) -> None:
-    text = CONFIG.format(
-        name=name, ae_title=ae_title, quiet_period_s=QUIET_PERIOD_S, web="true" if web else "false"
-    )
-    (folder / "cloister.toml").write_text(text, encoding="utf-8")
-
-
 def start_nodes(world: World, deadline: Deadline) -> dict[str, Any]:
     """Start nodes, coordinator and workstation; make peers, users and the way of results."""
-    for site in world.sites:
-        argv = ["-m", "appliance.cli", "up", "--config", str(site.config)]
-        site.member = world.crew.start(f"node-{site.name}", argv, standing=True)
-    world.crew.start(
-        "coordinator", ["-m", "appliance.cli", "coordinator", "up", str(world.coordinator)], standing=True
-    )
     argv = ["-m", "appliance.demo.workstation", str(world.options.root / "workstation")]
-    world.workstation = world.crew.start(
-        "workstation", [*argv, "--ae-title", WORKSTATION_AE_TITLE], standing=True
-    )
-    world.password = secrets.token_urlsafe(12)
-    with world.screen.bars() as bars:
-        world.until(deadline, "every process of the nodes is up", lambda: _all_well(world, bars))
-    world.workstation_port = int(json_lines(world.workstation)[0]["port"])
+    workstation = world.crew.start("workstation", [*argv, "--ae-title", WORKSTATION_AE_TITLE], standing=True)
+    world.workstation = workstation
+    bring_up(world, deadline)
+    world.until(deadline, "the workstation listens", lambda: bool(workstation.lines()))
+    port = int(json_lines(workstation)[0]["port"])
+    room = peers.NewPeer(WORKSTATION, WORKSTATION_AE_TITLE, "127.0.0.1", port, is_destination=True)
     for site in world.sites:
-        _introduce(world, site)
+        introduce(world, site, room if site.index == 0 else None)
     world.panel_url = _sign_in(world, deadline)
     finish_drawing(world, deadline)
     return {
         "processes": sum(len(health.processes(site.settings)) for site in world.sites),
         "panel": world.panel_url,
     }
+
+
+def bring_up(world: World, deadline: Deadline) -> None:
+    """Start every node and the coordinator, and wait until all their processes are well."""
+    for site in world.sites:
+        argv = ["-m", "appliance.cli", "up", "--config", str(site.config)]
+        site.member = world.crew.start(f"node-{site.name}", argv, standing=True)
+    argv = ["-m", "appliance.cli", "coordinator", "up", str(world.coordinator)]
+    world.crew.start("coordinator", argv, standing=True)
+    with world.screen.bars() as bars:
+        world.until(deadline, "every process of the nodes is up", lambda: _all_well(world, bars))
 
 
 def _all_well(world: World, bars: Bars) -> bool:
@@ -182,7 +191,7 @@ def _all_well(world: World, bars: Bars) -> bool:
         well = well and up == len(names) and (ports / "scp").is_file() and health.overall(site.settings).well
         if (ports / "scp").is_file():
             site.port = int((ports / "scp").read_text(encoding="ascii"))
-    return well and world.workstation is not None and bool(world.workstation.lines())
+    return well
 
 
 def _beats(site: Site, name: str) -> bool:
@@ -190,20 +199,18 @@ def _beats(site: Site, name: str) -> bool:
     return beat is not None and not beat.gone
 
 
-def _introduce(world: World, site: Site) -> None:
-    """Tell a node its PACS, its user and, at the first hospital, where results go."""
+def introduce(world: World, site: Site, destination: peers.NewPeer | None) -> None:
+    """Tell a node its PACS, its user and perhaps where results go."""
+    world.password = world.password or secrets.token_urlsafe(12)
     zone = site.clinical()
     with writing(zone.engine) as session:
         pacs = peers.NewPeer(f"{site.title} PACS", site.pacs_ae_title, "127.0.0.1", may_send=True)
         peers.add_peer(session, zone.ledger, pacs)
         user = users.add_user(session, zone.ledger, name=USER, password=world.password, rights=ROLES["admin"])
         site.user_id = user.id
-        if site.index == 0:
-            room = peers.NewPeer(
-                WORKSTATION, WORKSTATION_AE_TITLE, "127.0.0.1", world.workstation_port, is_destination=True
-            )
-            peers.add_peer(session, zone.ledger, room)
-            action = {"research": True, "inference": True, "destinations": [WORKSTATION], "priority": 5}
+        if destination is not None:
+            peers.add_peer(session, zone.ledger, destination)
+            action = {"research": True, "inference": True, "destinations": [destination.name], "priority": 5}
             routing.change_action(session, zone.ledger, name="everything", action=action, actor=user.id)
     zone.engine.dispose()
 
@@ -217,8 +224,3 @@ def _sign_in(world: World, deadline: Deadline) -> str:
         if answer.status_code != httpx.codes.OK:
             raise StageError(f"signing in to the panel was answered with {answer.status_code}")
     return url
-
-
-def wait_for_pacs_to_be_known() -> None:
-    """Give the receiving processes the second for which they remember who may send."""
-    time.sleep(1.5)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from appliance.demo.world import Deadline, Site, World
 
 
-def search_leaks(world: World, deadline: Deadline) -> dict[str, Any]:
-    """Search all that is not a clinical zone for every planted value."""
-    planted = frozenset().union(*(site.sent.planted for site in world.sites))
+def search_leaks(world: World, deadline: Deadline, more: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Search all that is not a clinical zone for every planted value, and for ``more``."""
+    planted = more.union(*(site.sent.planted for site in world.sites))
     if world.following is not None:
         planted |= world.following.planted
     search = LeakSearch(value for value in planted if len(value) >= 5)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from appliance import node
 from appliance.db.engine import make_engine, reading
+from appliance.demo.plan import ROUNDS
 from appliance.errors import ApplianceError
 
 if TYPE_CHECKING:
@@ -141,8 +142,8 @@ class World:
     modalities: tuple[str, ...] = ()
     following: CohortStudy | None = None
     run_id: str = ""
+    rounds: int = ROUNDS
     workstation: Member | None = None
-    workstation_port: int = 0
     password: str = ""
     panel_url: str = ""
 
