@@ -84,8 +84,8 @@ def _one(path: Path, folder: Path, target: Path | None, context: "Context") -> "
         outcome = deidentify_file(path, temporary, context)
     except OSError as error:
         return Quarantined("unreadable", f"cannot be read or written ({error.strerror})")
-    except Exception as error:
-        _logger.error(UNFORESEEN, exc_info=error)
+    except Exception:
+        _logger.exception(UNFORESEEN)
         temporary.unlink(missing_ok=True)
         return Quarantined("internal_error", "the anonymizer failed on this file")
     if isinstance(outcome, Quarantined):
