@@ -147,8 +147,8 @@ def _deidentify_one(path: Path, target: Path, context: Context, instance_id: str
         return deidentify_file(path, target, context)
     except OSError:
         raise
-    except Exception as error:
-        _logger.error(UNFORESEEN, instance_id=instance_id, exc_info=error)
+    except Exception:
+        _logger.exception(UNFORESEEN, instance_id=instance_id)
         target.unlink(missing_ok=True)
         return Quarantined("internal_error", "the anonymizer failed on this instance; see the log")
 
