@@ -62,7 +62,7 @@ def _programs() -> Iterator[Check]:
 
 def _folders(settings: Settings) -> Iterator[Check]:
     fix = "run: cloister init, or cloister up, which makes what is missing"
-    folders = [settings.zone_root("clinical"), settings.zone_root("research")]
+    folders = [settings.zone_root(zone) for zone in health.open_zones(settings)]
     for folder in (*folders, settings.crossing_out, settings.crossing_in):
         name = f"folder {folder.relative_to(settings.data_root)}"
         if not folder.is_dir():
@@ -77,7 +77,7 @@ def _folders(settings: Settings) -> Iterator[Check]:
 
 def _keys(settings: Settings) -> Iterator[Check]:
     fix = "restore the key file from its backup; a new key cannot open what the old one closed"
-    for zone in _ZONES:
+    for zone in health.open_zones(settings):
         load = keys.load_clinical_keys if zone == "clinical" else keys.load_research_keys
         try:
             load(settings.zone_root(zone))
@@ -88,7 +88,7 @@ def _keys(settings: Settings) -> Iterator[Check]:
 
 
 def _schemas(settings: Settings) -> Iterator[Check]:
-    for zone in _ZONES:
+    for zone in health.open_zones(settings):
         try:
             found = migrate.current(node.database_url(settings, zone), zone)
         except SQLAlchemyError as error:
@@ -101,7 +101,7 @@ def _schemas(settings: Settings) -> Iterator[Check]:
 
 
 def _ledgers(settings: Settings) -> Iterator[Check]:
-    for zone in _ZONES:
+    for zone in health.open_zones(settings):
         try:
             key = _public_key(settings, zone)
             engine = make_engine(node.database_url(settings, zone), read_only=True)

@@ -85,6 +85,16 @@ def processes(settings: Settings, zone: Zone | None = None) -> tuple[str, ...]:
     return tuple(name for name in chosen if wanted.get(name, True))
 
 
+def open_zones(settings: Settings) -> tuple[Zone, ...]:
+    """Return the zones that this user may enter: both, or one of them where each has a user of its own."""
+    zones: tuple[Zone, ...] = ("clinical", "research")
+    return tuple(
+        zone
+        for zone in zones
+        if not settings.zone_root(zone).exists() or os.access(settings.zone_root(zone), os.R_OK | os.X_OK)
+    )
+
+
 def beat(settings: Settings, process: str, detail: dict[str, Any] | None = None) -> None:
     """Leave a sign of life, from the loop whose standing still would be the fault."""
     folder = node.run_dir(settings) / "health"
@@ -117,7 +127,7 @@ def overall(settings: Settings) -> Health:
 
 
 def _processes(settings: Settings) -> Iterator[Check]:
-    for name in processes(settings):
+    for name in [name for zone in open_zones(settings) for name in processes(settings, zone)]:
         if name in REDIS_PROCESSES:
             continue
         last = last_beat(settings, name)
@@ -135,7 +145,7 @@ def _processes(settings: Settings) -> Iterator[Check]:
 def _redis(settings: Settings) -> Iterator[Check]:
     from redis.exceptions import RedisError  # noqa: PLC0415 - only those who look at Redis pay for it
 
-    for zone in _zones():
+    for zone in open_zones(settings):
         name = f"{zone} redis"
         try:
             with broker.connect(node.redis_url(settings, zone)) as client:
@@ -148,7 +158,7 @@ def _redis(settings: Settings) -> Iterator[Check]:
 
 
 def _databases(settings: Settings) -> Iterator[Check]:
-    for zone in _zones():
+    for zone in open_zones(settings):
         engine = make_engine(node.database_url(settings, zone), read_only=True)
         models = (ClinicalJob,) if zone == "clinical" else (Round, ResearchJob)
         try:
@@ -180,7 +190,3 @@ def _disk(settings: Settings) -> Iterator[Check]:
     yield Check(
         "disk", ok=free_mib >= least, detail=f"{free_mib} MiB free", fix="" if free_mib >= least else fix
     )
-
-
-def _zones() -> tuple[Zone, Zone]:
-    return "clinical", "research"

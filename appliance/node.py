@@ -60,32 +60,50 @@ class ResearchZone:
     wake: Callable[[str], None]  # round id; never raises when Redis is away
 
 
-def create_node(settings: Settings) -> None:
-    """Make folders (0700), keys, databases and the default rule; what exists already stays as it is."""
+def create_node(settings: Settings, zone: Zone | None = None) -> None:
+    """Make folders (0700), keys, databases and the default rule; what exists already stays as it is.
+
+    Parameters
+    ----------
+    settings : Settings
+    zone : Zone or None
+        The only zone to make, where each runs as a user of its own; None for both.
+    """
+    if zone in {None, "clinical"}:
+        _create_clinical(settings)
+    if zone in {None, "research"}:
+        _create_research(settings)
+    run_dir(settings)
+
+
+def _create_clinical(settings: Settings) -> None:
     from appliance.db import migrate  # noqa: PLC0415 - running processes need no migrations
 
-    for folder in (
-        settings.data_root,
-        settings.zone_root("clinical"),
-        settings.zone_root("research"),
-        settings.crossing_out.parent,
-        settings.crossing_out,
-        settings.crossing_in,
-        settings.crossing_in / "acks",
-        settings.crossing_in / "packages",
-    ):
+    root = settings.zone_root("clinical")
+    _make_folders(settings.data_root, root, settings.crossing_out.parent, settings.crossing_out)
+    keys.create_clinical_keys(root)
+    migrate.upgrade(database_url(settings, "clinical"), "clinical")
+    opened = open_clinical(settings)
+    with writing(opened.engine) as session:
+        _create_default_rule(session, opened.ledger)
+    opened.engine.dispose()
+
+
+def _create_research(settings: Settings) -> None:
+    from appliance.db import migrate  # noqa: PLC0415 - running processes need no migrations
+
+    root, crossing = settings.zone_root("research"), settings.crossing_in
+    _make_folders(
+        settings.data_root, root, crossing.parent, crossing, crossing / "acks", crossing / "packages"
+    )
+    keys.create_research_keys(root)
+    keys.publish_research_key(keys.load_research_keys(root).signing.public_key(), crossing)
+    migrate.upgrade(database_url(settings, "research"), "research")
+
+
+def _make_folders(*folders: Path) -> None:
+    for folder in folders:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    keys.create_clinical_keys(settings.zone_root("clinical"))
-    keys.create_research_keys(settings.zone_root("research"))
-    signing = keys.load_research_keys(settings.zone_root("research")).signing
-    keys.publish_research_key(signing.public_key(), settings.crossing_in)
-    for which in ("clinical", "research"):
-        migrate.upgrade(database_url(settings, which), which)
-    run_dir(settings)
-    zone = open_clinical(settings)
-    with writing(zone.engine) as session:
-        _create_default_rule(session, zone.ledger)
-    zone.engine.dispose()
 
 
 def _create_default_rule(session: Session, ledger: Ledger) -> None:
@@ -161,9 +179,14 @@ def run_dir(settings: Settings) -> Path:
     """Return the folder of sockets, ports and health files (0700), making it at need.
 
     It is ``data_root/run``; where that is too long for a Unix socket, ``data_root/run`` is a link to a short
-    folder of our own under the machine's temporary folder, so that every process finds the same one.
+    folder of our own under the machine's temporary folder, so that every process finds the same one. Where
+    this user may not write to ``data_root`` (zones as separate users) it is a folder in ``$XDG_RUNTIME_DIR``.
     """
     link = settings.data_root.resolve() / "run"
+    if settings.data_root.is_dir() and not os.access(settings.data_root, os.W_OK) and not link.exists():
+        target = _short_folder(link)
+        target.mkdir(mode=0o700, exist_ok=True)
+        return _checked(target)
     if len(os.fsencode(link / _LONGEST_SOCKET_NAME)) <= MAX_SOCKET_PATH:
         link.mkdir(mode=0o700, parents=True, exist_ok=True)
         return _checked(link)

@@ -137,10 +137,10 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        zones = [self._zone] if self._zone is not None else ["clinical", "research"]
+        zones: list[Zone] = [self._zone] if self._zone is not None else ["clinical", "research"]
         with contextlib.ExitStack() as stack:
             for zone in zones:
-                path = self._settings.data_root / f"supervisor.{zone}.lock"
+                path = self._settings.zone_root(zone) / "supervisor.lock"
                 file = stack.enter_context(path.open("a"))
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -23,8 +23,8 @@ def up(
 
     settings = read_settings(config)
     logs.setup(settings.logging, "supervisor")
-    if forking.run_in_child(lambda: node.create_node(settings), "create_node") != 0:
+    only: Literal["clinical", "research"] | None = None if zone == "all" else zone
+    if forking.run_in_child(lambda: node.create_node(settings, only), "create_node") != 0:
         raise typer.Exit(WORK_FAILED)
     forking.preload()
-    only: Literal["clinical", "research"] | None = None if zone == "all" else zone
     supervisor.Supervisor(settings, health.processes(settings, only), forking.forker(config), only).run()

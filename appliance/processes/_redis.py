@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from appliance import node
 from appliance.children import die_with_parent
 from appliance.errors import ApplianceError, SettingsError
-from appliance.processes.base import parse
+from appliance.processes.base import close_to_others, parse
 from appliance.settings import Settings, Zone, load_settings
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def become(zone: Zone, argv: Sequence[str] | None = None) -> int:
 
 def _prepare(zone: Zone, argv: Sequence[str] | None) -> tuple[str, str]:
     """Return the program and its configuration file, ready to be executed."""
-    os.umask(0o077)
+    close_to_others()
     arguments = parse(f"{zone}_redis", argv)
     settings = load_settings(arguments.config)
     configuration = write_configuration(settings, zone)

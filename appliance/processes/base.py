@@ -77,7 +77,7 @@ def run(name: str, body: Callable[[Process], None], argv: Sequence[str] | None =
         0 when the body ended, 2 for a wrong configuration. An exception of the body goes on: it is logged
         (see :mod:`appliance.logs`) and the interpreter exits with 1.
     """
-    os.umask(0o077)
+    close_to_others()
     arguments = parse(name, argv)
     if arguments.parent is not None:
         die_with_parent(signal.SIGTERM, arguments.parent)
@@ -97,6 +97,12 @@ def run(name: str, body: Callable[[Process], None], argv: Sequence[str] | None =
         process.stopping.set()
     _LOG.info(STOPPED)
     return 0
+
+
+def close_to_others() -> None:
+    """Let no file that this process makes be read by others, nor written by its group."""
+    inherited = os.umask(0o077)
+    os.umask(inherited | 0o027)  # the group may read where the administrator says so: the crossing
 
 
 def parse(name: str, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -27,6 +27,15 @@ def test_a_new_node_is_closed_to_others(make_node: Callable[..., Settings]) -> N
     assert {path: oct(mode(path)) for path in folders if mode(path) & 0o077} == {}
 
 
+def test_one_zone_can_be_made_alone(tmp_path: Path) -> None:
+    settings = Settings(data_root=tmp_path / "data")
+    node.create_node(settings, "research")
+    assert node.open_research(settings).keys
+    assert not settings.zone_root("clinical").exists()
+    node.create_node(settings, "clinical")
+    assert node.open_clinical(settings).keys
+
+
 def test_making_a_node_again_changes_nothing(make_node: Callable[..., Settings]) -> None:
     settings = make_node()
     zone = node.open_clinical(settings)

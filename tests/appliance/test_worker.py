@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from appliance import broker, children, health, node, work
+from appliance import broker, children, health, ledger, node, work
 from appliance.db.base import WorkState, now
 from appliance.db.clinical import ClinicalJob
 from appliance.db.engine import reading, writing
 from appliance.db.research import Protocol, Round
 from appliance.worker import clinical_app, research_app
-from tests.appliance.servers import RedisServer, end_group, wait_until
+from tests.appliance.servers import PostgreSQL, RedisServer, end_group, running_tcp_redis, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -120,6 +120,47 @@ def test_every_kind_of_job_reaches_its_worker_once_though_delivered_twice(
 def backlog(zone: node.ClinicalZone) -> int | None:
     url = node.redis_url(zone.settings, "clinical")
     return broker.backlog(url, (broker.CLINICAL_QUEUE, broker.INFERENCE_QUEUE))
+
+
+@pytest.mark.postgres
+def test_a_node_on_postgresql_and_a_redis_by_url_works_the_same(
+    make_node: Callable[..., Settings], postgresql: PostgreSQL, tmp_path: Path
+) -> None:
+    with running_tcp_redis(tmp_path) as redis_url:
+        stores = {"database_url": postgresql.new_database(), "redis_url": redis_url}
+        settings = make_node("remote", clinical=stores)
+        config = tmp_path / "remote.toml"
+        section = "\n".join(f'{name} = "{value}"' for name, value in stores.items())
+        config.write_text(f'data_root = "{settings.data_root}"\n[clinical]\n{section}\n')
+        zone = node.open_clinical(settings)
+        argv = [
+            sys.executable,
+            "-m",
+            "tests.appliance.probe_worker",
+            "clinical_worker",
+            "--config",
+            str(config),
+        ]
+        worker = subprocess.Popen(argv, process_group=0)
+        try:
+            wait_until(lambda: health.last_beat(settings, "clinical_worker") is not None, 60, "ready")
+            (zone.root / "hold").touch()
+            job_id = add_job(zone, "k")
+            zone.wake("deidentify", job_id)
+            zone.wake("deidentify", job_id)
+            wait_until(lambda: bool(traces(zone, "began")), what="the task began")
+            os.kill(traces(zone, "began")[0][1], signal.SIGKILL)
+            (zone.root / "hold").unlink()
+            wait_until(lambda: job(zone, job_id).state == WorkState.DONE, what="done")
+            wait_until(lambda: backlog(zone) == 0, what="every message is taken")
+        finally:
+            end_group(worker)
+        assert len(traces(zone, "ended")) == 1
+        report = ledger.verify(
+            zone.engine, zone.keys.signing.public_key(), node.head_path(settings, "clinical")
+        )
+        assert report.problems[0].code == "tail"  # the copied head is that of another database
+        zone.engine.dispose()
 
 
 def test_a_killed_child_s_task_is_done_again_and_counted_once(
