@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import pytest
 
+from tests.appliance.servers import wait_until
 from tests.trainer.samples import drawn_dataset, small_task
 from trainer.engine import simulator
 from trainer.engine.exchange import Order, load_dataset, save_dataset
 from trainer.errors import SimulationError, StrategyError
 from trainer.local_round import use_threads
 from trainer.simulation import simulate
+from trainer.task import LocalSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,13 +57,32 @@ def test_an_engine_that_fails_is_an_error_and_leaves_nothing(
     with pytest.raises(SimulationError, match="code 3") as caught:
         simulator.simulate_on_engine(TASK, {"a": drawn_dataset(1, TASK)}, rounds=1)
     assert "broken" in caught.value.log
-    monkeypatch.setattr(simulator, "_command", lambda *_: ["/bin/sleep", "60"])
-    with pytest.raises(SimulationError, match="within"):
-        simulator.simulate_on_engine(TASK, {"a": drawn_dataset(1, TASK)}, rounds=1, time_limit_s=0.2)
     monkeypatch.setattr(simulator, "_command", lambda *_: ["/bin/true"])
     with pytest.raises(SimulationError, match="without a result"):
         simulator.simulate_on_engine(TASK, {"a": drawn_dataset(1, TASK)}, rounds=1)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_a_simulation_that_takes_too_long_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    endless = small_task(local=LocalSpec(local_steps=100_000))
+
+    def ours() -> list[str]:
+        lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+        return [line for line in lines if str(tmp_path) in line]
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(
+            simulator.simulate_on_engine, endless, {"a": drawn_dataset(1, endless)}, rounds=1, time_limit_s=45
+        )
+        wait_until(lambda: any("simulator_worker" in line for line in ours()), 40, "the site's process runs")
+        with pytest.raises(SimulationError, match="within"):
+            running.result()
+    wait_until(lambda: ours() == [], 5, "every process has ended")
 
 
 @pytest.mark.parametrize("name", ["../a", "a,b", "", "server"])

@@ -7,12 +7,13 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import psutil
 
 from trainer import strategies, weights_io
 from trainer.baselines import cross_evaluate
@@ -146,13 +147,20 @@ def _run(folder: Path, sites: list[str], time_limit_s: float) -> None:
                 f"the engine did not end within {time_limit_s} s", _tail(log_path)
             ) from None
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _end_all(folder)
             process.wait()
     if code != 0:
         raise SimulationError(f"the engine ended with code {code}", _tail(log_path))
     if not (folder / RECORDS).is_file():
         raise SimulationError("the engine ended without a result", _tail(log_path))
+
+
+def _end_all(folder: Path) -> None:
+    """End what runs on this folder: the engine gives each site's process a session of its own."""
+    for found in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(str(folder) in argument for argument in found.cmdline()):
+                found.kill()
 
 
 def _tail(path: Path) -> str:
