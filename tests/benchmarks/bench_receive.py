@@ -4,9 +4,8 @@ Every run gets a fresh receiver with empty storage. The receivers take turns, so
 unkind to one as to the others. What they do before they answer differs: Cloister has fsynced file and folder,
 Orthanc has stored and indexed, storescp has written without fsync.
 
-DCMTK's default socket buffers of 32 KiB are smaller than one segment of the loopback interface, which makes
-some pairs of programs wait for delayed acknowledgements. So the programs of DCMTK run once with these and
-once with buffers of 256 KiB (``TCP_BUFFER_LENGTH``).
+DCMTK's socket buffers of 32 KiB are smaller than one segment of the loopback interface. So that this does not
+decide, its programs run once with these and once with buffers of 256 KiB (``TCP_BUFFER_LENGTH``).
 """
 
 from __future__ import annotations
