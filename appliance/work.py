@@ -7,52 +7,49 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ColumnElement, Engine, Row, Table, and_, event, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from appliance import logs, owners
-from appliance.db.base import JobMixin, WorkState, now
-from appliance.db.clinical import ClinicalJob
-from appliance.db.engine import reading, writing
-from appliance.db.research import ResearchJob, Round
+from appliance.db.base import WorkState, now
+from appliance.db.engine import writing
+from appliance.db.work_tables import JobModel, WorkModel, table_of
 from appliance.errors import ApplianceError
+from appliance.reconciling import Counts, bury_late, reconcile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from sqlalchemy.orm import Session
 
-WorkModel = type[ClinicalJob] | type[ResearchJob] | type[Round]
-JobModel = type[ClinicalJob] | type[ResearchJob]
+__all__ = [
+    "Claim",
+    "Counts",
+    "JobModel",
+    "LeaseLostError",
+    "WorkModel",
+    "backoff_s",
+    "claimed",
+    "enqueue",
+    "reconcile",
+    "retry",
+]
 
 FIRST_RETRY_S: Final = 5.0
 LONGEST_RETRY_S: Final = 900.0
-REWAKE_S: Final = 60.0
-RECONCILE_LIMIT: Final = 500
 
 CLAIM_LOST: Final = "work.claim_lost"
 WORK_FAILED: Final = "work.failed"
 WORK_DEAD: Final = "work.dead"
-RECONCILED: Final = "work.reconciled"
 
 _LOG = logs.logger(__name__)
 
 
 class LeaseLostError(ApplianceError):
     """The row is no longer ours: the lease ran out, or a person or the reconciler took it."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What one reconciliation did."""
-
-    requeued: int  # taken back from dead workers and expired leases
-    woken: int
-    dead: int
 
 
 def enqueue(
@@ -69,7 +66,7 @@ def enqueue(
 
     After the commit the caller wakes a worker with ``zone.wake(kind, job_id)``, else the reconciler does.
     """
-    table = _table(model)
+    table = table_of(model)
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     statement = (
         insert(table)
@@ -178,7 +175,7 @@ class Claim:
         self.ended = True
 
     def _change(self, values: dict[str, Any], session: Session | None = None) -> None:
-        table = _table(self.model)
+        table = table_of(self.model)
         ours = and_(
             table.c.id == self.row_id, table.c.lease_owner == self.token, table.c.state == WorkState.RUNNING
         )
@@ -221,7 +218,7 @@ class claimed(AbstractContextManager["Claim | None"]):  # noqa: N801 - read as: 
     def __enter__(self) -> Claim | None:
         """Claim."""
         with writing(self._engine) as session:
-            row = _take(session, _table(self._model), self._row_id, self._token, self._lease_s)
+            row = _take(session, table_of(self._model), self._row_id, self._token, self._lease_s)
         if row is not None:
             self._claim = Claim(self._engine, self._model, self._row_id, self._token, self._lease_s, row)
         return self._claim
@@ -253,68 +250,12 @@ class claimed(AbstractContextManager["Claim | None"]):  # noqa: N801 - read as: 
             _LOG.warning(CLAIM_LOST, row_id=self._row_id)
 
 
-def reconcile(
-    engine: Engine,
-    model: WorkModel,
-    wake: Callable[..., None],
-    at: datetime,
-    backlog: Callable[[], int | None] | None = None,
-) -> Counts:
-    """Put right what messages and workers lost; call it at boot and at least every minute.
-
-    Rows of dead workers and expired leases are queued again (or dead after their last attempt), rows past
-    their deadline become dead, failed rows whose time has come are queued, and queued rows that no message
-    announces any more are announced again.
-
-    Parameters
-    ----------
-    engine : Engine
-    model : WorkModel
-    wake : callable
-        ``zone.wake``: called with kind and id for jobs, with the id for rounds, after the commit.
-    at : datetime
-        The present moment.
-    backlog : callable or None
-        Returns how many messages wait in the broker: while some do, no row is announced a second time.
-    """
-    table = _table(model)
-    with reading(engine) as session:
-        running = session.execute(select(table).where(table.c.state == WorkState.RUNNING)).all()
-    lost = [
-        row
-        for row in running
-        if row.lease_until is None or row.lease_until < at or owners.is_dead(row.lease_owner)
-    ]
-    with writing(engine) as session:
-        dead = _bury_late(session, table, at)
-        requeued = 0
-        for row in lost:
-            taken, died = _take_back(session, table, row, at)
-            requeued, dead = requeued + taken, dead + died
-        session.execute(
-            update(table)
-            .where(table.c.state == WorkState.FAILED, table.c.next_try_at <= at)
-            .values(state=WorkState.QUEUED, woken_at=None, next_try_at=None)
-        )
-    waiting = backlog() if backlog is not None else 0
-    announce = _to_announce(engine, table, at, forgotten_too=waiting == 0)
-    if announce:
-        with writing(engine) as session:
-            ids = [row.id for row in announce]
-            session.execute(update(table).where(table.c.id.in_(ids)).values(woken_at=at))
-    for row in announce:
-        wake(row.kind, row.id) if issubclass(model, JobMixin) else wake(row.id)
-    if requeued or dead:
-        _LOG.info(RECONCILED, table=table.name, requeued=requeued, woken=len(announce), dead=dead)
-    return Counts(requeued, len(announce), dead)
-
-
 def retry(session: Session, model: WorkModel, row_id: str) -> bool:
     """Queue a dead or failed row again with all its attempts; return whether it was one.
 
     Wake it after the commit.
     """
-    table = _table(model)
+    table = table_of(model)
     statement = (
         update(table)
         .where(table.c.id == row_id, table.c.state.in_([WorkState.DEAD, WorkState.FAILED]))
@@ -333,13 +274,6 @@ def retry(session: Session, model: WorkModel, row_id: str) -> bool:
     return session.execute(statement).first() is not None
 
 
-def _table(model: WorkModel) -> Table:
-    table = model.__table__
-    if not isinstance(table, Table):
-        raise TypeError(f"{model.__name__} is not mapped to a table")
-    return table
-
-
 def _take(session: Session, table: Table, row_id: str, token: str, lease_s: float) -> Row[Any] | None:
     """Claim by one guarded UPDATE; the guard holds the owner that we saw, so a race has one winner."""
     at = now()
@@ -347,7 +281,7 @@ def _take(session: Session, table: Table, row_id: str, token: str, lease_s: floa
     if seen is None:
         return None
     if seen.deadline_at is not None and seen.deadline_at <= at:
-        _bury_late(session, table, at)
+        bury_late(session, table, at)
         return None
     if seen.attempts >= seen.max_attempts:
         return None  # a running one is the reconciler's to bury
@@ -370,53 +304,3 @@ def _take(session: Session, table: Table, row_id: str, token: str, lease_s: floa
         )
         .returning(*table.c)
     ).first()
-
-
-def _bury_late(session: Session, table: Table, at: datetime) -> int:
-    waiting = table.c.state.in_([WorkState.QUEUED, WorkState.FAILED])
-    statement = (
-        update(table)
-        .where(waiting, table.c.deadline_at <= at)
-        .values(state=WorkState.DEAD, reason="its deadline passed")
-        .returning(table.c.id)
-    )
-    return len(session.execute(statement).all())
-
-
-def _take_back(session: Session, table: Table, row: Row[Any], at: datetime) -> tuple[int, int]:
-    """Queue a lost row again, or bury it after its last attempt; return (queued, buried)."""
-    late = row.deadline_at is not None and row.deadline_at <= at
-    over = row.attempts >= row.max_attempts or late
-    reason = "its worker died or stopped reporting"
-    values = {"state": WorkState.DEAD if over else WorkState.QUEUED, "reason": reason}
-    held = and_(
-        table.c.id == row.id, table.c.state == WorkState.RUNNING, table.c.lease_owner == row.lease_owner
-    )
-    unrenewed = (
-        table.c.lease_until == row.lease_until
-        if row.lease_until is not None
-        else table.c.lease_until.is_(None)
-    )
-    statement = (
-        update(table)
-        .where(held, unrenewed)
-        .values(**values, lease_owner=None, lease_until=None, woken_at=None)
-        .returning(table.c.id)
-    )
-    if session.execute(statement).first() is None:
-        return 0, 0
-    return (0, 1) if over else (1, 0)
-
-
-def _to_announce(engine: Engine, table: Table, at: datetime, *, forgotten_too: bool) -> Sequence[Row[Any]]:
-    fresh = table.c.woken_at.is_(None)
-    forgotten = table.c.woken_at <= at - timedelta(seconds=REWAKE_S)
-    condition = or_(fresh, forgotten) if forgotten_too else fresh
-    statement = (
-        select(table)
-        .where(table.c.state == WorkState.QUEUED, condition)
-        .order_by(table.c.priority, table.c.created_at)
-        .limit(RECONCILE_LIMIT)
-    )
-    with reading(engine) as session:
-        return session.execute(statement).all()

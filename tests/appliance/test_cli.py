@@ -173,7 +173,9 @@ def test_the_doctor_of_no_node_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_bench_lists_what_there_is_and_refuses_the_rest() -> None:
-    assert cloister("bench", "list").exit_code == 0
+    listed = cloister("bench", "list")
+    assert listed.exit_code == 0
+    assert {"receive", "deidentify", "federation"} <= set(listed.output.split())
     assert cloister("bench", "no-such").exit_code == 2
 
 

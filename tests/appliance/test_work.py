@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import update
 
-from appliance import owners, work
+from appliance import owners, reconciling, work
 from appliance.db.base import WorkState, now
 from appliance.db.clinical import ClinicalJob
 from appliance.db.engine import reading, writing
@@ -282,8 +282,9 @@ def test_what_the_broker_lost_is_announced_again_but_not_all_the_time(clinical_e
     job_id = make_job(clinical_engine)
     assert reconcile(clinical_engine)[1] == [("infer", job_id)]
     assert reconcile(clinical_engine)[1] == []
-    later = now() + timedelta(seconds=work.REWAKE_S + 1)
+    later = now() + timedelta(seconds=reconciling.REWAKE_S + 1)
     assert reconcile(clinical_engine, at=later, backlog=lambda: 3)[1] == []
+    assert reconcile(clinical_engine, at=later, backlog=lambda: None)[1] == []
     assert reconcile(clinical_engine, at=later, backlog=lambda: 0)[1] == [("infer", job_id)]
 
 

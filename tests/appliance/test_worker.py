@@ -4,17 +4,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from appliance import broker, children, health, ledger, node, work
-from appliance.db.base import WorkState, now
+from appliance import broker, health, ledger, node, work
+from appliance.db.base import WorkState
 from appliance.db.clinical import ClinicalJob
 from appliance.db.engine import reading, writing
 from appliance.db.research import Protocol, Round
-from appliance.worker import clinical_app, research_app
 from tests.appliance.servers import PostgreSQL, RedisServer, end_group, running_tcp_redis, wait_until
 
 if TYPE_CHECKING:
@@ -156,167 +154,4 @@ def test_a_node_on_postgresql_and_a_redis_by_url_works_the_same(
         finally:
             end_group(worker)
         assert len(traces(zone, "ended")) == 1
-        report = ledger.verify(
-            zone.engine, zone.keys.signing.public_key(), node.head_path(settings, "clinical")
-        )
-        assert report.problems[0].code == "tail"  # the copied head is that of another database
-        zone.engine.dispose()
-
-
-def test_a_killed_child_s_task_is_done_again_and_counted_once(
-    clinical_zone: node.ClinicalZone,
-    clinical_redis: RedisServer,
-    start: Callable[[str], subprocess.Popen[bytes]],
-) -> None:
-    start("clinical_worker")
-    (clinical_zone.root / "hold").touch()
-    job_id = add_job(clinical_zone, "k")
-    clinical_zone.wake("deidentify", job_id)
-    wait_until(lambda: bool(traces(clinical_zone, "began")), what="the task began")
-    os.kill(traces(clinical_zone, "began")[0][1], signal.SIGKILL)
-    (clinical_zone.root / "hold").unlink()
-    wait_until(lambda: job(clinical_zone, job_id).state == WorkState.DONE, what="done")
-    assert job(clinical_zone, job_id).attempts == 2
-    assert len(traces(clinical_zone, "ended")) == 1
-
-
-def test_a_killed_worker_s_task_is_taken_over_by_the_next(
-    clinical_zone: node.ClinicalZone,
-    clinical_redis: RedisServer,
-    start: Callable[[str], subprocess.Popen[bytes]],
-) -> None:
-    first = start("clinical_worker")
-    (clinical_zone.root / "hold").touch()
-    job_id = add_job(clinical_zone, "k")
-    clinical_zone.wake("deidentify", job_id)
-    wait_until(lambda: bool(traces(clinical_zone, "began")), what="the task began")
-    child = traces(clinical_zone, "began")[0][1]
-    first.kill()
-    wait_until(lambda: not alive(child), what="the child died with its parent")
-    (clinical_zone.root / "hold").unlink()
-    start("clinical_worker")
-    work.reconcile(clinical_zone.engine, ClinicalJob, clinical_zone.wake, now())
-    wait_until(lambda: job(clinical_zone, job_id).state == WorkState.DONE, what="done")
-    assert len(traces(clinical_zone, "ended")) == 1
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def test_work_goes_on_after_redis_was_killed_and_lost_everything(
-    clinical_zone: node.ClinicalZone,
-    clinical_redis: RedisServer,
-    start: Callable[[str], subprocess.Popen[bytes]],
-) -> None:
-    worker = start("clinical_worker")
-    (clinical_zone.root / "hold").touch()
-    jobs = [add_job(clinical_zone, f"k{number}") for number in range(4)]
-    for job_id in jobs[:3]:
-        clinical_zone.wake("deidentify", job_id)
-    wait_until(lambda: bool(traces(clinical_zone, "began")), what="the task began")
-    clinical_redis.kill()
-    clinical_redis.forget_everything()
-    began = time.monotonic()
-    clinical_zone.wake("deidentify", jobs[3])  # the caller neither fails nor waits
-    assert time.monotonic() - began < 1.5
-    (clinical_zone.root / "hold").unlink()
-    wait_until(lambda: job(clinical_zone, jobs[0]).state == WorkState.DONE, what="the running task is done")
-    clinical_redis.start()
-    work.reconcile(clinical_zone.engine, ClinicalJob, clinical_zone.wake, now())
-    wait_until(lambda: all(job(clinical_zone, i).state == WorkState.DONE for i in jobs), 40, "all done")
-    assert worker.poll() is None
-    assert sorted(i for i, _ in traces(clinical_zone, "ended")) == sorted(jobs)
-
-
-def test_a_sender_notices_that_redis_is_back(
-    clinical_zone: node.ClinicalZone, clinical_redis: RedisServer
-) -> None:
-    url = node.redis_url(clinical_zone.settings, "clinical")
-    for _ in range(3):
-        assert broker.send(url, broker.DELIVER_RESULT, broker.CLINICAL_QUEUE, "a" * 32)
-        clinical_redis.kill()
-        assert not broker.send(url, broker.DELIVER_RESULT, broker.CLINICAL_QUEUE, "a" * 32)
-        clinical_redis.start()
-    assert broker.send(url, broker.DELIVER_RESULT, broker.CLINICAL_QUEUE, "a" * 32)
-    assert backlog(clinical_zone) is not None
-    assert backlog(clinical_zone) != 0
-
-
-def test_a_worker_told_to_stop_ends_soon_and_its_task_is_taken_over_at_once(
-    clinical_zone: node.ClinicalZone,
-    clinical_redis: RedisServer,
-    start: Callable[[str], subprocess.Popen[bytes]],
-) -> None:
-    worker = start("clinical_worker")
-    (clinical_zone.root / "hold").touch()
-    job_id = add_job(clinical_zone, "k")
-    clinical_zone.wake("deidentify", job_id)
-    wait_until(lambda: bool(traces(clinical_zone, "began")), what="the task began")
-    worker.terminate()
-    worker.wait(8)
-    wait_until(lambda: not alive(traces(clinical_zone, "began")[0][1]), what="the child is gone")
-    (clinical_zone.root / "hold").unlink()
-    start("clinical_worker")
-    work.reconcile(clinical_zone.engine, ClinicalJob, clinical_zone.wake, now())
-    wait_until(lambda: job(clinical_zone, job_id).state == WorkState.DONE, what="done")
-    assert len(traces(clinical_zone, "ended")) == 1
-
-
-def test_the_research_child_ends_after_idling_and_no_round_is_lost(
-    research_zone: node.ResearchZone,
-    research_redis: RedisServer,
-    start: Callable[[str], subprocess.Popen[bytes]],
-) -> None:
-    worker = start("research_worker")
-    for number in range(1, 4):
-        round_id = add_round(research_zone, number)
-        research_zone.wake(round_id)
-        wait_until(lambda i=round_id: round_state(research_zone, i) == WorkState.DONE, what="done")  # type: ignore[misc]
-        pid = traces(research_zone, "ended")[-1][1]
-        wait_until(lambda p=pid: not alive(p), what="the idle child ended")  # type: ignore[misc]
-        wait_until(lambda: bool(children.children_of(worker.pid)), what="a new child is there")
-    pids = [pid for _, pid in traces(research_zone, "ended")]
-    assert len(set(pids)) == 3
-    assert worker.poll() is None
-
-
-def test_rounds_that_come_just_when_the_child_ends_are_not_lost(
-    research_zone: node.ResearchZone,
-    research_redis: RedisServer,
-    start: Callable[[str], subprocess.Popen[bytes]],
-) -> None:
-    start("research_worker")
-    ids = [add_round(research_zone, number) for number in range(1, 13)]
-    for number, round_id in enumerate(ids):
-        research_zone.wake(round_id)
-        wait_until(lambda i=round_id: round_state(research_zone, i) == WorkState.DONE, what="done")  # type: ignore[misc]
-        ended = time.monotonic()
-        wait_until(lambda e=ended, n=number: time.monotonic() - e > 0.44 + 0.01 * n, what="nearly idle")  # type: ignore[misc]
-    assert len(traces(research_zone, "ended")) == len(ids)
-
-
-def test_every_task_option_is_one_that_celery_knows() -> None:
-    clinical_app.loader.import_default_modules()
-    research_app.loader.import_default_modules()
-    tasks = {name: task for app in (clinical_app, research_app) for name, task in app.tasks.items()}
-    ours = {name for name in tasks if not name.startswith("celery.")}
-    assert ours == {
-        "clinical.deidentify_study",
-        "clinical.deliver_result",
-        "clinical.infer_study",
-        "research.run_local_round",
-    }
-    from celery import Task  # noqa: PLC0415 - only here
-
-    for name in ours:
-        own = {option for option in vars(type(tasks[name])) if not option.startswith("__")}
-        known = set(dir(Task)) | {"_decorated", "_decorated_fun", "store_eager_result", "__wrapped__"}
-        assert own <= known, name
-        assert tasks[name].acks_late
-        assert tasks[name].reject_on_worker_lost
-        assert tasks[name].ignore_result
+        assert ledger.verify(zone.engine, zone.keys.signing.public_key()).ok
