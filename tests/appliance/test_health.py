@@ -5,6 +5,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+import pytest
 from sqlalchemy import update
 
 from appliance import health, node, work
@@ -89,6 +90,21 @@ def test_too_little_space_is_named_before_studies_are_refused(make_node: Callabl
 def test_a_database_that_is_away_is_named(node_settings: Settings) -> None:
     (node_settings.zone_root("clinical") / "clinical.db").unlink()
     assert "clinical database" in wrong(node_settings)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
+def test_a_zone_that_is_closed_to_this_user_is_not_looked_at(node_settings: Settings) -> None:
+    os.chown(node_settings.zone_root("research"), 65_001, 65_001)
+    for folder in (node_settings.data_root, *node_settings.data_root.parents):
+        if str(folder).startswith("/tmp/pytest"):  # noqa: S108 - pytest's folders
+            folder.chmod(0o711)
+    pid = os.fork()
+    if pid == 0:
+        os.setgid(65_001)
+        os.setuid(65_001)
+        os._exit(0 if health.open_zones(node_settings) == ("research",) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert health.open_zones(node_settings) == ("clinical", "research")
 
 
 def test_only_what_is_configured_runs(make_node: Callable[..., Settings]) -> None:
