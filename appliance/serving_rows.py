@@ -37,6 +37,7 @@ INFERENCE_DONE: Final = "inference.done"
 INFERENCE_OUTDATED: Final = "inference.outdated"
 DESTINATION_UNKNOWN: Final = "inference.destination_unknown"
 WITHHELD: Final = "withheld"
+DELIVERY_ATTEMPTS: Final = 40  # about 18 hours of growing pauses: a workstation that is off overnight
 _WITHHELD_REASON: Final = "superseded by the result of a later study revision"
 
 _LOG = logs.logger(__name__)
@@ -323,7 +324,13 @@ def _deliveries(session: Session, facts: Facts, result: Result, priority: int) -
             session.add(delivery)
             session.flush()
         job_id = enqueue(
-            session, ClinicalJob, "deliver", delivery.id, f"deliver:{delivery.id}", priority=priority
+            session,
+            ClinicalJob,
+            "deliver",
+            delivery.id,
+            f"deliver:{delivery.id}",
+            priority=priority,
+            max_attempts=DELIVERY_ATTEMPTS,
         )
         if job_id is not None:
             jobs.append(job_id)
