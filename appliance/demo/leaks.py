@@ -31,6 +31,8 @@ MINIMUM_LENGTH: Final = 5
 _HEAD: Final = 5  # bytes by which candidates are found
 _CHUNK: Final = 1 << 24
 _MAX_ARCHIVE_DEPTH: Final = 3
+_DIGITS: Final = frozenset(b"0123456789")
+_ALPHANUMERIC: Final = _DIGITS | frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _LOWER: Final = bytes(byte + 32 if 65 <= byte <= 90 else byte for byte in range(256))
 _LOWER_TABLE: Final = np.frombuffer(_LOWER, dtype=np.uint8)
 
@@ -55,9 +57,13 @@ class LeakSearch:
     ----------
     values : iterable of str
         Planted values, each of at least five characters.
+    whole_words : bool
+        Find a value only where neither letter nor digit is next to it: for values that were not invented to be
+        like nothing else.
     """
 
-    def __init__(self, values: Iterable[str]) -> None:
+    def __init__(self, values: Iterable[str], *, whole_words: bool = False) -> None:
+        self._joining = _ALPHANUMERIC if whole_words else _DIGITS
         self.values = tuple(sorted(set(values)))
         short = [value for value in self.values if len(value) < MINIMUM_LENGTH]
         if short:
@@ -103,7 +109,9 @@ class LeakSearch:
                 if at >= _CHUNK:
                     break
                 for pattern, value in self._patterns.get(lowered[at : at + _HEAD], ()):
-                    if lowered.startswith(pattern, at) and _stands_alone(content, start + at, pattern):
+                    if lowered.startswith(pattern, at) and _stands_alone(
+                        content, start + at, pattern, self._joining
+                    ):
                         yield Leak(name, start + at, value)
 
     def _candidates(self, data: NDArray[np.uint8]) -> list[int]:
@@ -134,12 +142,12 @@ def _forms(value: str) -> Iterator[bytes]:
         yield digest(raw, usedforsecurity=False).hexdigest().encode()
 
 
-def _stands_alone(content: bytes, at: int, pattern: bytes) -> bool:
-    digits = b"0123456789"
-    before, after = content[at - 1 : at], content[at + len(pattern) : at + len(pattern) + 1]
-    if pattern[:1] in digits and before and before in digits:
+def _stands_alone(content: bytes, at: int, pattern: bytes, joining: frozenset[int]) -> bool:
+    """Whether the pattern is not a part of a longer number (or word) there."""
+    after = at + len(pattern)
+    if pattern[0] in joining and at > 0 and content[at - 1] in joining:
         return False
-    return not (pattern[-1:] in digits and after and after in digits)
+    return not (pattern[-1] in joining and after < len(content) and content[after] in joining)
 
 
 def _walk(roots: Iterable[Path]) -> Iterator[Path]:

@@ -51,6 +51,15 @@ IDENTIFYING: Final = (
 )
 
 
+# Words that stand where an identity should stand, and in texts that are nobody's.
+PLACEHOLDERS: Final = frozenset(
+    {
+        "anonym", "anonymized", "anonymised", "anonymous", "clinic", "doctor", "hospital", "institution", "name here",
+        "operator", "patient", "physician", "radiology", "removed", "study", "unknown", "unnamed", "unspecified",
+    }
+)  # fmt: skip
+
+
 class OwnDataError(ApplianceError):
     """The studies or labels cannot be used; the message says what was expected."""
 
@@ -141,7 +150,7 @@ def identifying_values(ds: Dataset) -> Iterator[str]:
     for element in ds.iterall():
         if element.keyword in IDENTIFYING:
             for text in _texts(element.value):
-                if len(text) >= MINIMUM_LENGTH:
+                if len(text) >= MINIMUM_LENGTH and text.casefold() not in PLACEHOLDERS:
                     yield text
 
 

@@ -19,7 +19,7 @@ LOCAL: Final = LocalSpec(
     optimizer="adamw",
     learning_rate=2e-3,
     batch_size=32,
-    local_steps=30,
+    local_steps=36,
     shift_fraction=0.04,
     gain_fraction=0.1,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from appliance import ledger, node
-from appliance.demo.leaks import LeakSearch
+from appliance.demo.leaks import MINIMUM_LENGTH, LeakSearch
 from appliance.demo.world import StageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ def search_leaks(world: World, deadline: Deadline, more: frozenset[str] = frozen
     planted = more.union(*(site.sent.planted for site in world.sites))
     if world.following is not None:
         planted |= world.following.planted
-    search = LeakSearch(value for value in planted if len(value) >= 5)
+    values = (value for value in planted if len(value) >= MINIMUM_LENGTH)
+    search = LeakSearch(values, whole_words=not world.options.drawn)
     roots = searched_roots(world)
     leaks, files, size = search.files(roots)
     deadline.left()

@@ -81,3 +81,10 @@ def test_a_value_across_the_border_of_two_chunks_is_found_once(tmp_path: Path) -
 def test_too_short_a_value_is_refused() -> None:
     with pytest.raises(LeakSearchError, match="1 value"):
         LeakSearch(["long enough", "abc"])
+
+
+def test_whole_words_leave_parts_of_longer_words_alone(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"Marianne's report, 4711x")
+    assert not LeakSearch(["Maria", "x4711"], whole_words=True).files([tmp_path])[0]
+    (tmp_path / "a").write_bytes(b'{"by": "MARIA"}')
+    assert LeakSearch(["Maria"], whole_words=True).files([tmp_path])[0]

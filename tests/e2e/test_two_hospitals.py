@@ -136,13 +136,27 @@ def _send(road: Road, studies: dict[str, list[CXRStudy]]) -> None:
         road.world.check_crew()
         for site in (road.guangzhou, road.nih):
             standing = stages_intake.look(site)
-            if standing.released + standing.quarantined < expected[site.name]:
+            stopped = site.number(
+                "clinical",
+                select(func.count()).select_from(QuarantineItem).where(QuarantineItem.stage == "index"),
+            )
+            if standing.released + standing.quarantined + stopped < expected[site.name]:
                 return False
             if stages_intake.crossed(site) < stages_intake.released_instances(site):
                 return False
         return True
 
     wait_until(judged, "everything is de-identified or quarantined", 180)
+
+
+def _stopped_at_the_door(site: Site) -> dict[str, str]:
+    """Return SOP Instance UID and reason of what was received and could not even be filed."""
+    statement = select(QuarantineItem.path, QuarantineItem.reason_code).where(QuarantineItem.stage == "index")
+    folder = site.settings.zone_root("clinical")
+    found = {}
+    for path, code in site.rows("clinical", statement):
+        found[str(dcmread(folder / path, stop_before_pixels=True).SOPInstanceUID)] = str(code)
+    return found
 
 
 def _wait_until_known(site: Site) -> None:
@@ -192,7 +206,11 @@ def test_every_chest_x_ray_is_received_and_de_identified(road: Road) -> None:
 def test_every_vendor_file_is_de_identified_or_quarantined_with_a_reason(road: Road) -> None:
     site = road.guangzhou
     outcomes = {}
+    stopped = _stopped_at_the_door(site)
     for vendor in road.vendors:
+        if vendor.sop_instance_uid in stopped:
+            outcomes[vendor.path.name] = stopped[vendor.sop_instance_uid]
+            continue
         row = site.rows(
             "clinical",
             select(Instance.id, StudyRevision.released_count, StudyRevision.quarantined_count)
