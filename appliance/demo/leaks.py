@@ -58,8 +58,8 @@ class LeakSearch:
     values : iterable of str
         Planted values, each of at least five characters.
     whole_words : bool
-        Find a value only where neither letter nor digit is next to it: for values that were not invented to be
-        like nothing else.
+        Find a value only where neither letter nor digit is next to it: for values that nobody invented to
+        be like nothing else.
     """
 
     def __init__(self, values: Iterable[str], *, whole_words: bool = False) -> None:

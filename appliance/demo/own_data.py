@@ -54,8 +54,8 @@ IDENTIFYING: Final = (
 # Words that stand where an identity should stand, and in texts that are nobody's.
 PLACEHOLDERS: Final = frozenset(
     {
-        "anonym", "anonymized", "anonymised", "anonymous", "clinic", "doctor", "hospital", "institution", "name here",
-        "operator", "patient", "physician", "radiology", "removed", "study", "unknown", "unnamed", "unspecified",
+        "anonym", "anonymized", "anonymised", "anonymous", "clinic", "doctor", "hospital", "institution",
+        "operator", "patient", "physician", "radiology", "removed", "study", "unknown", "unnamed",
     }
 )  # fmt: skip
 
