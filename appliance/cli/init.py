@@ -8,7 +8,7 @@ import typer
 from appliance.cli import WRONG_USE, read_settings
 
 _TEMPLATE = """\
-# Cloister's configuration; every value that is missing has a default (docs/configuration.md).
+# Cloister's configuration; every value that is missing has a default.
 name = "{name}"
 data_root = "data"
 
