@@ -181,8 +181,8 @@ def draw(view: JobsView, viewer: Viewer) -> Drawing:
     kinds = [("", "All work"), *((kind, JOB_NAMES[kind]) for kind in ("deidentify", "infer", "deliver"))]
     form = filters(
         "/jobs",
-        select_field("state", "State", states, view.state),
-        select_field("kind", "Clinical work", kinds, view.kind),
+        select_field("state", "State", states, view.state, prefix=""),
+        select_field("kind", "Clinical work", kinds, view.kind, prefix=""),
     )
     lead = "The node tries again by itself; what it gave up on waits here for a person."
     research_card = (

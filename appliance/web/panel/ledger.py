@@ -150,7 +150,7 @@ def draw(view: LedgerView, viewer: Viewer) -> Drawing:
         return {**sections, "list": research.away()}
     if view.zone == "clinical":
         kinds = [("", "All kinds"), *((kind, kind) for kind in view.kinds)]
-        sections["filter"] = filters("/ledger", select_field("kind", "Kind", kinds, view.kind))
+        sections["filter"] = filters("/ledger", select_field("kind", "Kind", kinds, view.kind, prefix=""))
     return {**sections, "list": el("div", _table(view), _further(view), class_="alone")}
 
 

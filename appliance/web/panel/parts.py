@@ -50,6 +50,9 @@ TONES: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
+# Stands before the names of inputs: the sanitizer drops names that a form has as properties, such as "name".
+FIELD: Final = "field-"
+
 _WORDS: Final[Mapping[str, str]] = MappingProxyType(
     {"failed": "will retry", "dead": "stopped", "partial": "partly released"}
 )
@@ -228,7 +231,7 @@ def dialog(
     id_: str, title: str, action: str, *body: object, submit: str, lead: object = None, **fields: str
 ) -> Markup:
     """Draw a dialog with a form that sends an action."""
-    hidden = [el("input", type="hidden", name=key, value=value) for key, value in fields.items()]
+    hidden = [el("input", type="hidden", name=FIELD + key, value=value) for key, value in fields.items()]
     buttons = el(
         "div",
         el("button", "Cancel", type="button", class_="button", data_closes=id_),
@@ -255,11 +258,18 @@ def text_field(
     kind: str = "text",
     value: str = "",
     required: bool = True,
+    prefix: str = FIELD,
     **more: object,
 ) -> Markup:
-    """Draw a labelled text input."""
+    """Draw a labelled text input; in a form of filters with an empty ``prefix``."""
     control = el(
-        "input", type=kind, name=name, value=value or None, required=required, autocomplete="off", **more
+        "input",
+        type=kind,
+        name=prefix + name,
+        value=value or None,
+        required=required,
+        autocomplete="off",
+        **more,
     )
     return el("label", el("span", label), control, el("small", hint) if hint else None, class_="field")
 
@@ -268,14 +278,16 @@ def check_field(
     name: str, label: str, *, checked: bool = False, hint: str = "", value: str = "yes"
 ) -> Markup:
     """Draw a labelled checkbox."""
-    control = el("input", type="checkbox", name=name, value=value, checked=checked)
+    control = el("input", type="checkbox", name=FIELD + name, value=value, checked=checked)
     return el("label", control, el("span", label, el("small", hint) if hint else None), class_="check")
 
 
-def select_field(name: str, label: str, options: Sequence[tuple[str, str]], chosen: str = "") -> Markup:
-    """Draw a labelled select."""
+def select_field(
+    name: str, label: str, options: Sequence[tuple[str, str]], chosen: str = "", *, prefix: str = FIELD
+) -> Markup:
+    """Draw a labelled select; in a form of filters with an empty ``prefix``."""
     items = (el("option", text, value=value, selected=value == chosen) for value, text in options)
-    return el("label", el("span", label), el("select", items, name=name), class_="field")
+    return el("label", el("span", label), el("select", items, name=prefix + name), class_="field")
 
 
 def filters(path: str, *fields: object) -> Markup:

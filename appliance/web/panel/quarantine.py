@@ -124,12 +124,13 @@ def draw(view: QuarantineView, viewer: Viewer) -> Drawing:
     del viewer
     form = filters(
         "/quarantine",
-        select_field("show", "Show", [("open", "Open items"), ("all", "All items")], view.show),
+        select_field("show", "Show", [("open", "Open items"), ("all", "All items")], view.show, prefix=""),
         select_field(
             "reason",
             "Reason",
             [("", "All reasons"), *((code, f"{code} ({number})") for code, number in view.reasons)],
             view.reason_code,
+            prefix="",
         ),
     )
     lead = "What the node could not judge stays inside, with the reason, until a person has looked at it."

@@ -177,16 +177,28 @@ def draw(view: StudiesView, viewer: Viewer) -> Drawing:
     form = filters(
         "/studies",
         text_field(
-            "q", "Search", kind="search", value=view.search, required=False, placeholder=hint, maxlength=100
+            "q",
+            "Search",
+            kind="search",
+            value=view.search,
+            required=False,
+            placeholder=hint,
+            maxlength=100,
+            prefix="",
         ),
         select_field(
             "state",
             "State",
             [("", "All states"), *((s.value, s.value.capitalize()) for s in StudyState)],
             view.state,
+            prefix="",
         ),
         select_field(
-            "modality", "Modality", [("", "All"), *((m, m) for m in view.known_modalities)], view.modality
+            "modality",
+            "Modality",
+            [("", "All"), *((m, m) for m in view.known_modalities)],
+            view.modality,
+            prefix="",
         ),
     )
     lead = None if view.sees_identity else "Patient identities are hidden: they need the right to view them."

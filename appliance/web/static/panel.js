@@ -66,7 +66,10 @@
     if (!form.dataset.action) return;
     event.preventDefault();
     const fields = {};
-    for (const [key, value] of new FormData(form)) fields[key] = key in fields ? `${fields[key]},${value}` : value;
+    for (const [name, value] of new FormData(form)) {
+      const key = name.replace(/^field-/, "");
+      fields[key] = key in fields ? `${fields[key]},${value}` : value;
+    }
     send(form, form.dataset.action, fields);
   });
 

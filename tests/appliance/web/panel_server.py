@@ -35,6 +35,7 @@ class PanelServer:
     config: Path
     process: subprocess.Popen[bytes] | None = None
     clients: list[httpx.Client] = field(default_factory=list)
+    known: dict[str, str] = field(default_factory=dict)  # user -> a session that tests share
 
     def start(self) -> None:
         argv = [sys.executable, "-m", "appliance.processes.web", "--config", str(self.config)]
@@ -57,13 +58,17 @@ class PanelServer:
     def log(self) -> str:
         return self.config.with_name("web.log").read_text(encoding="utf-8")
 
-    def client(self, user: str | None = None) -> httpx.Client:
-        """A program that speaks to the API, signed in as that user."""
+    def client(self, user: str | None = None, *, fresh: bool = False) -> httpx.Client:
+        """A program that speaks to the API, signed in as that user; ``fresh`` in a session of its own."""
         client = httpx.Client(base_url=self.url, timeout=30, follow_redirects=False)
         self.clients.append(client)
-        if user is not None:
+        if user in self.known and not fresh:
+            client.cookies.set("cloister", self.known[user])
+        elif user is not None:
             answer = client.post("/api/v1/session", json={"name": user, "password": PASSWORD})
             assert answer.status_code == 200, answer.text
+            if not fresh:
+                self.known[user] = self.token(client)
         return client
 
     def token(self, client: httpx.Client) -> str:

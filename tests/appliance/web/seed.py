@@ -123,7 +123,13 @@ def _clinical(zone: ClinicalZone) -> dict[str, Any]:
             reason="unknown_ae_title",
             count=3,
         )
-        session.add(caller)
+        stranger = RejectedCaller(
+            calling_ae_title="PACS",
+            called_ae_title=zone.settings.dicom.ae_title,
+            address="127.0.0.8",
+            reason="wrong_address",
+        )
+        session.add_all((caller, stranger))
         session.flush()
         results = _results(zone, session, studies[:5], models, peers["workstation"], at)
         dead = _jobs(session, studies, at)

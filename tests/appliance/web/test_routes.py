@@ -159,7 +159,7 @@ def test_after_five_wrong_passwords_even_the_right_one_must_wait(panel: PanelSer
 
 
 def test_after_sign_out_the_cookie_opens_nothing(panel: PanelServer) -> None:
-    client = panel.client("viewer")
+    client = panel.client("viewer", fresh=True)
     token = panel.token(client)
     assert client.post("/sign-out", headers={"origin": panel.url}).headers["location"] == "/sign-in"
     late = httpx.get(f"{panel.url}/session", cookies={"cloister": token})
@@ -217,7 +217,7 @@ def test_health_says_little_to_strangers_and_everything_to_staff(panel: PanelSer
 
 def test_metrics_count_and_name_nobody(panel: PanelServer) -> None:
     text = panel.client().get("/metrics").text
-    assert 'cloister_jobs{kind="infer",state="dead"} 1.0' in text
+    assert 'cloister_jobs{kind="infer",state="done"} 10.0' in text
     assert 'cloister_check_ok{check="process web"} 1.0' in text
     assert not re.search(r"[0-9a-f]{32}", text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import threading
@@ -15,7 +16,6 @@ from sqlalchemy import update
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from appliance.auth import users
 from appliance.db.base import now
 from appliance.db.clinical import ClinicalJob, Peer, UserSession
 from appliance.db.engine import reading, writing
@@ -133,7 +133,7 @@ def test_polling_instead_of_a_socket_is_refused(panel: PanelServer) -> None:
 
 
 def test_signing_out_closes_the_sockets_of_that_session_and_no_other(panel: PanelServer) -> None:
-    leaving, staying = panel.client("viewer"), panel.client("viewer")
+    leaving, staying = panel.client("viewer", fresh=True), panel.client("viewer")
     with (
         _socket(panel, _page(leaving), token=panel.token(leaving)) as first,
         _socket(panel, _page(leaving, "/jobs"), token=panel.token(leaving)) as second,
@@ -146,13 +146,12 @@ def test_signing_out_closes_the_sockets_of_that_session_and_no_other(panel: Pane
 
 
 def test_a_session_that_ends_elsewhere_closes_its_sockets(panel: PanelServer, desk: Desk) -> None:
-    client = panel.client("review_quarantine")
+    client = panel.client("viewer", fresh=True)
     with _socket(panel, _page(client), token=panel.token(client)) as socket:
         with writing(desk.zone.engine) as session:
-            user_id = users.find_user(session, "review_quarantine").id
-            session.execute(
-                update(UserSession).where(UserSession.user_id == user_id).values(expires_at=now())
-            )
+            token_hash = hashlib.sha256(panel.token(client).encode()).hexdigest()
+            own = UserSession.token_hash == token_hash
+            assert session.execute(update(UserSession).where(own).values(expires_at=now())).rowcount == 1  # type: ignore[attr-defined]
         assert socket.wait_closed(2 * SWEEP_EVERY_S) == SESSION_ENDED
 
 

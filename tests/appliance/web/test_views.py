@@ -208,7 +208,7 @@ def test_quarantine_counts_what_is_open_by_reason(desk: Desk) -> None:
 
 def test_peers_show_why_a_caller_was_turned_away(desk: Desk) -> None:
     view = peers.load(desk, NOBODY_IN_PARTICULAR, Query())
-    assert "no peer has this AE title" in {row.reason for row in view.callers}
+    assert "a peer has this AE title, at another address" in {row.reason for row in view.callers}
 
 
 def test_federation_shows_protocols_runs_and_genuine_receipts(desk: Desk, planted: Seed) -> None:
