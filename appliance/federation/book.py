@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Engine, func, select
 
+from appliance import keys
 from appliance.db.base import now
-from appliance.db.coordinator import Contribution, FinishedRound, Run, RunState
-from appliance.db.engine import reading, writing
+from appliance.db.coordinator import Contribution, CoordinatorLedgerEntry, FinishedRound, Run, RunState
+from appliance.db.engine import make_engine, reading, writing
 from appliance.federation.errors import CoordinatorError
+from appliance.ledger import Ledger
 from trainer.federation.plan import Plan
 from trainer.weights_io import load, save, sha256
 
@@ -23,7 +25,12 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from appliance.federation.provision import Federation
+
 Array = NDArray[Any]
+RUN_ADDED: Final = "run.added"
+ROUND_FINISHED: Final = "round.finished"
+RUN_ENDED: Final = "run.ended"
 OPEN: tuple[RunState, ...] = (RunState.QUEUED, RunState.RUNNING)
 
 
@@ -59,6 +66,7 @@ class Book:
 
     engine: Engine
     root: Path
+    ledger: Ledger | None = None
 
     def add_run(self, plan: Plan, initial: Mapping[str, Array]) -> str:
         """Write a new run with its initial model; return its id.
@@ -85,6 +93,9 @@ class Book:
             session.add(run)
             session.flush()
             session.add(self._finished(plan.run_id, 0, digest, None))
+            self._record(
+                session, RUN_ADDED, plan.run_id, {"plan_sha256": plan.sha256, "model_sha256": digest}
+            )
         return plan.run_id
 
     def plan(self, run_id: str) -> Plan:
@@ -155,6 +166,13 @@ class Book:
             row.checkpoint_path = str(path.relative_to(self.root))
             session.add(row)
             session.add_all(_contribution(run_id, checkpoint.number, one) for one in counted)
+            body = {
+                "number": checkpoint.number,
+                "model_sha256": digest,
+                "counted": sum(one.reason is None for one in counted),
+                "refused": sum(one.reason is not None for one in counted),
+            }
+            self._record(session, ROUND_FINISHED, run_id, body)
         return Checkpoint(checkpoint.number, checkpoint.weights, checkpoint.state, digest)
 
     def finish_run(self, run_id: str, job_id: str, counted: Sequence[Counted]) -> None:
@@ -164,6 +182,7 @@ class Book:
             session.add_all(_contribution(run_id, run.total_rounds + 1, one) for one in counted)
             run.state = RunState.DONE
             run.reason = None
+            self._record(session, RUN_ENDED, run_id, {"state": RunState.DONE.value})
 
     def note(self, run_id: str, job_id: str, reason: str) -> None:
         """Keep why a run does not advance, for people; a stale job's word does not count."""
@@ -212,6 +231,7 @@ class Book:
             if run.state in OPEN:
                 run.state = state
                 run.reason = reason[:500]
+                self._record(session, RUN_ENDED, run_id, {"state": state.value})
 
     def open_runs(self) -> list[str]:
         """Return the ids of runs that are not finished, oldest first."""
@@ -231,6 +251,12 @@ class Book:
                 select(func.max(FinishedRound.number)).where(FinishedRound.run_id == run_id)
             )
             return int(number or 0)
+
+    def _record(self, session: Session, kind: str, run_id: str, body: dict[str, Any]) -> None:
+        """Append to the coordinator's ledger; the run is named by a commitment, since its id is free text."""
+        if self.ledger is not None:
+            body = {**body, "run": self.ledger.commitment("run", run_id)}
+            self.ledger.append(session, kind=kind, body=body, actor="coordinator")
 
     def _check_job(self, session: Session, run_id: str, job_id: str) -> Run:
         run = _run(session, run_id)
@@ -277,6 +303,17 @@ def _contribution(run_id: str, number: int, one: Counted) -> Contribution:
         accepted=one.reason is None,
         reason=None if one.reason is None else one.reason[:500],
     )
+
+
+def open_book(federation: Federation) -> Book:
+    """Open a coordinator's database and ledger; raises KeyFileError without the ledger's keys."""
+    return Book(make_engine(federation.database_url), federation.root, open_ledger(federation.root))
+
+
+def open_ledger(root: Path) -> Ledger:
+    """Open a coordinator's ledger."""
+    secrets = keys.load_research_keys(root)
+    return Ledger(CoordinatorLedgerEntry, secrets.signing, secrets.ledger_salt, root / "ledger.head")
 
 
 def received_bytes(arrays: Mapping[str, Any]) -> int:

@@ -21,10 +21,9 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from appliance.db.base import now
-from appliance.db.engine import make_engine
 from appliance.errors import ApplianceError
-from appliance.federation import messages, policy
-from appliance.federation.book import Book, Checkpoint, Counted, StaleJobError, received_bytes
+from appliance.federation import messages, policy, provision
+from appliance.federation.book import Checkpoint, Counted, StaleJobError, open_book, received_bytes
 from appliance.federation.collection import Collection
 from appliance.federation.errors import CoordinatorError
 from trainer.errors import TrainerError
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 
 POLL_S: Final = 0.05
 GRACE_S: Final = 5.0
+ROUNDS_PER_JOB: Final = 10
 CURRENT_WAIT_S: Final = 30.0
 
 
@@ -69,8 +69,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Open the book."""
-        root = Path(os.environ[policy.ROOT_VARIABLE])
-        self._book = Book(make_engine(f"sqlite:///{root / 'coordinator.db'}"), root)
+        self._book = open_book(provision.load(Path(os.environ[policy.ROOT_VARIABLE])))
         self._job_id = str(fl_ctx.get_job_id())
         self._silent: frozenset[str] = frozenset()
 
@@ -110,8 +109,11 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         plan = self._book.plan(self._run_id)
         standing = self._book.checkpoint(self._run_id)
         sites = self._admit(plan, abort_signal, fl_ctx)
-        while standing.number < plan.total_rounds:
+        last = min(plan.total_rounds, standing.number + ROUNDS_PER_JOB)
+        while standing.number < last:
             standing = self._round(plan, standing, sites, abort_signal, fl_ctx)
+        if last < plan.total_rounds:
+            return  # the next job goes on, with the sites that have come or come back meanwhile
         counted = self._finalize(plan, standing, sites, abort_signal, fl_ctx)
         self._book.finish_run(self._run_id, self._job_id, counted)
 

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from appliance import logs
 from appliance.children import adopt_orphans
-from appliance.db.engine import make_engine
+from appliance.federation import book as books
 from appliance.federation import policy
-from appliance.federation.book import Book
 from appliance.federation.enginehost import command, end_jobs
 from appliance.federation.enginelink import EngineLink
 from appliance.federation.errors import CoordinatorError
@@ -97,7 +96,7 @@ def run(
     """
     with _only_one(federation):
         adopt_orphans()
-        book = open_book(federation)
+        book = books.open_book(federation)
         link = EngineLink(federation.admin_workspace)
         server = EngineServer(federation)
         controller = RunController(book, link, frozenset(federation.sites))
@@ -116,9 +115,9 @@ def run(
             book.engine.dispose()
 
 
-def open_book(federation: Federation) -> Book:
-    """Open the coordinator's database."""
-    return Book(make_engine(federation.database_url), federation.root)
+def open_book(federation: Federation) -> books.Book:
+    """Open the coordinator's book."""
+    return books.open_book(federation)
 
 
 def stop_on_signals(stopping: threading.Event) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance import keys
 from appliance.federation import policy
 from appliance.federation.errors import CoordinatorError, ProvisioningError
 
@@ -91,6 +92,7 @@ def create(root: Path, sites: Sequence[str], host: str = "localhost", port: int 
         for site in sites:
             _write_kit(federation, site, made / site / "startup")
         _keep_authority(federation, made.parent / "state")
+    keys.create_research_keys(federation.root)  # the ledger's
     description = {**asdict(federation), "root": "."}
     write_private(root / _DESCRIPTION, json.dumps(description, indent=2).encode())
     return federation

@@ -34,6 +34,7 @@ ROUND_REQUESTED: Final = "round.requested"
 ROUND_RELEASED: Final = "round.released"
 REWAKE_S: Final = 10.0
 MAX_ATTEMPTS: Final = 4
+KEPT_MODELS: Final = 4
 TRAIN: Final = "train"
 FINALIZE: Final = "finalize"
 KINDS: Final = (TRAIN, FINALIZE)
@@ -131,6 +132,8 @@ class SiteService:
                 return Decision("refused", "no_model", "the global model did not arrive"), None
             row, is_new = self._row(session, protocol, plan, asked)
             view = _view(row)
+            if is_new:
+                self._remove_old_models(session)
         if is_new:
             self.zone.wake(view.round_id)
         return decision, view
@@ -235,6 +238,18 @@ class SiteService:
         body = {"round_id": row.id, "protocol_id": protocol.id, "number": asked.number, "kind": asked.kind}
         self.zone.ledger.append(session, kind=ROUND_REQUESTED, subject_id=row.id, body=body)
         return row, True
+
+    def _remove_old_models(self, session: Session) -> None:
+        """Keep the newest global models and those of rounds that are not over."""
+        still_open = (WorkState.QUEUED, WorkState.RUNNING, WorkState.FAILED)
+        needed = set(session.scalars(select(Round.input_path).where(Round.state.in_(still_open))))
+        files = sorted(
+            (self.zone.root / "federation" / "models").glob("*.safetensors"),
+            key=lambda path: path.stat().st_mtime,
+        )
+        for path in files[:-KEPT_MODELS]:
+            if str(path.relative_to(self.zone.root)) not in needed:
+                path.unlink(missing_ok=True)
 
     def _model_path(self, sha256: str) -> Path:
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):

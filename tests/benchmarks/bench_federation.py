@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.appliance.federation.ring import Ring, running_ring, until
+from appliance import node
+from tests.appliance.federation.ring import Member, Ring, running_ring, until
 
 if TYPE_CHECKING:
     from trainer.federation.plan import Plan
@@ -68,40 +69,39 @@ def _beyond_training(ring: Ring, plan: Plan) -> list[float]:
 def _memory(ring: Ring) -> dict[str, Any]:
     """Return the proportional set size of every process of the federation, in MiB, summed by role."""
     roles: dict[str, list[int]] = {}
-    programs = [
-        ("coordinator", ring.coordinator),
-        *((name, one.program) for name, one in ring.members.items()),
-    ]
-    for name, program in programs:
-        for pid in program.tree():
-            role = _role(pid, at_coordinator=name == "coordinator")
+    trees = [(ring.coordinator.tree(), {ring.coordinator.pid: "coordinator up"}, "coordinator")]
+    trees.extend(
+        (member.program.tree(), {member.program.pid: "supervisor", **_table(member)}, "site")
+        for member in ring.members.values()
+    )
+    for pids, names, side in trees:
+        for pid in pids:
             size = _pss_mib(pid)
-            if role is not None and size is not None:
-                roles.setdefault(role, []).append(size)
+            if size is not None:
+                roles.setdefault(_role(pid, names, side), []).append(size)
     return {
         **{role: sorted(sizes) for role, sizes in roles.items()},
         "sum": sum(sum(s) for s in roles.values()),
     }
 
 
-def _role(pid: int, *, at_coordinator: bool) -> str | None:
+def _table(member: Member) -> dict[int, str]:
+    """Return the names of a node's processes by process number, as its supervisor wrote them down."""
+    [path] = node.run_dir(member.settings).glob("processes*.json")
+    table = json.loads(path.read_text(encoding="utf-8"))["processes"]
+    return {row["pid"]: name for name, row in table.items() if row["pid"] is not None}
+
+
+def _role(pid: int, names: dict[int, str], side: str) -> str:
+    if pid in names:
+        return names[pid]
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        line = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
     except OSError:
-        return None
-    for word, role in (
-        ("nvflare.private.fed.app.client.worker_process", "site job"),
-        ("nvflare.private.fed.app.server.runner_process", "coordinator job"),
-        ("research_redis", "research_redis"),
-    ):
-        if any(word in one for one in words):
-            return role
-    if "appliance.federation.enginehost" in words:
-        return "coordinator engine" if at_coordinator else "site engine"
-    module = next((one for one in words if one.startswith("appliance.processes.")), None)
-    if module is not None:
-        return module.rpartition(".")[2]
-    return "coordinator up" if at_coordinator else "node supervisor or redis"
+        return "ended"
+    if "_process" in line and "nvflare" in line:
+        return f"{side} engine job"
+    return f"{side} engine" if "enginehost" in line else "research_worker child"
 
 
 def _pss_mib(pid: int) -> int | None:

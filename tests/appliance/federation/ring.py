@@ -81,6 +81,11 @@ class Program:
                 self.argv, stdout=stream, stderr=stream, start_new_session=True, cwd=self.log.parent
             )
 
+    @property
+    def pid(self) -> int:
+        """Its process number; 0 while it does not run."""
+        return 0 if self.process is None else self.process.pid
+
     def tree(self) -> list[int]:
         """Return the process and all below it."""
         return [] if self.process is None else [self.process.pid, *descendants_of(self.process.pid)]

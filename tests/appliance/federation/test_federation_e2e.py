@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from appliance import ledger
 from appliance.federation import coordinator, siteapi
 from appliance.federation.exchange import Exchange
 from appliance.federation.unixclient import UnixClient
@@ -64,6 +65,9 @@ def check_arithmetic(ring: Ring, plan: Plan) -> None:
         for name, array in weights.items():
             np.testing.assert_array_equal(array, stored[name])
     assert book.checkpoint(plan.run_id).number == view.finished_rounds
+    assert book.ledger is not None
+    key = book.ledger.signing.public_key()
+    assert ledger.verify(book.engine, key, ring.federation.root / "ledger.head").ok
     book.engine.dispose()
 
 

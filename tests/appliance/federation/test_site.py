@@ -247,6 +247,26 @@ def test_a_round_that_missed_its_deadline_is_worked_on_when_asked_for_again(
     assert (again.round_id, again.state) == (view.round_id, WorkState.QUEUED)
 
 
+def test_models_of_rounds_that_are_over_are_removed_at_last(service: SiteService, zone: ResearchZone) -> None:
+    add_subjects(zone, 6)
+    plan = make_plan(total_rounds=10)
+    service.propose(plan.to_json(), plan.sha256)
+    approve(zone, plan)
+    digests = []
+    for number in range(1, 9):
+        content = to_bytes({"weight": np.full((2, 2), number, np.float32)})
+        digests.append(hashlib.sha256(content).hexdigest())
+        service.store_model(digests[-1], content)
+        _, view = service.begin(Asked(plan.sha256, "train", number, digests[-1]))
+        assert view is not None
+        if number != 2:
+            finish_round(zone, view.round_id)
+
+    left = {path.stem for path in (zone.root / "federation" / "models").iterdir()}
+
+    assert left == {digests[1], *digests[-4:]}
+
+
 def test_a_suspended_plan_admits_no_further_round(service: SiteService, plan: Plan) -> None:
     begun(service, plan)
     with writing(service.zone.engine) as session:
