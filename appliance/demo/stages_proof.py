@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from appliance import ledger, node
+from appliance import keys, ledger, node
 from appliance.demo.leaks import MINIMUM_LENGTH, LeakSearch
 from appliance.demo.world import StageError
+from appliance.federation import coordinator, provision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,6 +67,7 @@ def verify_ledgers(world: World, deadline: Deadline) -> dict[str, Any]:
     for site in world.sites:
         reports |= _verify(site)
         deadline.left()
+    reports["coordinator"] = _verify_coordinator(world)
     figures = world.figures
     figures["ledger_entries"] = sum(report.entries for report in reports.values())
     figures["ledger_ok"] = all(report.ok and report.entries for report in reports.values())
@@ -74,6 +76,15 @@ def verify_ledgers(world: World, deadline: Deadline) -> dict[str, Any]:
         broken = [name for name, report in reports.items() if not report.ok or not report.entries]
         raise StageError(f"the ledger of {', '.join(broken)} does not verify")
     return {name: figures[name] for name in ("ledger_entries", "ledger_ok")}
+
+
+def _verify_coordinator(world: World) -> ledger.Report:
+    book = coordinator.open_book(provision.load(world.coordinator))
+    key = keys.load_research_keys(world.coordinator).signing.public_key()
+    try:
+        return ledger.verify(book.engine, key, world.coordinator / "ledger.head")
+    finally:
+        book.engine.dispose()
 
 
 def _verify(site: Site) -> dict[str, ledger.Report]:
