@@ -111,7 +111,7 @@ class WebSettings(_Section):
 
 
 class FederationSettings(_Section):
-    """This site's side of the federation; ``kit`` is the engine's startup kit folder."""
+    """The site's side of the federation; ``kit`` is the engine's startup kit folder."""
 
     enabled: bool = False
     site: Name = "site"
@@ -159,7 +159,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the file, whose content comes as init arguments."""
+        """Let the environment win over the file, whose content comes as init arguments."""
         del settings_cls, dotenv_settings, file_secret_settings
         return env_settings, init_settings
 

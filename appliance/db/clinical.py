@@ -166,9 +166,9 @@ class Rule(ClinicalBase):
     name: Mapped[str] = mapped_column(String(64), unique=True)
     enabled: Mapped[bool] = mapped_column(Boolean, default=True)
     position: Mapped[int] = mapped_column(Integer, default=0)
-    # {"modality": ["DX", "CR"], "body_part": [...], "description": "regex", "calling_ae_title": [...]}; absent = any
+    # modality, body_part, calling_ae_title: lists; description: a regular expression; absent means any
     condition: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
-    # {"research": true, "inference": true, "destinations": ["peer name", ...], "priority": 5}
+    # research, inference: booleans; destinations: names of peers; priority: 0 is the most urgent
     action: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
 

@@ -1,0 +1,51 @@
+"""A node's Celery worker whose work is a probe.
+
+Run ``python -m tests.appliance.probe_worker NAME --config PATH``. All is the product's but the function
+that does the work: it writes down that it began, waits for the file ``hold`` to go away, writes down that it
+ended, and finishes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import types
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from appliance.node import ClinicalZone, ResearchZone
+    from appliance.work import Claim
+
+
+def probe(zone: ClinicalZone | ResearchZone, claim: Claim) -> None:
+    """Leave traces in the zone's root."""
+    log = zone.root / "probe.log"
+    with log.open("a") as file:
+        file.write(f"began {claim.row_id} {os.getpid()}\n")
+    while (zone.root / "hold").exists():
+        time.sleep(0.02)
+    with log.open("a") as file:
+        file.write(f"ended {claim.row_id} {os.getpid()}\n")
+    claim.finish()
+
+
+def main() -> int:
+    """Run the worker of the given name."""
+    for module, function in (
+        ("release", "release_study"),
+        ("delivery", "deliver"),
+        ("serving", "infer_study"),
+        ("training", "run_round"),
+    ):
+        stand_in = types.ModuleType(f"appliance.{module}")
+        setattr(stand_in, function, probe)
+        sys.modules[f"appliance.{module}"] = stand_in
+    name, *rest = sys.argv[1:]
+    code: int = import_module(f"appliance.processes.{name}").main(rest)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
