@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
+import itertools
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 STATIC: Final = Path(__file__).with_name("static")
 SWEEP_EVERY_S: Final = 5.0
+TRIM_EVERY_SWEEPS: Final = 12
 SWEEP_FAILED: Final = "web.sweep_failed"
 _logger = logs.logger(__name__)
 
@@ -81,8 +85,10 @@ def build(desk: Desk) -> Any:
 
 async def _sweep(desk: Desk) -> None:
     """Close the sockets of sessions that ended by time, or elsewhere on the node."""
-    while True:
+    for turn in itertools.count(1):
         await asyncio.sleep(SWEEP_EVERY_S)
+        if turn % TRIM_EVERY_SWEEPS == 0:
+            await to_thread.run_sync(_give_memory_back)
         for session, token in desk.sockets.sessions().items():
             try:
                 viewer = await to_thread.run_sync(desk.who, token)
@@ -91,6 +97,14 @@ async def _sweep(desk: Desk) -> None:
                 continue
             if viewer is None:
                 desk.sockets.close(session)
+
+
+def _give_memory_back() -> None:
+    """Return what closed pages left behind to the system, where the C library can."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 async def _as_problem(request: Request, error: Exception) -> Response:
