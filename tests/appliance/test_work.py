@@ -327,7 +327,15 @@ def test_an_owner_fits_its_column_and_tells_the_living_from_the_dead() -> None:
 
 
 @pytest.mark.parametrize(
-    "owner", [None, "", "elsewhere", "a@b", f"x@00000000:{os.getpid()}:1:aa", "x@y:z:1:aa"]
+    "owner",
+    [
+        None,
+        "",
+        "elsewhere",
+        "a@b",
+        pytest.param(f"x@00000000:{os.getpid()}:1:aa", id="another-boot"),
+        "x@y:z:1:aa",
+    ],
 )
 def test_nobody_is_declared_dead_on_hearsay(owner: str | None) -> None:
     assert not owners.is_dead(owner)
