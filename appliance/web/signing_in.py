@@ -192,38 +192,11 @@ def inside(target: str) -> str:
 
 def page(node_name: str, target: str, message: Markup | None = None) -> str:
     """Draw the sign-in page."""
-    field = {"autocapitalize": "none", "spellcheck": "false", "required": True}
-    form = el(
-        "form",
-        el("input", type="hidden", name="next", value=target) if target else None,
-        el(
-            "label",
-            el("span", "Name"),
-            el("input", name="name", autocomplete="username", autofocus=True, maxlength=64, **field),
-            class_="field",
-        ),
-        el(
-            "label",
-            el("span", "Password"),
-            el(
-                "input",
-                name="password",
-                type="password",
-                autocomplete="current-password",
-                maxlength=256,
-                **field,
-            ),
-            class_="field",
-        ),
-        el("button", "Sign in", type="submit", class_="button primary"),
-        method="post",
-        action="/sign-in",
-    )
     main = el(
         "main",
         el("div", MARK, el("h1", "Cloister"), el("small", node_name), class_="brand"),
         message,
-        form,
+        _form_markup(target),
         el("footer", "Patient data never leaves the building."),
     )
     head = el(
@@ -238,3 +211,20 @@ def page(node_name: str, target: str, message: Markup | None = None) -> str:
     )
     whole = el("html", head, el("body", main, class_="sign-in"), lang="en")
     return f"<!doctype html>{whole}"
+
+
+def _form_markup(target: str) -> Markup:
+    plain = {"autocapitalize": "none", "spellcheck": "false", "required": True}
+    name = el("input", name="name", autocomplete="username", autofocus=True, maxlength=64, **plain)
+    password = el(
+        "input", name="password", type="password", autocomplete="current-password", maxlength=256, **plain
+    )
+    return el(
+        "form",
+        el("input", type="hidden", name="next", value=target) if target else None,
+        el("label", el("span", "Name"), name, class_="field"),
+        el("label", el("span", "Password"), password, class_="field"),
+        el("button", "Sign in", type="submit", class_="button primary"),
+        method="post",
+        action="/sign-in",
+    )

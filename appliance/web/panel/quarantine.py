@@ -96,19 +96,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> QuarantineView:
             .order_by(func.count().desc())
         ).all()
     return QuarantineView(
-        rows=tuple(
-            ItemRow(
-                id=item.id,
-                stage=item.stage,
-                reason_code=item.reason_code,
-                reason=item.reason,
-                study_id=item.study_id,
-                calling_ae_title=item.calling_ae_title,
-                created_at=item.created_at,
-                resolved_at=item.resolved_at,
-            )
-            for item in items
-        ),
+        rows=tuple(_row(item) for item in items),
         reasons=tuple((str(code), int(number)) for code, number in reasons),
         open_total=sum(int(number) for _, number in reasons),
         page=page,
@@ -116,6 +104,19 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> QuarantineView:
         show=show,
         reason_code=reason_code,
         can_review=Right.REVIEW_QUARANTINE in viewer.rights,
+    )
+
+
+def _row(item: QuarantineItem) -> ItemRow:
+    return ItemRow(
+        id=item.id,
+        stage=item.stage,
+        reason_code=item.reason_code,
+        reason=item.reason,
+        study_id=item.study_id,
+        calling_ae_title=item.calling_ae_title,
+        created_at=item.created_at,
+        resolved_at=item.resolved_at,
     )
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from markupsafe import Markup
+    from sqlalchemy.orm import Session
 
     from appliance.web.desk import Desk, Viewer
 
@@ -89,11 +90,6 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> ResultView:
             .where(Result.study_revision_id == result.study_revision_id, Result.model_version_id == model.id)
             .order_by(Result.kind)
         ).all()
-        deliveries = session.execute(
-            select(Delivery, Peer.name)
-            .join(Peer, Delivery.peer_id == Peer.id)
-            .where(Delivery.result_id == result.id)
-        )
         threshold = result.finding.get("threshold")
         return ResultView(
             id=result.id,
@@ -116,14 +112,23 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> ResultView:
             superseded=result.superseded,
             sop_instance_uid=result.sop_instance_uid if sees else None,
             created_at=result.created_at,
-            deliveries=tuple(
-                DeliveryRow(name, delivery.state, delivery.reason, delivery.delivered_at)
-                for delivery, name in deliveries
-            ),
+            deliveries=_deliveries_of(session, result.id),
             siblings=tuple((one.id, one.kind) for one in family if one.id != result.id),
             picture_id=next((one.id for one in family if one.kind == "sc" and sees), None),
             sees_pictures=sees,
         )
+
+
+def _deliveries_of(session: Session, result_id: str) -> tuple[DeliveryRow, ...]:
+    statement = (
+        select(Delivery, Peer.name)
+        .join(Peer, Delivery.peer_id == Peer.id)
+        .where(Delivery.result_id == result_id)
+    )
+    return tuple(
+        DeliveryRow(name, delivery.state, delivery.reason, delivery.delivered_at)
+        for delivery, name in session.execute(statement)
+    )
 
 
 def draw(view: ResultView, viewer: Viewer) -> Drawing:

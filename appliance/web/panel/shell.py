@@ -44,6 +44,7 @@ class Entry:
     right: Right = Right.VIEW
 
 
+_HALF_MOON: Final = "M12 4v16M12 4a8 8 0 1 0 0 16 8 8 0 0 0 0-16zM12 7a5 5 0 0 1 0 10"
 _FEDERATION: Final = (
     "M12 8v5M12 13l-5 4M12 13l5 4M12 4a2 2 0 1 0 .01 0M6 17a2 2 0 1 0 .01 0M18 17a2 2 0 1 0 .01 0"
 )
@@ -136,23 +137,8 @@ def top(view: FrameView, viewer: Viewer) -> Markup:
     sign_out = el(
         "form", el("button", "Sign out", type="submit", class_="button"), method="post", action="/sign-out"
     )
-    menu = el(
-        "button",
-        icon("M4 7h16M4 12h16M4 17h16"),
-        type="button",
-        id="menu-button",
-        class_="icon-button",
-        aria_label="Menu",
-        aria_expanded="false",
-    )
-    theme = el(
-        "button",
-        icon("M12 4v16M12 4a8 8 0 1 0 0 16 8 8 0 0 0 0-16zM12 7a5 5 0 0 1 0 10"),
-        type="button",
-        id="theme-button",
-        class_="icon-button",
-        aria_label="Switch between light and dark",
-    )
+    menu = _icon_button("menu-button", "Menu", "M4 7h16M4 12h16M4 17h16", aria_expanded="false")
+    theme = _icon_button("theme-button", "Switch between light and dark", _HALF_MOON)
     right = el(
         "div",
         el("a", state, href="/"),
@@ -162,6 +148,12 @@ def top(view: FrameView, viewer: Viewer) -> Markup:
         class_="right",
     )
     return join((menu, brand, right))
+
+
+def _icon_button(id_: str, label: str, path: str, **attributes: object) -> Markup:
+    return el(
+        "button", icon(path), type="button", id=id_, class_="icon-button", aria_label=label, **attributes
+    )
 
 
 def side(view: FrameView, viewer: Viewer, current: str) -> Markup:

@@ -126,12 +126,7 @@ def _rows(
         .offset((page - 1) * PAGE_SIZE)
     ).all()
     ids = [study.id for study in studies]
-    latest = {
-        revision.study_id: revision
-        for revision in session.scalars(
-            select(StudyRevision).where(StudyRevision.study_id.in_(ids)).order_by(StudyRevision.number)
-        )
-    }
+    deidentified = _deidentified(session, ids)
     results = _counts(
         session,
         select(Result.study_id, func.count()).where(Result.study_id.in_(ids)).group_by(Result.study_id),
@@ -152,13 +147,19 @@ def _rows(
             reason=study.reason,
             instance_count=study.instance_count,
             revision=study.revision,
-            deidentification_state=latest[study.id].deidentification_state if study.id in latest else "",
+            deidentification_state=deidentified.get(study.id, ""),
             result_count=results.get(study.id, 0),
             open_quarantine=stopped.get(study.id, 0),
             last_received_at=study.last_received_at,
         )
         for study in studies
     )
+
+
+def _deidentified(session: Session, ids: list[str]) -> dict[str, str]:
+    """Return the state of each study's latest revision."""
+    statement = select(StudyRevision).where(StudyRevision.study_id.in_(ids)).order_by(StudyRevision.number)
+    return {row.study_id: row.deidentification_state for row in session.scalars(statement)}
 
 
 def _counts(session: Session, statement: object) -> dict[str, int]:
