@@ -40,6 +40,7 @@ SAMPLES: Final = {
     JPEG2000Lossless: "CTImage.dcm_JPEG2000LosslessOnlyTransferSyntax_1.2.840.10008.1.2.4.90.dcm",
     RLELossless: "CTImage.dcm_RLELosslessTransferSyntax_1.2.840.10008.1.2.5.dcm",
 }
+TELL_THEIR_SIZE: Final = [uid for uid in SAMPLES if uid != RLELossless]  # an RLE header does not (PS3.5 G.5)
 
 
 def _sample(transfer_syntax: str) -> Dataset:
@@ -96,11 +97,9 @@ def test_comments_and_trailing_bytes_go_and_every_pixel_stays(transfer_syntax: s
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("transfer_syntax", SAMPLES, ids=lambda uid: uid.name)
+@pytest.mark.parametrize("transfer_syntax", TELL_THEIR_SIZE, ids=lambda uid: uid.name)
 @pytest.mark.parametrize("keyword", ["Rows", "Columns"])
 def test_a_frame_of_another_size_than_described_waits(transfer_syntax: str, keyword: str) -> None:
-    if transfer_syntax == RLELossless:
-        pytest.skip("an RLE header tells no size (PS3.5 G.5)")
     ds = _sample(transfer_syntax)
     ds.PatientID = "MRN-4711-X"
     ds[keyword].value = ds[keyword].value - 1
