@@ -30,7 +30,7 @@ SHARED: Final = (
     "redis",
 )
 SHARED_BY_WORKERS: Final = ("appliance.worker", "appliance.tasks.runner", "celery.apps.worker")
-_INHERITED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE)
+_INHERITED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
 def preload() -> None:
@@ -93,6 +93,7 @@ def _become_own_process(name: str) -> None:
     signal.set_wakeup_fd(-1)
     for number in _INHERITED:
         signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a caller that hangs up must not end a server
     os.setpgid(0, 0)
     os.closerange(3, max(os.sysconf("SC_OPEN_MAX"), 4096))
     null = os.open(os.devnull, os.O_RDONLY)
