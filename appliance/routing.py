@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from appliance.ledger import Ledger
     from appliance.node import ClinicalZone
 
 CONDITIONS: Final = ("modality", "body_part", "description", "calling_ae_title")
@@ -169,26 +168,6 @@ def check_action(action: Mapping[str, Any]) -> None:
             isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LOWEST_PRIORITY
         ):
             raise RuleError(f"action.priority: expected 0 (most urgent) to {LOWEST_PRIORITY}")
-
-
-def change_action(
-    session: Session, ledger: Ledger, *, name: str, action: Mapping[str, Any], actor: str
-) -> Rule:
-    """Give a rule another action, in the caller's writing transaction.
-
-    Raises
-    ------
-    RuleError
-        If there is no rule of this name, or this is no action.
-    """
-    check_action(action)
-    rule = session.scalar(select(Rule).where(Rule.name == name))
-    if rule is None:
-        raise RuleError("no rule of this name")
-    rule.action = dict(action)
-    body = {"destinations": len(action.get("destinations", ()))}
-    ledger.append(session, kind=RULE_CHANGED, subject_id=rule.id, body=body, actor=actor)
-    return rule
 
 
 def gather(session: Session, study_id: str) -> Facts:

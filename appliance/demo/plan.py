@@ -47,7 +47,7 @@ def task(wanted: Wanted) -> TaskSpec:
         finding=FINDING,
         network=NetworkSpec("resnet"),
         local=LOCAL,
-        validation_fraction=0.3,
+        validation_fraction=0.42,
         seed=wanted.seed,
     )
 

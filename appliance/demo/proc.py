@@ -51,9 +51,20 @@ def name_of(pid: int) -> str:
     except OSError:
         return "gone"
     text = [word.decode("utf-8", "replace") for word in words if word]
+    own = _own_name(pid)
+    if own and not own.startswith(("python", "cloister")):
+        return own
     if "-m" in text[:-1]:
         return text[text.index("-m") + 1]
     return Path(text[0]).name if text else "ended"
+
+
+def _own_name(pid: int) -> str:
+    """Return the name that a process gave itself (prctl(2), PR_SET_NAME), or that of its program."""
+    try:
+        return (_PROC / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _parent(pid: int) -> int | None:

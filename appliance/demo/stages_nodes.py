@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from appliance import health, node, peers, routing
+from appliance import health, node, peers, rules
 from appliance.auth import ROLES, users
 from appliance.db.engine import writing
 from appliance.demo import own_data
@@ -210,8 +210,8 @@ def introduce(world: World, site: Site, destination: peers.NewPeer | None) -> No
         site.user_id = user.id
         if destination is not None:
             peers.add_peer(session, zone.ledger, destination)
-            action = {"research": True, "inference": True, "destinations": [destination.name], "priority": 5}
-            routing.change_action(session, zone.ledger, name="everything", action=action, actor=user.id)
+            change = rules.RuleChange(action={"destinations": [destination.name]})
+            rules.change_rule(session, zone.ledger, "everything", change, actor=user.id)
     zone.engine.dispose()
 
 

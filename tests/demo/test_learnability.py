@@ -20,8 +20,6 @@ from trainer.simulation import simulate
 if TYPE_CHECKING:
     from trainer.task import TaskSpec
 
-HELD_OUT = 0.3
-
 
 def _datasets(task: TaskSpec, seed: int) -> dict[str, Dataset]:
     datasets = {}
@@ -38,7 +36,7 @@ def _datasets(task: TaskSpec, seed: int) -> dict[str, Dataset]:
                 for value in y
             ]
         )
-        held_out = rng.random(hospital.studies) < HELD_OUT
+        held_out = rng.random(hospital.studies) < task.validation_fraction
         datasets[hospital.site] = Dataset(
             Samples(x[~held_out], y[~held_out]), Samples(x[held_out], y[held_out])
         )
