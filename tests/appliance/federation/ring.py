@@ -191,7 +191,12 @@ class Ring:
     def plan(self, **changes: Any) -> Plan:
         """Return a new plan."""
         self.runs += 1
-        values: dict[str, Any] = {"run_id": f"run-{self.runs}", "minimum_cohort": 2, "seed": self.runs}
+        values: dict[str, Any] = {
+            "run_id": f"run-{self.runs}",
+            "minimum_cohort": 2,
+            "seed": self.runs,
+            "approval_wait_s": 90.0,  # three commands one after the other on a busy machine
+        }
         return make_plan(**{**values, **changes})
 
     def submit(self, **changes: Any) -> Plan:
