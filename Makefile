@@ -39,12 +39,12 @@ format: $(VENV)/.tools
 fast: $(VENV)/.tools
 	$(BIN)/pytest -n auto --dist loadfile -m 'not slow and not e2e'
 
-# Two passes: what only computes shares the cores, what starts many processes has them alone.
+# Two passes: what computes shares the cores, what starts whole nodes has them alone.
 test: $(VENV)/.tools
 	bash tests/peers.sh
 	rm -f .coverage .coverage.*
-	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not e2e' --cov --cov-report= --durations=15
-	$(BIN)/pytest -m 'slow or e2e' --cov --cov-append --cov-report=term:skip-covered --durations=15
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not e2e' --cov --cov-report= --durations=15
+	$(BIN)/pytest -m e2e --cov --cov-append --cov-report=term:skip-covered --durations=15
 
 clean:
 	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
