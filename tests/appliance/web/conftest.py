@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from appliance.settings import Settings
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def panel_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A node's settings, read from the file that its processes read, too."""
     folder = tmp_path_factory.mktemp("panel")
@@ -41,13 +41,13 @@ def _bare_config(folder: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def planted(panel_settings: Settings) -> Seed:
     """What lies in the node."""
     return seed(panel_settings)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def research_socket(panel_settings: Settings) -> Iterator[None]:
     """Serve the research zone's questions."""
     zone = node.open_research(panel_settings)
@@ -57,7 +57,7 @@ def research_socket(panel_settings: Settings) -> Iterator[None]:
     zone.engine.dispose()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def desk(panel_settings: Settings, planted: Seed, research_socket: None) -> Iterator[Desk]:
     """The desk on the seeded node, for queries without a browser."""
     zone = node.open_clinical(panel_settings)
@@ -73,7 +73,7 @@ def empty_desk(node_settings: Settings) -> Iterator[Desk]:
     zone.engine.dispose()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def viewer_of(desk: Desk) -> Callable[[str], Principal]:
     """Give the person behind a user name, without a session."""
 
@@ -85,7 +85,7 @@ def viewer_of(desk: Desk) -> Callable[[str], Principal]:
     return find
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def panel(panel_settings: Settings, planted: Seed, research_socket: None) -> Iterator[PanelServer]:
     """Run the web process on the seeded node."""
     config = panel_settings.data_root.parent / "cloister.toml"
