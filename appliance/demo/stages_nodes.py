@@ -42,7 +42,7 @@ max_wait_s = 120
 project = "chest-demo"
 
 [training]
-child_idle_s = 8
+child_idle_s = 5
 
 [web]
 enabled = {web}

@@ -77,13 +77,6 @@ STAGES: Final = (
         stages_federation.federate,
     ),
     Stage(
-        "compare",
-        "What was it worth?",
-        "Each hospital's own model gets the same number of training steps, then all are measured everywhere.",
-        240,
-        stages_federation.compare,
-    ),
-    Stage(
         "approve",
         "The only door in: a model package",
         "The global model comes back as a signed ONNX package, and a person lets it serve.",
@@ -96,6 +89,13 @@ STAGES: Final = (
         "A study arrives; report and picture go to the reading room under the patient's true name.",
         120,
         stages_result.next_study,
+    ),
+    Stage(
+        "compare",
+        "What was it worth?",
+        "Each hospital's own model gets the same number of training steps, then all are measured everywhere.",
+        240,
+        stages_federation.compare,
     ),
     Stage(
         "leaks",
@@ -172,8 +172,9 @@ def tell(
         "seconds_total": round(time.monotonic() - started, 1) if once else round(sum(seconds.values()), 1),
         "seconds_per_stage": seconds,
     }
+    remove_run_folders(world)
     if ok or (interrupted and not failed):
-        _remove(root, world, keep=keep, screen=screen)
+        _remove(root, keep=keep, screen=screen)
     return Told(bool(figures["ok"]), figures, root)
 
 
@@ -237,16 +238,20 @@ def _new_folder(folder: Path | None) -> Path:
     return folder.resolve()
 
 
-def _remove(root: Path, world: World, *, keep: bool, screen: Screen) -> None:
-    """Remove the folder, and the socket folders that had to be made elsewhere for their length."""
-    if keep:
-        screen.say(f"Everything is kept in {root}")
-        return
+def remove_run_folders(world: World) -> None:
+    """Remove the folders of sockets that had to lie elsewhere, because the nodes' own paths are too long."""
     for site in world.sites:
         link = site.settings.data_root / "run"
         if link.is_symlink():
             shutil.rmtree(link.readlink(), ignore_errors=True)
-    shutil.rmtree(root, ignore_errors=True)
+            link.unlink()
+
+
+def _remove(root: Path, *, keep: bool, screen: Screen) -> None:
+    if keep:
+        screen.say(f"Everything is kept in {root}")
+    else:
+        shutil.rmtree(root, ignore_errors=True)
 
 
 class _signals:  # noqa: N801 - reads as a statement

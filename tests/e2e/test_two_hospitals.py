@@ -22,6 +22,7 @@ from appliance.db.research import CandidateModel, Crossing, Label, ResearchInsta
 from appliance.demo import stages_federation, stages_intake, stages_nodes, stages_proof, stages_result
 from appliance.demo.cohorts import Cohort, CohortStudy
 from appliance.demo.crew import Crew
+from appliance.demo.story import remove_run_folders
 from appliance.demo.world import Deadline, Options, Site, World
 from appliance.peers import NewPeer
 from tests.cxr import CXRStudy, write_labels, write_studies
@@ -79,6 +80,8 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Road]:
         orthanc = stack.enter_context(running_orthanc(root / "orthanc"))
         crew = stack.enter_context(Crew(root / "logs"))
         world = World(Options(root / "world", 0, data=root, labels=root), crew, quiet_screen())
+        stack.callback(remove_run_folders, world)
+        stack.callback(crew.stop)
         world.label, world.modalities, world.rounds = LABEL, ("CR", "DX"), ROUNDS
         sites = [
             stages_nodes.add_site(world, "gz", "Guangzhou", "GZ_NODE", "GZ_PACS"),
