@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -63,7 +64,8 @@ class UnixClient:
         """
         connection = _UnixConnection(self.path, self.timeout_s)
         try:
-            connection.request(method, path, content, {"Content-Type": content_type})
+            with suppress(BrokenPipeError, ConnectionResetError):  # refused before the body: the answer says why
+                connection.request(method, path, content, {"Content-Type": content_type})
             response = connection.getresponse()
             answer = response.read()
         except (OSError, http.client.HTTPException) as error:

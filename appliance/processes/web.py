@@ -41,6 +41,11 @@ def _body(process: Process) -> None:
     zone = node.open_clinical(settings)
     desk = Desk(settings, zone, connect(settings))
     web = settings.web
+    turned = threading.Event()
+
+    async def take_note() -> None:
+        turned.set()
+
     config = uvicorn.Config(
         build(desk),
         log_config=None,
@@ -51,12 +56,14 @@ def _body(process: Process) -> None:
         ws_max_size=1 << 20,
         lifespan="on",
         timeout_graceful_shutdown=2,
+        callback_notify=take_note,
+        timeout_notify=1,
         ssl_certfile=web.tls_certificate,
         ssl_keyfile=web.tls_key,
     )
     with _listen(web) as listener:
         node.publish_port(settings, NAME, listener.getsockname()[1])
-        _serve(process, uvicorn.Server(config), listener)
+        _serve(process, uvicorn.Server(config), listener, turned)
 
 
 def _listen(web: WebSettings) -> socket.socket:
@@ -68,12 +75,18 @@ def _listen(web: WebSettings) -> socket.socket:
     return listener
 
 
-def _serve(process: Process, server: uvicorn.Server, listener: socket.socket) -> None:
+def _serve(
+    process: Process, server: uvicorn.Server, listener: socket.socket, turned: threading.Event
+) -> None:
     """Serve in a thread of its own; this one keeps watch and leaves signs of life while the loop turns."""
     serving = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="serving", daemon=True)
     serving.start()
-    while not process.stopping.wait(BEAT_EVERY_S) and serving.is_alive():
-        process.beat()
+    while serving.is_alive():
+        turned.clear()
+        if turned.wait(BEAT_EVERY_S):
+            process.beat()
+        if process.stopping.wait(BEAT_EVERY_S):
+            break
     server.should_exit = True
     serving.join()
 

@@ -95,6 +95,13 @@ def test_a_body_over_the_routes_limit_is_refused(client: UnixClient) -> None:
         client.send("PUT", "/v1/double", b"x" * 1025)
 
 
+def test_the_reason_arrives_though_the_body_was_still_being_sent(client: UnixClient) -> None:
+    for path, words in (("/v1/double", "1024"), ("/v1/unknown", "no such path")):
+        with pytest.raises(SiteServiceError, match=words) as caught:
+            client.send("PUT", path, b"x" * 2**24)
+        assert not caught.value.retryable
+
+
 def test_a_body_that_is_no_object_is_refused(client: UnixClient) -> None:
     for content in (b"[1]", b"{", b"\xff"):
         with pytest.raises(SiteServiceError, match="JSON"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from appliance import node
+from appliance import health, node
 from tests.appliance.web.seed import PASSWORD, Seed
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ class PanelServer:
         log.close()
         node.bound_port(self.settings, "web", START_S)
         wait_for(self._answers, START_S, "the web process answers")
+        wait_for(
+            lambda: health.last_beat(self.settings, "web"), health.BEAT_EVERY_S, "a sign of life right away"
+        )
 
     def _answers(self) -> bool:
         with suppress(httpx.TransportError):
