@@ -64,7 +64,7 @@ class UnixClient:
         """
         connection = _UnixConnection(self.path, self.timeout_s)
         try:
-            with suppress(BrokenPipeError, ConnectionResetError):  # refused before the body: the answer says why
+            with suppress(BrokenPipeError, ConnectionResetError):  # refused unread: the answer says why
                 connection.request(method, path, content, {"Content-Type": content_type})
             response = connection.getresponse()
             answer = response.read()
