@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 INSTANCES: Final = "instances"
 LABELS: Final = "labels"
 MANIFEST: Final = "bundle.json"
+FOLDER_MODE: Final = 0o750  # both zones are in the crossing's group, where each is a user of its own
+FILE_MODE: Final = 0o640
+SOCKET_MODE: Final = 0o660
 MAX_MANIFEST_BYTES: Final = 256 * 2**20
 _ID: Final = re.compile(r"[0-9a-f]{32}\Z")
 _FILE: Final = re.compile(r"[0-9a-z]{1,40}\.dcm\Z")
@@ -79,6 +82,12 @@ class Bundle:
     folder: Path
 
 
+def make_folders(*folders: Path) -> None:
+    """Make folders of the crossing; what others may do there is in the end the process's umask."""
+    for folder in folders:
+        folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+
+
 class BundleWriter:
     """Collects the files of one bundle under a hidden name.
 
@@ -94,7 +103,7 @@ class BundleWriter:
         self._target = crossing_out / bundle_id
         self.folder = crossing_out / f".tmp-{bundle_id}"
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(mode=0o700)
+        make_folders(self.folder)
 
     def publish(self, kind: str, project: str, items: Sequence[InstanceItem] | Sequence[LabelItem]) -> None:
         """Write the manifest, sync everything and rename; a bundle that is already there stays as it is."""
@@ -162,11 +171,18 @@ def read_bundles(settings: Settings) -> Iterator[Bundle]:
 def acknowledge(settings: Settings, bundle_id: str) -> None:
     """Say that the research zone has the bundle."""
     folder = settings.crossing_in / "acks"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folders(folder)
     path = folder / bundle_id
     if not path.exists():
-        path.touch(mode=0o600)
+        path.touch(mode=FILE_MODE)
         _sync(folder)
+
+
+def forget_acknowledgements(settings: Settings) -> None:
+    """Remove the acknowledgements of bundles that the clinical zone has removed since."""
+    for path in (settings.crossing_in / "acks").glob("*"):
+        if not (settings.crossing_out / path.name).exists():
+            path.unlink(missing_ok=True)
 
 
 def copy_verified(bundle: Bundle, item: InstanceItem, target: Path) -> None:

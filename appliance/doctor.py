@@ -62,14 +62,18 @@ def _programs() -> Iterator[Check]:
 
 def _folders(settings: Settings) -> Iterator[Check]:
     fix = "run: cloister init, or cloister up, which makes what is missing"
-    folders = [settings.zone_root(zone) for zone in health.open_zones(settings)]
-    for folder in (*folders, settings.crossing_out, settings.crossing_in):
+    zones = health.open_zones(settings)
+    folders = [settings.zone_root(zone) for zone in zones]
+    theirs = {settings.crossing_out: "clinical" not in zones, settings.crossing_in: "research" not in zones}
+    for folder in (*folders, *theirs):
         name = f"folder {folder.relative_to(settings.data_root)}"
         if not folder.is_dir():
             yield Check(name, ok=False, detail="missing", fix=fix)
         elif folder in folders and stat.S_IMODE(folder.stat().st_mode) & 0o077:
             yield Check(name, ok=False, detail="others may enter", fix=f"run: chmod 700 {folder}")
-        elif not os.access(folder, os.W_OK | os.X_OK):
+        elif theirs.get(folder) and not os.access(folder, os.R_OK | os.X_OK):
+            yield Check(name, ok=False, detail="not readable", fix=f"let this user's group read {folder}")
+        elif not theirs.get(folder) and not os.access(folder, os.W_OK | os.X_OK):
             yield Check(name, ok=False, detail="not writable", fix=f"give this user the folder {folder}")
         else:
             yield Check(name, ok=True, detail="present")

@@ -56,6 +56,7 @@ def import_bundles(zone: ResearchZone) -> Counts:
         except BundleError as error:
             _LOG.error(BUNDLE_REFUSED, bundle_id=bundle_id, reason=str(error))
             counts += Counts(refused=1)
+    crossing.forget_acknowledgements(zone.settings)
     return counts
 
 

@@ -159,5 +159,4 @@ def remove_acknowledged_bundles(zone: ClinicalZone) -> int:
             shutil.rmtree(bundle)
             removed += 1
             _LOG.info(BUNDLE_REMOVED, bundle_id=item.name)
-        (acknowledgements / item.name).unlink(missing_ok=True)
     return removed

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import pwd
 import stat
 import tempfile
 import time
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Engine, select
 
-from appliance import broker, keys
+from appliance import broker, crossing, keys
 from appliance.db.clinical import ClinicalLedgerEntry, Rule
 from appliance.db.engine import make_engine, writing
 from appliance.db.research import ResearchLedgerEntry
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 MAX_SOCKET_PATH: Final = 99  # bytes; sun_path holds 108, some systems less
 _LONGEST_SOCKET_NAME: Final = "clinical_redis.sock"
 NODE_CREATED: Final = "node.created"
+RESEARCH_SOCKET: Final = "research.sock"
 
 
 class NodeError(ApplianceError):
@@ -80,7 +83,8 @@ def _create_clinical(settings: Settings) -> None:
     from appliance.db import migrate  # noqa: PLC0415 - running processes need no migrations
 
     root = settings.zone_root("clinical")
-    _make_folders(settings.data_root, root, settings.crossing_out.parent, settings.crossing_out)
+    _make_folders(settings.data_root, root)
+    crossing.make_folders(settings.crossing_out.parent, settings.crossing_out)
     keys.create_clinical_keys(root)
     migrate.upgrade(database_url(settings, "clinical"), "clinical")
     opened = open_clinical(settings)
@@ -92,12 +96,11 @@ def _create_clinical(settings: Settings) -> None:
 def _create_research(settings: Settings) -> None:
     from appliance.db import migrate  # noqa: PLC0415 - running processes need no migrations
 
-    root, crossing = settings.zone_root("research"), settings.crossing_in
-    _make_folders(
-        settings.data_root, root, crossing.parent, crossing, crossing / "acks", crossing / "packages"
-    )
+    root, spool = settings.zone_root("research"), settings.crossing_in
+    _make_folders(settings.data_root, root)
+    crossing.make_folders(spool.parent, spool, spool / "acks", spool / "packages")
     keys.create_research_keys(root)
-    keys.publish_research_key(keys.load_research_keys(root).signing.public_key(), crossing)
+    keys.publish_research_key(keys.load_research_keys(root).signing.public_key(), spool)
     migrate.upgrade(database_url(settings, "research"), "research")
 
 
@@ -144,8 +147,16 @@ def head_path(settings: Settings, zone: Zone) -> Path:
 
 
 def open_clinical(settings: Settings) -> ClinicalZone:
-    """Open the clinical zone for this process; nothing connects before it is used."""
-    root = settings.zone_root("clinical")
+    """Open the clinical zone for this process; nothing connects before it is used.
+
+    Raises
+    ------
+    NodeError
+        If the zone belongs to another user.
+    KeyFileError
+        If its keys cannot be read.
+    """
+    root = _own(settings.zone_root("clinical"))
     secrets = keys.load_clinical_keys(root)
     return ClinicalZone(
         settings=settings,
@@ -160,8 +171,8 @@ def open_clinical(settings: Settings) -> ClinicalZone:
 
 
 def open_research(settings: Settings) -> ResearchZone:
-    """Open the research zone for this process; nothing connects before it is used."""
-    root = settings.zone_root("research")
+    """Open the research zone for this process; raises like :func:`open_clinical`."""
+    root = _own(settings.zone_root("research"))
     secrets = keys.load_research_keys(root)
     return ResearchZone(
         settings=settings,
@@ -175,18 +186,25 @@ def open_research(settings: Settings) -> ResearchZone:
     )
 
 
+def _own(root: Path) -> Path:
+    """Refuse to work in another user's zone: root could, and would leave files that its owner cannot open."""
+    if root.exists() and root.stat().st_uid != os.geteuid():
+        uid = root.stat().st_uid
+        owner = str(uid)
+        with contextlib.suppress(KeyError):
+            owner = pwd.getpwuid(uid).pw_name
+        raise NodeError(f"{root}: belongs to user {owner}; run this as that user (sudo -u {owner} ...)")
+    return root
+
+
 def run_dir(settings: Settings) -> Path:
     """Return the folder of sockets, ports and health files (0700), making it at need.
 
-    It is ``data_root/run``; where that is too long for a Unix socket, ``data_root/run`` is a link to a short
-    folder of our own under the machine's temporary folder, so that every process finds the same one. Where
-    this user may not write to ``data_root`` (zones as separate users) it is a folder in ``$XDG_RUNTIME_DIR``.
+    It is ``run`` in ``data_root``, or in the zone's root where each zone is a user of its own. Where that is
+    too long for a Unix socket, it is a link to a short folder of our own under the machine's temporary
+    folder, so that every process finds the same one.
     """
-    link = settings.data_root.resolve() / "run"
-    if settings.data_root.is_dir() and not os.access(settings.data_root, os.W_OK) and not link.exists():
-        target = _short_folder(link)
-        target.mkdir(mode=0o700, exist_ok=True)
-        return _checked(target)
+    link = _run_parent(settings) / "run"
     if len(os.fsencode(link / _LONGEST_SOCKET_NAME)) <= MAX_SOCKET_PATH:
         link.mkdir(mode=0o700, parents=True, exist_ok=True)
         return _checked(link)
@@ -199,6 +217,30 @@ def run_dir(settings: Settings) -> Path:
         except FileExistsError:
             return run_dir(settings)
     return _checked(target)
+
+
+def zones_apart(settings: Settings) -> bool:
+    """Whether each zone runs as a user of its own: then none of them may write to ``data_root`` itself."""
+    return settings.data_root.is_dir() and not os.access(settings.data_root, os.W_OK)
+
+
+def _run_parent(settings: Settings) -> Path:
+    if not zones_apart(settings):
+        return settings.data_root.resolve()
+    for root in (settings.zone_root("clinical"), settings.zone_root("research")):
+        if os.access(root, os.W_OK | os.X_OK):
+            return root.resolve()
+    raise NodeError(f"{settings.data_root}: this user may write to neither zone of the node")
+
+
+def research_socket(settings: Settings) -> Path:
+    """Return the socket on which the research zone answers the panel and the commands.
+
+    Where the zones are apart it lies in the crossing: of the other zone's sockets it is the only one that the
+    clinical zone may open, and no identity passes through it.
+    """
+    folder = settings.crossing_in if zones_apart(settings) else run_dir(settings)
+    return folder / RESEARCH_SOCKET
 
 
 def _short_folder(link: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import select
 
+from appliance import crossing
 from appliance.db.base import new_id
 from appliance.db.research import CandidateModel
 
@@ -39,7 +40,7 @@ def export(zone: ResearchZone, work: Work, built: Built, metrics: dict[str, Any]
     held_out = built.dataset.validation if len(built.dataset.validation) else built.dataset.train
     real = Samples(held_out.x[:PARITY_SAMPLES], held_out.y[:PARITY_SAMPLES])
     spool = zone.settings.crossing_in / "packages"
-    spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+    crossing.make_folders(spool)
     folder = Path(tempfile.mkdtemp(prefix="package-", dir=_scratch(zone)))
     try:
         exported = export_package(

@@ -5,21 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance import ledger, node, work
+from appliance import crossing, ledger, node, work
 from appliance.db.engine import reading, writing
 from appliance.db.research import ProtocolState, ResearchJob, Round
 from appliance.federation import protocols, queries, siteapi, views
-from appliance.federation.unixclient import RESEARCH_SOCKET
-from appliance.federation.unixhttp import Handler, Request, RequestError, Route, UnixServer
+from appliance.federation.unixhttp import OWNER_ONLY, Handler, Request, RequestError, Route, UnixServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from sqlalchemy.orm import Session
 
     from appliance.node import ResearchZone
-    from appliance.settings import Settings
 
 JOB_RETRIED: Final = "job.retried"
 _DECISIONS: Final = {
@@ -41,14 +38,11 @@ class Services:
             server.stop()
 
 
-def socket_path(settings: Settings) -> Path:
-    """Return the socket of the panel's and the commands' questions."""
-    return node.run_dir(settings) / RESEARCH_SOCKET
-
-
 def start_api(zone: ResearchZone) -> Services:
     """Serve both sockets in threads of this process; stop with ``stop()``."""
-    server = UnixServer(socket_path(zone.settings), routes(zone))
+    settings = zone.settings
+    mode = crossing.SOCKET_MODE if node.zones_apart(settings) else OWNER_ONLY
+    server = UnixServer(node.research_socket(settings), routes(zone), mode)
     server.start()
     return Services((server, siteapi.serve(zone)))
 

@@ -10,7 +10,7 @@ from appliance import node
 from appliance.errors import ApplianceError
 from appliance.federation import views
 from appliance.federation.errors import SiteServiceError
-from appliance.federation.unixclient import RESEARCH_SOCKET, UnixClient
+from appliance.federation.unixclient import UnixClient
 
 if TYPE_CHECKING:
     from appliance.settings import Settings
@@ -107,4 +107,4 @@ class ResearchClient:
 
 def connect(settings: Settings) -> ResearchClient:
     """Return a client of this node's research zone; nothing connects before the first call."""
-    return ResearchClient(UnixClient(node.run_dir(settings) / RESEARCH_SOCKET, TIMEOUT_S))
+    return ResearchClient(UnixClient(node.research_socket(settings), TIMEOUT_S))

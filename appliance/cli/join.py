@@ -1,5 +1,6 @@
 """``cloister join``: install a federation's startup kit in this node."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,10 @@ def join(
     settings = read_settings(config)
     checked = kits.read_kit(kit)
     workspace = kits.install(checked, settings)
-    kits.enable(config, checked, workspace)
+    if os.access(config, os.W_OK) and os.access(config.parent, os.W_OK):
+        kits.enable(config, checked, workspace)
+    else:
+        typer.echo(f"{config}: not writable for this user; let an administrator write this into it:")
+        typer.echo("\n".join(kits.section(checked, workspace)))
     typer.echo(f"joined as {checked.site}, coordinator {checked.host}:{checked.port}")
     typer.echo("Restart the node. Nothing runs here before a person approves it: cloister protocol list")

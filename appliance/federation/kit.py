@@ -98,8 +98,7 @@ def enable(config: Path, kit: Kit, workspace: Path) -> None:
         If the file has a form that cannot be changed safely; it is then left as it was.
     """
     before = config.read_text(encoding="utf-8")
-    wanted = {"enabled": "true", "site": json.dumps(kit.site), "kit": json.dumps(str(workspace))}
-    after = _with_section(before, "federation", wanted)
+    after = _with_section(before, "federation", _wanted(kit, workspace))
     expected = tomllib.loads(before)
     expected["federation"] = {
         **expected.get("federation", {}),
@@ -113,6 +112,15 @@ def enable(config: Path, kit: Kit, workspace: Path) -> None:
         )
     write_private(config, after.encode("utf-8"))
     load_settings(config)
+
+
+def section(kit: Kit, workspace: Path) -> list[str]:
+    """Return the lines of ``cloister.toml`` that turn the federation on."""
+    return _with_section("", "federation", _wanted(kit, workspace)).strip().splitlines()
+
+
+def _wanted(kit: Kit, workspace: Path) -> dict[str, str]:
+    return {"enabled": "true", "site": json.dumps(kit.site), "kit": json.dumps(str(workspace))}
 
 
 def _with_section(text: str, section: str, values: Mapping[str, str]) -> str:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 REQUEST_TIMEOUT_S: Final = 60.0
 FEDERATION_SOCKET: Final = "federation.sock"  # in the node's run folder, for the engine's processes
-RESEARCH_SOCKET: Final = "research.sock"  # as above, for the panel and the commands
 JSON_TYPE: Final = "application/json"
 BYTES_TYPE: Final = "application/octet-stream"
 

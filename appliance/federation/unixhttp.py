@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MAX_JSON_BYTES: Final = 1024 * 1024
 MAX_BODY_BYTES: Final = 2 * 1024**3
 REQUEST_TIMEOUT_S: Final = 60.0
+OWNER_ONLY: Final = 0o600
 CONNECTION_BROKE: Final = "unix_http.connection_broke"
 REQUEST_FAILED: Final = "unix_http.request_failed"
 
@@ -96,16 +97,16 @@ class Route:
 
 
 class UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Serve routes on a socket that the owner alone may open."""
+    """Serve routes on a socket, which its owner alone may open unless ``mode`` says otherwise."""
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, path: Path, routes: Iterable[Route]) -> None:
+    def __init__(self, path: Path, routes: Iterable[Route], mode: int = OWNER_ONLY) -> None:
         self.routes = tuple(routes)
         self.path = path
         path.unlink(missing_ok=True)
-        before = os.umask(0o177)
+        before = os.umask(0o777 & ~mode)
         try:
             super().__init__(str(path), _Handler)
         finally:

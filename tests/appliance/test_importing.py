@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,14 @@ def test_a_second_pass_imports_nothing_and_acknowledges_again(node: Node) -> Non
     assert import_bundles(node.research) == Counts()
     assert _acks(node) == node.bundles()
     assert (_count(node, ResearchInstance), _count(node, ResearchLedgerEntry)) == (2, 1)
+
+
+def test_the_acknowledgement_of_a_bundle_that_is_gone_is_removed(node: Node) -> None:
+    first, second = _send_label(node, 0), _send_label(node, 1)
+    import_bundles(node.research)
+    shutil.rmtree(node.settings.crossing_out / first)
+    import_bundles(node.research)
+    assert _acks(node) == [second]
 
 
 def test_the_same_instance_in_a_later_bundle_is_filed_once(node: Node) -> None:

@@ -102,6 +102,29 @@ def test_the_container_copies_every_package() -> None:
         assert f"COPY {package} {package}" in text
 
 
+def test_the_linter_accepts_the_containerfile() -> None:
+    done = _run(_tool("hadolint"), "--no-color", str(DEPLOY / "container" / "Containerfile"))
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_container_makes_the_folders_that_the_units_have() -> None:
+    lines = (DEPLOY / "systemd" / "cloister.tmpfiles").read_text().splitlines()
+    wanted = set()
+    for line in lines:
+        if line.startswith("d /var/lib/"):
+            _, path, mode, user, group, _ = line.split()
+            wanted.add((path, mode, user, group))
+    text = (DEPLOY / "container" / "Containerfile").read_text()
+    made = re.findall(r"install -d -m (\d+)(?: -o (\S+))?(?: -g (\S+))? (\S+)", text)
+    assert {(path, mode, user or "root", group or "root") for mode, user, group, path in made} == wanted
+
+
+def test_every_variable_of_the_compose_file_is_in_its_example() -> None:
+    text = (DEPLOY / "container" / "compose.yaml").read_text()
+    named = set(re.findall(r"^(\w+)=", (DEPLOY / "container" / "env.example").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\$\{(\w+):\?", text)) == named
+
+
 def test_nginx_accepts_the_proxy(tmp_path: Path) -> None:
     openssl = _tool("openssl")
     crt, key = tmp_path / "panel.crt", tmp_path / "panel.key"
@@ -110,10 +133,8 @@ def test_nginx_accepts_the_proxy(tmp_path: Path) -> None:
         *("-keyout", str(key), "-out", str(crt)),
     )
     assert made.returncode == 0, made.stderr
-    site = (DEPLOY / "nginx" / "cloister.conf").read_text()
-    site = site.replace("/etc/cloister/tls/", f"{tmp_path}/").replace(
-        "server clinical:8443", "server 127.0.0.1:8443"
-    )
+    site = (DEPLOY / "nginx" / "upstream.conf").read_text() + (DEPLOY / "nginx" / "cloister.conf").read_text()
+    site = site.replace("/etc/cloister/tls/", f"{tmp_path}/")
     (tmp_path / "site.conf").write_text(site)
     (tmp_path / "nginx.conf").write_text(
         f"pid {tmp_path}/nginx.pid;\nerror_log stderr;\nevents {{}}\n"
