@@ -35,14 +35,16 @@ BATCH: Final = 200
 INSTANCE_QUARANTINED: Final = "instance.quarantined"
 INDEXED: Final = "intake.indexed"
 QUARANTINED: Final = "intake.quarantined"
+HEADER_FAILED: Final = "intake.header_failed"
 
 UID_MISMATCH: Final = "uid_mismatch"
 OTHER_BYTES: Final = "duplicate_other_bytes"
 PATIENT_MISMATCH: Final = "patient_mismatch"
 NOT_FILED: Final = "not_filed"
+UNREADABLE_HEADER: Final = "unreadable_header"
 
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS})
-_LOG = logs.logger(__name__)
+_logger = logs.logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def index_batch(zone: ClinicalZone, inbox: Inbox, limit: int = BATCH) -> IndexCo
         own_results=outcomes.count(_OWN_RESULT),
         quarantined=sum(isinstance(outcome, _Stopped) for outcome in outcomes),
     )
-    _LOG.info(INDEXED, filed=counts.filed, duplicates=counts.duplicates, quarantined=counts.quarantined)
+    _logger.info(INDEXED, filed=counts.filed, duplicates=counts.duplicates, quarantined=counts.quarantined)
     return counts
 
 
@@ -129,6 +131,12 @@ def _plan(entry: InboxEntry, inbox: Inbox) -> _Readable | _Stopped:
         header = read_header(entry.path, max_inflated_bytes=inbox.max_instance_bytes)
     except HeaderError as error:
         return _Stopped(entry, error.code, str(error))
+    except (OSError, MemoryError):
+        raise
+    except Exception:
+        # The edge between this process and hostile bytes: what nobody foresaw stops one entry, not filing.
+        _logger.exception(HEADER_FAILED, entry_id=entry.id)
+        return _Stopped(entry, UNREADABLE_HEADER, "reading its header failed; the node's log says where")
     if (header.sop_instance_uid, header.sop_class_uid) != (entry.sop_instance_uid, entry.sop_class_uid):
         return _Stopped(
             entry, UID_MISMATCH, "the request names another SOP class or instance than the data set"
@@ -331,7 +339,7 @@ def _quarantine(zone: ClinicalZone, session: Session, inbox: Inbox, stopped: _St
     session.add(item)
     session.flush()
     zone.ledger.append(session, kind=INSTANCE_QUARANTINED, subject_id=item.id, body={"code": stopped.code})
-    _LOG.warning(QUARANTINED, quarantine_id=item.id, code=stopped.code)
+    _logger.warning(QUARANTINED, quarantine_id=item.id, code=stopped.code)
 
 
 def _settle(zone: ClinicalZone, inbox: Inbox, plan: _Readable | _Stopped, outcome: _Outcome) -> None:

@@ -192,9 +192,11 @@ def _decode(raw: bytes, encodings: list[str]) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return decode_bytes(raw, encodings, set())
+            text = decode_bytes(raw, encodings, set())
+            text.encode()  # some of Python's own codecs make text that no database takes
     except (LookupError, ValueError):
         return raw.decode("ascii", "replace")
+    return text
 
 
 def _encodings(raw: bytes) -> list[str]:
@@ -204,6 +206,9 @@ def _encodings(raw: bytes) -> list[str]:
         return ["ascii"]
     from pydicom.charset import convert_encodings  # noqa: PLC0415
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return list(convert_encodings([term.strip() for term in text.split("\\")]))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return list(convert_encodings([term.strip() for term in text.split("\\")]))
+    except (LookupError, ValueError):
+        return ["ascii"]

@@ -31,12 +31,14 @@ from appliance.intake import IndexCounts, IntakeError
 from appliance.node import open_clinical
 from dicom_node.errors import HeaderError
 from dicom_node.inbox import Announcement, Inbox, InboxEntry
+from dicom_node.index import read_header
 from dicom_node.part10 import MAX_META_BYTES, decode
 from tests.dicom_node.support import CALLER, ct, encoded
 from tests.shared_data import shared_data_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from pydicom.dataset import Dataset
 
@@ -194,6 +196,31 @@ def test_what_cannot_be_filed_is_quarantined_and_holds_up_nothing(
     assert inbox.count() == 0
     kinds = [entry.kind for entry in rows(zone, ClinicalLedgerEntry)]
     assert kinds.count("instance.quarantined") == 1
+
+
+def test_a_character_set_with_a_nul_holds_up_nothing(zone: ClinicalZone, inbox: Inbox) -> None:
+    ds = ct(SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Jörg")
+    receive(inbox, ds, encoded(ds).replace(b"ISO_IR 100", b"ISO_IR\x00100"))
+    receive(inbox, ct())
+    assert intake.index_batch(zone, inbox) == IndexCounts(filed=2)
+
+
+def test_a_header_that_breaks_the_reader_is_quarantined_alone(
+    zone: ClinicalZone, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison = [receive(inbox, ct()) for _ in range(3)][1]
+
+    def broken(path: Path, **options: Any) -> Any:
+        if path == poison.path:
+            raise IndexError("nobody foresaw this")
+        return read_header(path, **options)
+
+    monkeypatch.setattr("appliance.filing.read_header", broken)
+    assert intake.index_batch(zone, inbox) == IndexCounts(filed=2, quarantined=1)
+    (item,) = rows(zone, QuarantineItem)
+    assert item.reason_code == "unreadable_header"
+    assert "foresaw" not in item.reason
+    assert (zone.root / item.path).is_file()
 
 
 def test_a_file_that_is_no_entry_is_quarantined(zone: ClinicalZone, inbox: Inbox) -> None:
