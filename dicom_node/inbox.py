@@ -72,10 +72,11 @@ class DamagedEntry:
 
 @dataclass(frozen=True)
 class Listing:
-    """What waits in the inbox, oldest first."""
+    """What waits in the inbox, oldest first; ``failed`` says what the disk answered, by entry id."""
 
     entries: list[InboxEntry]
     damaged: list[DamagedEntry]
+    failed: dict[str, OSError]
 
 
 class Inbox:
@@ -136,15 +137,18 @@ class Inbox:
         names = (item.name for item in os.scandir(self.folder) if item.name.endswith(_SUFFIX))
         entries: list[InboxEntry] = []
         damaged: list[DamagedEntry] = []
+        failed: dict[str, OSError] = {}
         for name in heapq.nsmallest(limit, names):
             path = self.folder / name
             try:
                 entries.append(read_entry(path))
             except FileNotFoundError:
                 continue
+            except OSError as error:
+                failed[path.stem[-32:]] = error
             except HeaderError as error:
                 damaged.append(DamagedEntry(path.stem, path, error.code))
-        return Listing(entries, damaged)
+        return Listing(entries, damaged, failed)
 
     def count(self) -> int:
         """Return how many entries wait."""

@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from appliance import filing, intake
+from appliance import filing, intake, placing
 from appliance.db.base import now
 from appliance.db.clinical import (
     ClinicalJob,
@@ -29,6 +29,7 @@ from appliance.db.clinical import (
 from appliance.db.engine import reading, writing
 from appliance.intake import IndexCounts, IntakeError
 from appliance.node import open_clinical
+from dicom_node import inbox as inbox_module
 from dicom_node.errors import HeaderError
 from dicom_node.inbox import Announcement, Inbox, InboxEntry
 from dicom_node.index import read_header
@@ -223,6 +224,72 @@ def test_a_header_that_breaks_the_reader_is_quarantined_alone(
     assert (zone.root / item.path).is_file()
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize(
+    ("module", "step"), [(inbox_module, "read_entry"), (filing, "read_header"), (placing, "link")]
+)
+def test_an_entry_that_the_disk_fails_waits_alone_and_is_tried_again(
+    zone: ClinicalZone, inbox: Inbox, monkeypatch: pytest.MonkeyPatch, module: Any, step: str, number: int
+) -> None:
+    unlucky = [receive(inbox, ct()) for _ in range(3)][1]
+    real = getattr(module, step)
+
+    def failing(path: Path, *rest: Any, **options: Any) -> Any:
+        if path == unlucky.path:
+            raise OSError(number, os.strerror(number))
+        return real(path, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, failing)
+        assert intake.index_batch(zone, inbox) == IndexCounts(filed=2)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            intake.index_batch(zone, inbox)
+    assert rows(zone, QuarantineItem) == []
+    assert inbox.entries(5) == [unlucky]
+    assert intake.index_batch(zone, inbox) == IndexCounts(filed=1)
+
+
+@pytest.mark.parametrize("step", ["remove", "quarantine"])
+def test_an_entry_that_cannot_leave_the_inbox_holds_up_no_other(
+    zone: ClinicalZone, inbox: Inbox, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    for ds in (ct(), ct(StudyInstanceUID=None), ct(), ct(StudyInstanceUID=None)):
+        receive(inbox, ds)
+    real, calls = getattr(inbox, step), 0
+
+    def failing(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OSError(errno.ENOSPC, "full")
+        return real(*arguments)
+
+    monkeypatch.setattr(inbox, step, failing)
+    assert intake.index_batch(zone, inbox).total == 3
+    assert inbox.count() == 1
+    assert intake.index_batch(zone, inbox).total == 1
+    assert len(rows(zone, Instance)) == len(rows(zone, QuarantineItem)) == 2
+    assert all((zone.root / item.path).is_file() for item in rows(zone, Instance))
+
+
+def test_a_batch_that_takes_long_is_cut_and_gives_signs_of_life(
+    zone: ClinicalZone, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for ds in study_of(6):
+        receive(inbox, ds)
+    clock, beats = [0.0], []
+    monkeypatch.setattr("appliance.filing.time.monotonic", lambda: clock[0])
+
+    def slow(path: Path, **options: Any) -> Any:
+        clock[0] += 1.5
+        return read_header(path, **options)
+
+    monkeypatch.setattr("appliance.filing.read_header", slow)
+    assert intake.index_batch(zone, inbox, alive=lambda: beats.append(clock[0])).total == 2
+    assert beats[:2] == [0.0, 1.5]
+    assert [intake.index_batch(zone, inbox).total for _ in range(3)] == [2, 2, 0]
+
+
 def test_a_file_that_is_no_entry_is_quarantined(zone: ClinicalZone, inbox: Inbox) -> None:
     (inbox.folder / f"{1:020d}-{'a' * 32}.dcm").write_bytes(b"left by somebody")
     assert intake.index_batch(zone, inbox) == IndexCounts(quarantined=1)
@@ -342,8 +409,8 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        (filing, "_place_new"),
-        (filing, "_link"),
+        (filing, "_known"),
+        (placing, "link"),
         (filing, "sync_folder"),
         (filing, "_commit"),
         (filing, "_file_one"),
