@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -507,6 +508,27 @@ def test_the_quiet_period_counts_from_what_is_known_to_be_filed(zone: ClinicalZo
     assert oldest is not None
     assert oldest.tzinfo is UTC
     assert intake.assemble_due(zone, min(later(QUIET_S + 1), oldest)).assembled == 0
+
+
+def test_an_instance_that_came_slowly_starts_a_quiet_period_of_its_own(
+    zone: ClinicalZone, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = study_of(3)
+    receive(inbox, first)
+    intake.index_batch(zone, inbox)
+    announced = Announcement(str(second.SOPClassUID), str(second.SOPInstanceUID), str(ExplicitVRLittleEndian))
+    start_ns = time.time_ns()
+    with inbox.begin(CALLER, announced) as writer:
+        writer.write(encoded(second))
+        with monkeypatch.context() as patch:  # the transfer takes longer than the quiet period
+            patch.setattr("dicom_node.inbox.time.time_ns", lambda: start_ns + (QUIET_S + 1) * 10**9)
+            writer.commit()
+    intake.index_batch(zone, inbox)
+    assert intake.assemble_due(zone, later(QUIET_S + 2)).assembled == 0
+    receive(inbox, third)
+    intake.index_batch(zone, inbox)
+    assert intake.assemble_due(zone, later(2 * QUIET_S + 2)).assembled == 1
+    assert [item.instance_count for item in rows(zone, StudyRevision)] == [3]
 
 
 def test_an_entry_that_the_database_refuses_is_quarantined_alone(
