@@ -20,6 +20,7 @@ IDLE_S: Final = 0.2
 BEAT_EVERY_S: Final = 1.0
 RECONCILE_EVERY_S: Final = 5.0
 HOUSEKEEPING_EVERY_S: Final = 3.0
+RETRY_STOPPED_EVERY_S: Final = 60.0
 MAX_FAILURES: Final = 10
 DUTY_FAILED: Final = "indexer.duty_failed"
 
@@ -118,6 +119,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
     return [
         Duty("index", index, IDLE_S),
         Duty("assemble", assemble, 2 * IDLE_S),
+        Duty("stopped", lambda: intake.retry_stopped(zone), RETRY_STOPPED_EVERY_S),
         Duty("reconcile", reconcile, RECONCILE_EVERY_S),
         Duty("candidates", lambda: models.take_in_candidates(zone), HOUSEKEEPING_EVERY_S),
         Duty("bundles", lambda: intake.remove_acknowledged_bundles(zone), HOUSEKEEPING_EVERY_S),

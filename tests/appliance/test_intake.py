@@ -14,7 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from appliance import filing, intake, placing
+from appliance import filing, intake, placing, routing
 from appliance.db.base import now
 from appliance.db.clinical import (
     ClinicalJob,
@@ -23,12 +23,13 @@ from appliance.db.clinical import (
     ModelVersion,
     QuarantineItem,
     Result,
+    Rule,
     Series,
     Study,
     StudyRevision,
 )
 from appliance.db.engine import reading, writing
-from appliance.intake import IndexCounts, IntakeError
+from appliance.intake import AssembleCounts, IndexCounts, IntakeError
 from appliance.node import open_clinical
 from dicom_node import inbox as inbox_module
 from dicom_node.errors import HeaderError
@@ -391,6 +392,69 @@ def test_a_duplicate_makes_no_new_revision(zone: ClinicalZone, inbox: Inbox) -> 
     receive(inbox, ds)
     intake.index_batch(zone, inbox)
     assert intake.assemble_due(zone, later(3600)).assembled == 0
+
+
+def change_rule(zone: ClinicalZone, **values: Any) -> None:
+    with writing(zone.engine) as session:
+        for name, value in values.items():
+            setattr(session.scalars(select(Rule)).one(), name, value)
+
+
+def test_a_rule_that_cannot_be_evaluated_stops_the_study_until_it_is_mended(
+    zone: ClinicalZone, inbox: Inbox
+) -> None:
+    receive(inbox, ct())
+    intake.index_batch(zone, inbox)
+    change_rule(zone, condition={"modality": ["CT"]}, action={"priority": "urgent"})
+    assert intake.assemble_due(zone, later(QUIET_S + 1)) == AssembleCounts(stopped=1)
+    (study,) = rows(zone, Study)
+    assert (study.state, study.revision) == ("quarantined", 0)
+    assert "action.priority" in study.reason
+    assert rows(zone, StudyRevision) == rows(zone, ClinicalJob) == []
+    assert intake.assemble_due(zone, later(QUIET_S + 1)) == AssembleCounts()
+    assert intake.retry_stopped(zone) == AssembleCounts(stopped=1)
+    kinds = [entry.kind for entry in rows(zone, ClinicalLedgerEntry)]
+    assert kinds.count("study.quarantined") == 1
+    change_rule(zone, action={"research": True})
+    assert intake.retry_stopped(zone) == AssembleCounts(assembled=1)
+    (study,) = rows(zone, Study)
+    assert (study.state, study.revision, study.reason) == ("assembled", 1, None)
+    assert [job.kind for job in rows(zone, ClinicalJob)] == ["deidentify"]
+
+
+def test_a_late_instance_of_a_stopped_study_starts_a_quiet_period(zone: ClinicalZone, inbox: Inbox) -> None:
+    first, second = study_of(2)
+    receive(inbox, first)
+    intake.index_batch(zone, inbox)
+    change_rule(zone, condition=["CT"])
+    intake.assemble_due(zone, later(QUIET_S + 1))
+    receive(inbox, second)
+    intake.index_batch(zone, inbox)
+    change_rule(zone, condition={})
+    assert intake.retry_stopped(zone) == AssembleCounts()
+    assert intake.assemble_due(zone, later(QUIET_S + 1)) == AssembleCounts(assembled=1)
+
+
+def test_a_study_that_fails_holds_up_no_other(
+    zone: ClinicalZone, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for ds in (ct(), ct(), ct()):
+        receive(inbox, ds)
+    intake.index_batch(zone, inbox)
+    real, calls = routing.apply, 0
+
+    def failing(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OperationalError("select", {}, ValueError("gone"))
+        return real(*arguments)
+
+    monkeypatch.setattr(routing, "apply", failing)
+    with pytest.raises(OperationalError):
+        intake.assemble_due(zone, later(QUIET_S + 1))
+    assert sorted(study.state for study in rows(zone, Study)) == ["assembled", "assembled", "receiving"]
+    assert intake.assemble_due(zone, later(QUIET_S + 1)) == AssembleCounts(assembled=1)
 
 
 def test_a_study_can_be_assembled_at_once(zone: ClinicalZone, inbox: Inbox) -> None:
