@@ -1,21 +1,20 @@
 """Filing: what the inbox holds becomes files in their place and rows of study, series and instance.
 
 Every step can be killed and repeated: a file is placed under a name that its inbox entry decides, rows are
-committed, and only then the entry leaves the inbox. The indexer process alone files.
+committed, and only then the entry leaves the inbox. An entry that the disk fails stays and is tried again; it
+holds up no other. The indexer process alone files.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import select
 from sqlalchemy.exc import DataError, IntegrityError
 
-from appliance import logs
+from appliance import logs, placing
 from appliance.db.clinical import Instance, QuarantineItem, Result, Series, Study, StudyState
 from appliance.db.engine import reading, writing
 from dicom_node.errors import HeaderError
@@ -23,26 +22,29 @@ from dicom_node.inbox import DamagedEntry, Inbox, InboxEntry, sync_folder
 from dicom_node.index import InstanceHeader, read_header
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy.orm import Session
 
     from appliance.node import ClinicalZone
+    from dicom_node.inbox import Listing
 
 BATCH: Final = 200
+PLAN_S: Final = 2.0  # what is planned by then is filed, before more headers are read
 
 INSTANCE_QUARANTINED: Final = "instance.quarantined"
 INDEXED: Final = "intake.indexed"
 QUARANTINED: Final = "intake.quarantined"
+HEADER_FAILED: Final = "intake.header_failed"
+DEFERRED: Final = "intake.deferred"
 
 UID_MISMATCH: Final = "uid_mismatch"
 OTHER_BYTES: Final = "duplicate_other_bytes"
 PATIENT_MISMATCH: Final = "patient_mismatch"
 NOT_FILED: Final = "not_filed"
+UNREADABLE_HEADER: Final = "unreadable_header"
 
-_NO_LINKS: Final = frozenset({errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS})
-_LOG = logs.logger(__name__)
+_logger = logs.logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,32 +98,111 @@ def open_inbox(zone: ClinicalZone) -> Inbox:
     )
 
 
-def index_batch(zone: ClinicalZone, inbox: Inbox, limit: int = BATCH) -> IndexCounts:
-    """File the oldest entries of the inbox.
+def index_batch(
+    zone: ClinicalZone, inbox: Inbox, limit: int = BATCH, alive: Callable[[], None] = lambda: None
+) -> IndexCounts:
+    """File the oldest entries of the inbox: at most ``limit``, and no more than can be read in a short while.
+
+    Parameters
+    ----------
+    zone : ClinicalZone
+    inbox : Inbox
+    limit : int
+        Entries at most.
+    alive : callable
+        Called between entries: a sign of life.
 
     Returns
     -------
     IndexCounts
-        Their sum is below ``limit`` when nothing else waits.
+        Of the entries that left the inbox; none did when nothing waits.
+
+    Raises
+    ------
+    OSError
+        When the disk failed every entry that waits.
     """
-    listing = inbox.listing(limit)
-    plans: list[_Readable | _Stopped] = [
-        _Stopped(item, item.code, "no receiver finished this file") for item in listing.damaged
-    ]
-    plans.extend(_plan(entry, inbox) for entry in listing.entries)
-    if not plans:
-        return IndexCounts()
-    outcomes = _file_all(zone, inbox, plans)
-    for plan, outcome in zip(plans, outcomes, strict=True):
-        _settle(zone, inbox, plan, outcome)
+    batch = _Batch(zone, inbox, alive)
+    plans = batch.plan(inbox.listing(limit))
+    outcomes = batch.settle(plans, _file_all(zone, inbox, plans)) if plans else []
+    if batch.failed is not None and not outcomes:
+        raise batch.failed
     counts = IndexCounts(
         filed=outcomes.count(_FILED),
         duplicates=outcomes.count(_DUPLICATE),
         own_results=outcomes.count(_OWN_RESULT),
         quarantined=sum(isinstance(outcome, _Stopped) for outcome in outcomes),
     )
-    _LOG.info(INDEXED, filed=counts.filed, duplicates=counts.duplicates, quarantined=counts.quarantined)
+    if outcomes:
+        _logger.info(
+            INDEXED, filed=counts.filed, duplicates=counts.duplicates, quarantined=counts.quarantined
+        )
     return counts
+
+
+@dataclass
+class _Batch:
+    """The steps of one batch that touch files, entry by entry; ``failed`` is what the disk said first."""
+
+    zone: ClinicalZone
+    inbox: Inbox
+    alive: Callable[[], None]
+    failed: OSError | None = None
+
+    def plan(self, listing: Listing) -> list[_Readable | _Stopped]:
+        """Read headers for a short while, and link the files of unknown instances to their place."""
+        plans: list[_Readable | _Stopped] = [
+            _Stopped(item, item.code, "no receiver finished this file") for item in listing.damaged
+        ]
+        for entry_id, error in listing.failed.items():
+            self._defer(entry_id, error)
+        until = time.monotonic() + PLAN_S
+        for entry in listing.entries:
+            if time.monotonic() >= until:
+                break
+            self.alive()
+            try:
+                plans.append(_plan(entry, self.inbox))
+            except OSError as error:
+                self._defer(entry.id, error)
+        return self._place(plans)
+
+    def _place(self, plans: Sequence[_Readable | _Stopped]) -> list[_Readable | _Stopped]:
+        """Place files durably, before any row speaks of them; leave out what the disk does not take."""
+        known = _known(self.zone, plans)
+        placed, folders = [], set()
+        for plan in plans:
+            if isinstance(plan, _Readable) and plan.header.sop_instance_uid not in known:
+                target = self.zone.root / plan.path
+                self.alive()
+                try:
+                    placing.make_folder(self.zone.root, target.parent)
+                    placing.link(plan.entry.path, target)
+                except OSError as error:
+                    self._defer(plan.entry.id, error)
+                    continue
+                folders.add(target.parent)
+            placed.append(plan)
+        for folder in folders:
+            sync_folder(folder)
+        return placed
+
+    def settle(self, plans: Sequence[_Readable | _Stopped], outcomes: Sequence[_Outcome]) -> list[_Outcome]:
+        """Let entries leave the inbox; return the outcomes of those that did."""
+        settled = []
+        for plan, outcome in zip(plans, outcomes, strict=True):
+            self.alive()
+            try:
+                _settle(self.zone, self.inbox, plan, outcome)
+            except OSError as error:
+                self._defer(plan.entry.id, error)
+            else:
+                settled.append(outcome)
+        return settled
+
+    def _defer(self, entry_id: str, error: OSError) -> None:
+        _logger.warning(DEFERRED, entry_id=entry_id, exc_info=error)
+        self.failed = self.failed or error
 
 
 def _plan(entry: InboxEntry, inbox: Inbox) -> _Readable | _Stopped:
@@ -129,6 +210,12 @@ def _plan(entry: InboxEntry, inbox: Inbox) -> _Readable | _Stopped:
         header = read_header(entry.path, max_inflated_bytes=inbox.max_instance_bytes)
     except HeaderError as error:
         return _Stopped(entry, error.code, str(error))
+    except (OSError, MemoryError):
+        raise
+    except Exception:
+        # The edge between this process and hostile bytes: what nobody foresaw stops one entry, not filing.
+        _logger.exception(HEADER_FAILED, entry_id=entry.id)
+        return _Stopped(entry, UNREADABLE_HEADER, "reading its header failed; the node's log says where")
     if (header.sop_instance_uid, header.sop_class_uid) != (entry.sop_instance_uid, entry.sop_class_uid):
         return _Stopped(
             entry, UID_MISMATCH, "the request names another SOP class or instance than the data set"
@@ -138,8 +225,7 @@ def _plan(entry: InboxEntry, inbox: Inbox) -> _Readable | _Stopped:
 
 
 def _file_all(zone: ClinicalZone, inbox: Inbox, plans: Sequence[_Readable | _Stopped]) -> list[_Outcome]:
-    """Place the files, then commit the rows. An entry that the database refuses goes to quarantine alone."""
-    _place_new(zone, [plan for plan in plans if isinstance(plan, _Readable)])
+    """Commit the rows. An entry that the database refuses goes to quarantine alone."""
     try:
         return _commit(zone, inbox, plans)
     except (DataError, IntegrityError):
@@ -152,48 +238,13 @@ def _file_all(zone: ClinicalZone, inbox: Inbox, plans: Sequence[_Readable | _Sto
     return outcomes
 
 
-def _place_new(zone: ClinicalZone, plans: Sequence[_Readable]) -> None:
-    """Link the files of unknown instances to their place, durably, before any row speaks of them."""
+def _known(zone: ClinicalZone, plans: Sequence[_Readable | _Stopped]) -> set[str]:
+    """Return which of the SOP Instance UIDs have rows already."""
+    uids = [plan.header.sop_instance_uid for plan in plans if isinstance(plan, _Readable)]
     with reading(zone.engine) as session:
-        known = set(
-            session.scalars(
-                select(Instance.sop_instance_uid).where(
-                    Instance.sop_instance_uid.in_([plan.header.sop_instance_uid for plan in plans])
-                )
-            )
+        return set(
+            session.scalars(select(Instance.sop_instance_uid).where(Instance.sop_instance_uid.in_(uids)))
         )
-    folders: set[Path] = set()
-    for plan in plans:
-        if plan.header.sop_instance_uid not in known:
-            target = zone.root / plan.path
-            _make_folder(zone.root, target.parent)
-            _link(plan.entry.path, target)
-            folders.add(target.parent)
-    for folder in folders:
-        sync_folder(folder)
-
-
-def _make_folder(root: Path, folder: Path) -> None:
-    if folder.is_dir():
-        return
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for parent in (folder.parent, folder.parent.parent, root):
-        sync_folder(parent)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        return
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        temporary = target.with_suffix(".tmp")
-        shutil.copyfile(source, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
 
 
 def _commit(zone: ClinicalZone, inbox: Inbox, plans: Sequence[_Readable | _Stopped]) -> list[_Outcome]:
@@ -331,7 +382,7 @@ def _quarantine(zone: ClinicalZone, session: Session, inbox: Inbox, stopped: _St
     session.add(item)
     session.flush()
     zone.ledger.append(session, kind=INSTANCE_QUARANTINED, subject_id=item.id, body={"code": stopped.code})
-    _LOG.warning(QUARANTINED, quarantine_id=item.id, code=stopped.code)
+    _logger.warning(QUARANTINED, quarantine_id=item.id, code=stopped.code)
 
 
 def _settle(zone: ClinicalZone, inbox: Inbox, plan: _Readable | _Stopped, outcome: _Outcome) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import select
@@ -19,6 +19,7 @@ from appliance.filing import IndexCounts, index_batch, open_inbox
 from dicom_node.assembly import is_complete
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from sqlalchemy.orm import Session
@@ -34,14 +35,19 @@ __all__ = [
     "index_batch",
     "open_inbox",
     "remove_acknowledged_bundles",
+    "retry_stopped",
 ]
 
 STUDY_ASSEMBLED: Final = "study.assembled"
+STUDY_QUARANTINED: Final = "study.quarantined"
+RULE_FAILED: Final = "rule_failed"
 ASSEMBLED: Final = "intake.assembled"
+ASSEMBLY_FAILED: Final = "intake.assembly_failed"
+STOPPED: Final = "intake.study_stopped"
 BUNDLE_REMOVED: Final = "intake.bundle_removed"
 
 _BUNDLE_ID: Final = re.compile(r"[0-9a-f]{32}")
-_LOG = logs.logger(__name__)
+_logger = logs.logger(__name__)
 
 
 class IntakeError(ApplianceError):
@@ -54,16 +60,25 @@ class AssembleCounts:
 
     assembled: int = 0
     waiting: int = 0
+    stopped: int = 0
 
 
 def assemble_due(zone: ClinicalZone, at: datetime) -> AssembleCounts:
     """Assemble every study whose quiet period is over, and let the rules decide what becomes of it.
+
+    A study whose rules cannot be evaluated is stopped, see :func:`retry_stopped`; one that fails otherwise
+    stays as it is. Neither holds up another.
 
     Parameters
     ----------
     at : datetime
         The moment up to which everything received is filed: the reception time of the oldest entry that waits
         in the inbox, or the present.
+
+    Raises
+    ------
+    Exception
+        What the first study that failed raised, after all others.
     """
     settings = zone.settings.assembly
     with reading(zone.engine) as session:
@@ -79,9 +94,46 @@ def assemble_due(zone: ClinicalZone, at: datetime) -> AssembleCounts:
                 settings.max_wait_s,
             )
         ]
-    for study_id in due:
-        assemble(zone, study_id)
-    return AssembleCounts(len(due), len(waiting) - len(due))
+    counts = _assemble_all(zone, due)
+    return replace(counts, waiting=len(waiting) - len(due))
+
+
+def retry_stopped(zone: ClinicalZone) -> AssembleCounts:
+    """Assemble the studies that the rules stopped, where staff have mended them; raises as for those due."""
+    with reading(zone.engine) as session:
+        stopped = session.scalars(select(Study.id).where(Study.state == StudyState.QUARANTINED)).all()
+    return _assemble_all(zone, stopped)
+
+
+def _assemble_all(zone: ClinicalZone, study_ids: Sequence[str]) -> AssembleCounts:
+    assembled = stopped = 0
+    failed: Exception | None = None
+    for study_id in study_ids:
+        try:
+            assemble(zone, study_id)
+            assembled += 1
+        except routing.RuleError as error:
+            _stop(zone, study_id, str(error))
+            stopped += 1
+        except Exception as error:
+            _logger.exception(ASSEMBLY_FAILED, study_id=study_id)
+            failed = failed or error
+    if failed is not None:
+        raise failed
+    return AssembleCounts(assembled=assembled, stopped=stopped)
+
+
+def _stop(zone: ClinicalZone, study_id: str, reason: str) -> None:
+    """Let staff see why a study was not assembled; nothing of it goes anywhere meanwhile."""
+    with writing(zone.engine) as session:
+        study = session.get(Study, study_id)
+        if study is None or study.state == StudyState.ASSEMBLED:
+            return
+        if study.state == StudyState.RECEIVING:
+            body = {"code": RULE_FAILED}
+            zone.ledger.append(session, kind=STUDY_QUARANTINED, subject_id=study_id, body=body)
+        study.state, study.reason = StudyState.QUARANTINED, reason
+    _logger.warning(STOPPED, study_id=study_id)
 
 
 def assemble(zone: ClinicalZone, study_id: str, actor: str = "node") -> str | None:
@@ -91,12 +143,14 @@ def assemble(zone: ClinicalZone, study_id: str, actor: str = "node") -> str | No
     ------
     IntakeError
         If there is no such study.
+    RuleError
+        If a rule cannot be evaluated; the study stays as it is.
     """
     with writing(zone.engine) as session:
         study = session.get(Study, study_id)
         if study is None:
             raise IntakeError(f"study {study_id}: does not exist")
-        if study.state != StudyState.RECEIVING:
+        if study.state == StudyState.ASSEMBLED:
             return None
         revision = StudyRevision(
             study_id=study.id, number=study.revision + 1, instance_count=study.instance_count
@@ -121,7 +175,7 @@ def assemble(zone: ClinicalZone, study_id: str, actor: str = "node") -> str | No
         revision_id, number = revision.id, revision.number
     for kind, job_id in wake:
         zone.wake(kind, job_id)
-    _LOG.info(ASSEMBLED, study_id=study_id, revision_id=revision_id, number=number)
+    _logger.info(ASSEMBLED, study_id=study_id, revision_id=revision_id, number=number)
     return revision_id
 
 
@@ -158,5 +212,5 @@ def remove_acknowledged_bundles(zone: ClinicalZone) -> int:
         if bundle.is_dir() and not bundle.is_symlink():
             shutil.rmtree(bundle)
             removed += 1
-            _LOG.info(BUNDLE_REMOVED, bundle_id=item.name)
+            _logger.info(BUNDLE_REMOVED, bundle_id=item.name)
     return removed

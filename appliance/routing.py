@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +14,7 @@ from appliance.errors import ApplianceError
 from appliance.work import enqueue
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from sqlalchemy.orm import Session
 
@@ -77,7 +78,7 @@ def apply(zone: ClinicalZone, session: Session, revision_id: str) -> Outcome:
     Raises
     ------
     RuleError
-        If the revision does not exist.
+        If the revision does not exist, or a rule cannot be evaluated.
     """
     revision = session.get(StudyRevision, revision_id)
     if revision is None:
@@ -99,8 +100,14 @@ def apply(zone: ClinicalZone, session: Session, revision_id: str) -> Outcome:
 
 
 def decide(rules: Sequence[Rule], facts: Facts) -> Outcome:
-    """Join the actions of all rules that match: any may ask, the most urgent priority wins."""
-    matched = [rule for rule in rules if matches(rule.condition, facts)]
+    """Join the actions of all rules that match: any may ask, the most urgent priority wins.
+
+    Raises
+    ------
+    RuleError
+        Naming the rule that cannot be evaluated: it never counts as one that does not match.
+    """
+    matched = [rule for rule in rules if _applies(rule, facts)]
     actions = [rule.action for rule in matched]
     names = {name for action in actions for name in action.get("destinations", ())}
     return Outcome(
@@ -109,22 +116,24 @@ def decide(rules: Sequence[Rule], facts: Facts) -> Outcome:
         inference=any(action.get("inference") is True for action in actions),
         destinations=tuple(sorted(names)),
         priority=min(
-            (int(action.get("priority", DEFAULT_PRIORITY)) for action in actions), default=DEFAULT_PRIORITY
+            (action.get("priority", DEFAULT_PRIORITY) for action in actions), default=DEFAULT_PRIORITY
         ),
     )
 
 
-def _priority(action: Mapping[str, Any]) -> int:
-    value = action.get("priority", DEFAULT_PRIORITY)
-    return min(max(value, 0), LOWEST_PRIORITY) if isinstance(value, int) else DEFAULT_PRIORITY
+def _applies(rule: Rule, facts: Facts) -> bool:
+    try:
+        applies = matches(rule.condition, facts)
+        if applies:
+            check_action(rule.action)
+    except RuleError as error:
+        raise RuleError(f"rule {rule.name!r}: {error}") from error
+    return applies
 
 
 def matches(condition: Mapping[str, Any], facts: Facts) -> bool:
-    """Whether every condition that is given holds; a rule that is malformed matches nothing."""
-    try:
-        check_condition(condition)
-    except RuleError:
-        return False
+    """Whether every condition that is given holds; raises like :func:`check_condition`."""
+    check_condition(condition)
     wanted = {
         name: frozenset(condition.get(name, ())) for name in ("modality", "body_part", "calling_ae_title")
     }
@@ -136,7 +145,7 @@ def matches(condition: Mapping[str, Any], facts: Facts) -> bool:
     )
 
 
-def check_condition(condition: Mapping[str, Any]) -> None:
+def check_condition(condition: object) -> None:
     """Refuse what is no condition.
 
     Raises
@@ -144,6 +153,8 @@ def check_condition(condition: Mapping[str, Any]) -> None:
     RuleError
         Naming the field and what was expected.
     """
+    if not isinstance(condition, Mapping):
+        raise RuleError("condition: expected fields with values")
     for name, value in condition.items():
         if name not in CONDITIONS:
             raise RuleError(f"condition.{name}: unknown; expected one of {', '.join(CONDITIONS)}")
@@ -153,8 +164,10 @@ def check_condition(condition: Mapping[str, Any]) -> None:
             raise RuleError(f"condition.{name}: expected a list of texts that is not empty")
 
 
-def check_action(action: Mapping[str, Any]) -> None:
+def check_action(action: object) -> None:
     """Refuse what is no action; raises like :func:`check_condition`."""
+    if not isinstance(action, Mapping):
+        raise RuleError("action: expected fields with values")
     for name, value in action.items():
         if name not in ACTIONS:
             raise RuleError(f"action.{name}: unknown; expected one of {', '.join(ACTIONS)}")

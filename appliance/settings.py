@@ -6,19 +6,32 @@ What staff change at run time (peers, rules, users, models, approvals) lives in 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+from pydantic_settings import SettingsError as SourceError
 
 from appliance.errors import SettingsError
 
 Zone = Literal["clinical", "research"]
+
+_DATABASE_DRIVERS: Final = frozenset({"postgresql", "postgresql+psycopg", "sqlite", "sqlite+pysqlite"})
 
 
 def _ae_title(value: str) -> str:
@@ -40,8 +53,54 @@ def _name(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    if not value or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("expected an address to listen on, such as 127.0.0.1 or 0.0.0.0")
+    return value
+
+
+def _database_url(value: str) -> str:
+    if value:
+        from sqlalchemy import make_url  # noqa: PLC0415 - only where a URL is configured
+        from sqlalchemy.exc import ArgumentError  # noqa: PLC0415 - as above
+
+        expected = "expected postgresql+psycopg://user:password@host/database"
+        try:
+            driver = make_url(value).drivername
+        except (ArgumentError, ValueError):
+            raise ValueError(expected) from None
+        if driver not in _DATABASE_DRIVERS:
+            raise ValueError(expected)
+    return value
+
+
+def _redis_url(value: str) -> str:
+    expected = "expected redis://:password@host:6379/0, or rediss:// or unix:///socket"
+    if value and not _is_url(value, {"redis", "rediss"}) and not value.startswith("unix:///"):
+        raise ValueError(expected)
+    return value
+
+
+def _public_url(value: str) -> str:
+    if value and not (_is_url(value, {"http", "https"}) and value.count("/") - value.endswith("/") == 2):
+        raise ValueError("expected https://name or https://name:port, without a path")
+    return value
+
+
+def _is_url(value: str, schemes: AbstractSet[str]) -> bool:
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Name = Annotated[str, AfterValidator(_name)]
+Host = Annotated[str, AfterValidator(_host)]
+DatabaseURL = Annotated[str, AfterValidator(_database_url)]
+RedisURL = Annotated[str, AfterValidator(_redis_url)]
+PublicURL = Annotated[str, AfterValidator(_public_url)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -54,7 +113,7 @@ class DICOMSettings(_Section):
     """The DICOM service class provider (clinical zone)."""
 
     ae_title: AETitle = "CLOISTER"
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 11112
     max_associations: int = Field(default=20, ge=1, le=500)
     network_timeout_s: Seconds = 60
@@ -66,14 +125,21 @@ class AssemblySettings(_Section):
     """When a study counts as complete."""
 
     quiet_period_s: Seconds = 60
-    max_wait_s: Seconds = 3600
+    max_wait_s: Seconds = Field(default=3600, validate_default=True)
+
+    @field_validator("max_wait_s")
+    @classmethod
+    def _not_before_the_quiet_period(cls, value: float, info: ValidationInfo) -> float:
+        if value < info.data.get("quiet_period_s", value):
+            raise ValueError("expected no less than quiet_period_s")
+        return value
 
 
 class ZoneSettings(_Section):
     """One zone's stores; an empty URL means the embedded SQLite file or Redis server."""
 
-    database_url: str = ""
-    redis_url: str = ""
+    database_url: DatabaseURL = ""
+    redis_url: RedisURL = ""
 
 
 class DeidentificationSettings(_Section):
@@ -102,12 +168,19 @@ class WebSettings(_Section):
     """The panel and the API."""
 
     enabled: bool = True
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 8443
-    public_url: str = ""
+    public_url: PublicURL = ""
     tls_certificate: Path | None = None
-    tls_key: Path | None = None
+    tls_key: Path | None = Field(default=None, validate_default=True)
     session_hours: float = Field(default=8, gt=0, le=24)
+
+    @field_validator("tls_key")
+    @classmethod
+    def _beside_its_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if "tls_certificate" in info.data and (value is None) != (info.data["tls_certificate"] is None):
+            raise ValueError("expected web.tls_certificate and web.tls_key, or neither")
+        return value
 
 
 class FederationSettings(_Section):
@@ -200,6 +273,12 @@ def load_settings(path: Path) -> Settings:
     content.setdefault("data_root", str(path.parent / "data"))
     try:
         settings = Settings(**content)
+    except SourceError as error:
+        wrong = [name for name in Settings.model_fields if f'"{name}"' in str(error)]
+        names = ", ".join(f"CLOISTER_{name.upper()}" for name in wrong) or "CLOISTER_*"
+        raise SettingsError(
+            f"{path}: the environment's {names} is no JSON; expected CLOISTER_SECTION__FIELD for one field"
+        ) from error
     except ValidationError as error:
         lines = [f"  {'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()]
         raise SettingsError(f"{path}: {len(lines)} wrong field(s)\n" + "\n".join(lines)) from error

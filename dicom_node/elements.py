@@ -1,20 +1,21 @@
 """A walk over the elements of an encoded data set that trusts nothing in it (PS3.5 section 7).
 
 It checks that the data set is whole, to its last byte, and hands over the raw values of the wanted
-top-level elements. It decodes no value, recurses nowhere, and every loop is bounded.
+top-level elements. It decodes no value, recurses nowhere, and every loop is bounded. It only ever goes
+forward, so a data set that is inflated on the way need not be held as a whole.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dicom_node.errors import HeaderError
 from dicom_node.part10 import LONG_VRS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from mmap import mmap
 
 UNDEFINED: Final = 0xFFFFFFFF
@@ -26,6 +27,8 @@ PIXEL_DATA: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 MAX_STEPS: Final = 5_000_000
 MAX_DEPTH: Final = 64
 MAX_VALUE_BYTES: Final = 1 << 16
+MAX_PADDING_BYTES: Final = 4096
+_HEAD_BYTES: Final = 12  # of the longest head of an element
 
 
 @dataclass(frozen=True)
@@ -36,16 +39,33 @@ class Encoding:
     big_endian: bool = False
 
 
-@dataclass(frozen=True)
-class _Element:
+class _Element(NamedTuple):
     tag: int
     vr: bytes
     length: int
     value_at: int
 
 
-def scan(data: bytes | mmap, start: int, encoding: Encoding, wanted: Collection[int]) -> dict[int, bytes]:
+def scan(
+    data: bytes | mmap,
+    start: int,
+    encoding: Encoding,
+    wanted: Collection[int],
+    more: Callable[[], bytes] | None = None,
+) -> dict[int, bytes]:
     """Walk a whole data set and return the raw values of the wanted top-level elements.
+
+    Parameters
+    ----------
+    data : bytes or mmap
+        What there is of it at first.
+    start : int
+        Where it begins in ``data``.
+    encoding : Encoding
+    wanted : collection of int
+        Tags.
+    more : callable or None
+        Returns the bytes that follow, piece by piece, and nothing at the end.
 
     Raises
     ------
@@ -54,36 +74,70 @@ def scan(data: bytes | mmap, start: int, encoding: Encoding, wanted: Collection[
         the bytes are no elements, ``ambiguous`` when a wanted element comes twice or has no plain value,
         ``too_complex`` beyond the bounds of this module.
     """
-    return _Scanner(data, encoding, frozenset(wanted)).run(start)
+    return _Scanner(data, encoding, frozenset(wanted), more).run(start)
 
 
 class _Scanner:
     """The state of one walk: a stack of open sequences and items instead of recursion."""
 
-    def __init__(self, data: bytes | mmap, encoding: Encoding, wanted: frozenset[int]) -> None:
-        self._data = data
+    def __init__(
+        self,
+        data: bytes | mmap,
+        encoding: Encoding,
+        wanted: frozenset[int],
+        more: Callable[[], bytes] | None,
+    ) -> None:
+        self._data: bytes | mmap = data
         self._size = len(data)
+        self._more = more
         self._wanted = wanted
         self._values: dict[int, bytes] = {}
         self._open: list[tuple[int, Encoding]] = []  # (what closes it, encoding outside of it)
         self._encoding = encoding
-        self._order = ">" if encoding.big_endian else "<"
+        order = ">" if encoding.big_endian else "<"
+        self._explicit = struct.Struct(order + "HH2sH")
+        self._implicit = struct.Struct(order + "HHI")
+        self._long = struct.Struct(order + "I")
+        self._steps = MAX_STEPS
 
     def run(self, position: int) -> dict[int, bytes]:
+        position = self._reach(position, _HEAD_BYTES)
         if position >= self._size:
             raise HeaderError("empty", "no data set behind the file meta information")
         self._settle_vr_encoding(position)
-        for _ in range(MAX_STEPS):
-            if position >= self._size:
-                break
-            if not self._open and self._only_padding(position):
-                break
-            position = self._step(position)
-        else:
-            raise HeaderError("too_complex", f"more than {MAX_STEPS} elements")
+        while position < self._size:
+            if not self._open and not self._data[position : position + 4].strip(b"\0"):
+                position = self._reach(position, MAX_PADDING_BYTES)
+                if self._only_padding(position):
+                    break
+            self._spend()
+            position = self._reach(self._step(position), _HEAD_BYTES)
         if self._open:
             raise HeaderError("truncated", "the data set ends inside a sequence")
         return self._values
+
+    def _reach(self, position: int, wanted: int) -> int:
+        """Let so many bytes from a position on be there, if the data set has them; return where they are."""
+        if self._more is None or position + wanted <= self._size:
+            return position
+        window = bytearray(self._data[position:])
+        skipped = max(position - self._size, 0)
+        while len(window) < wanted:
+            piece = self._more()
+            if not piece:
+                break
+            window += piece[skipped:]
+            skipped = max(skipped - len(piece), 0)
+        if skipped:
+            raise HeaderError("truncated", "the data set ends inside an element")
+        self._data = bytes(window)
+        self._size = len(window)
+        return 0
+
+    def _spend(self) -> None:
+        self._steps -= 1
+        if self._steps < 0:
+            raise HeaderError("too_complex", f"more than {MAX_STEPS} elements")
 
     def _settle_vr_encoding(self, position: int) -> None:
         """Believe the first element where it contradicts the transfer syntax, as common readers do."""
@@ -94,9 +148,7 @@ class _Scanner:
 
     def _only_padding(self, position: int) -> bool:
         """Senders pad files with zeros; only a short tail of them counts as padding."""
-        if self._data[position : position + 4].strip(b"\0"):
-            return False
-        return self._size - position < 4096 and not self._data[position:].strip(b"\0")
+        return self._size - position < MAX_PADDING_BYTES and not self._data[position:].strip(b"\0")
 
     def _step(self, position: int) -> int:
         element = self._read(position)
@@ -106,31 +158,35 @@ class _Scanner:
             raise HeaderError("not_a_data_set", "something other than an item inside a sequence")
         if element.length == UNDEFINED:
             return self._enter(element)
-        end = element.value_at + element.length
-        if end > self._size:
-            raise HeaderError("truncated", "the data set ends inside an element")
         if not self._open and element.tag in self._wanted:
-            self._keep(element, end)
+            return self._keep(element)
+        return self._behind(element)
+
+    def _behind(self, element: _Element) -> int:
+        end = element.value_at + element.length
+        if end > self._size and self._more is None:
+            raise HeaderError("truncated", "the data set ends inside an element")
         return end
 
     def _read(self, position: int) -> _Element:
-        data, order = self._data, self._order
+        data = self._data
         if position + 8 > self._size:
             raise HeaderError("truncated", "the data set ends inside the head of an element")
-        group, number = struct.unpack_from(order + "HH", data, position)
+        if self._encoding.implicit:
+            group, number, length = self._implicit.unpack_from(data, position)
+            return _Element(group << 16 | number, b"", length, position + 8)
+        group, number, vr, length = self._explicit.unpack_from(data, position)
         tag = group << 16 | number
-        if self._encoding.implicit or group == 0xFFFE:
-            (length,) = struct.unpack_from(order + "I", data, position + 4)
+        if group == 0xFFFE:
+            (length,) = self._long.unpack_from(data, position + 4)
             return _Element(tag, b"", length, position + 8)
-        vr = bytes(data[position + 4 : position + 6])
-        if not (vr.isalpha() and vr.isupper()):
-            raise HeaderError("not_a_data_set", "an element without a value representation")
         if vr in LONG_VRS:
             if position + 12 > self._size:
                 raise HeaderError("truncated", "the data set ends inside the head of an element")
-            (length,) = struct.unpack_from(order + "I", data, position + 8)
+            (length,) = self._long.unpack_from(data, position + 8)
             return _Element(tag, vr, length, position + 12)
-        (length,) = struct.unpack_from(order + "H", data, position + 6)
+        if not (vr.isalpha() and vr.isupper()):
+            raise HeaderError("not_a_data_set", "an element without a value representation")
         return _Element(tag, vr, length, position + 8)
 
     def _enter(self, element: _Element) -> int:
@@ -162,16 +218,15 @@ class _Scanner:
         if element.length == UNDEFINED:
             self._push(ITEM_END)
             return element.value_at
-        end = element.value_at + element.length
-        if end > self._size:
-            raise HeaderError("truncated", "the data set ends inside an item")
-        return end
+        return self._behind(element)
 
     def _skip_fragments(self, position: int) -> int:
-        for _ in range(MAX_STEPS):
+        while True:
+            self._spend()
+            position = self._reach(position, 8)
             if position + 8 > self._size:
                 raise HeaderError("truncated", "the data set ends inside encapsulated pixel data")
-            group, number, length = struct.unpack_from(self._order + "HHI", self._data, position)
+            group, number, length = self._implicit.unpack_from(self._data, position)
             tag = group << 16 | number
             position += 8
             if tag == SEQUENCE_END:
@@ -181,11 +236,15 @@ class _Scanner:
                     "not_a_data_set", "encapsulated pixel data holds something other than fragments"
                 )
             position += length
-        raise HeaderError("too_complex", f"more than {MAX_STEPS} fragments")
 
-    def _keep(self, element: _Element, end: int) -> None:
+    def _keep(self, element: _Element) -> int:
         if element.tag in self._values:
             raise HeaderError("ambiguous", f"{element.tag >> 16:04X},{element.tag & 0xFFFF:04X} comes twice")
         if element.length > MAX_VALUE_BYTES:
             raise HeaderError("ambiguous", "a value of the header is longer than any valid one")
-        self._values[element.tag] = bytes(self._data[element.value_at : end])
+        start = self._reach(element.value_at, element.length)
+        end = start + element.length
+        if end > self._size:
+            raise HeaderError("truncated", "the data set ends inside an element")
+        self._values[element.tag] = bytes(self._data[start:end])
+        return end

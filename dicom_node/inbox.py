@@ -2,7 +2,8 @@
 
 One entry is one Part 10 file: our file meta information (with the facts of the reception) and the data set
 bytes as received. It is written under ``incoming``, fsynced, renamed into ``entries``, and that folder is
-fsynced, before the caller answers 0x0000. Names come from a clock and a random id, never from the data.
+fsynced, before the caller answers 0x0000. Names come from a random id and the clock at that rename, never
+from the data.
 """
 
 from __future__ import annotations
@@ -72,10 +73,11 @@ class DamagedEntry:
 
 @dataclass(frozen=True)
 class Listing:
-    """What waits in the inbox, oldest first."""
+    """What waits in the inbox, oldest first; ``failed`` says what the disk answered, by entry id."""
 
     entries: list[InboxEntry]
     damaged: list[DamagedEntry]
+    failed: dict[str, OSError]
 
 
 class Inbox:
@@ -136,15 +138,18 @@ class Inbox:
         names = (item.name for item in os.scandir(self.folder) if item.name.endswith(_SUFFIX))
         entries: list[InboxEntry] = []
         damaged: list[DamagedEntry] = []
+        failed: dict[str, OSError] = {}
         for name in heapq.nsmallest(limit, names):
             path = self.folder / name
             try:
                 entries.append(read_entry(path))
             except FileNotFoundError:
                 continue
+            except OSError as error:
+                failed[path.stem[-32:]] = error
             except HeaderError as error:
                 damaged.append(DamagedEntry(path.stem, path, error.code))
-        return Listing(entries, damaged)
+        return Listing(entries, damaged, failed)
 
     def count(self) -> int:
         """Return how many entries wait."""
@@ -237,9 +242,7 @@ class InboxWriter:
             "address": caller.address,
         }
         self.id = uuid.uuid4().hex
-        self._received_ns = time.time_ns()
-        self._name = f"{self._received_ns:020d}-{self.id}{_SUFFIX}"
-        self._path = inbox.incoming / self._name
+        self._path = inbox.incoming / f"{self.id}{_SUFFIX}"
         self._announcement = announcement
         self._hash = hashlib.sha256()
         self._size = 0
@@ -295,17 +298,18 @@ class InboxWriter:
         self._hash.update(chunk)
 
     def commit(self) -> InboxEntry:
-        """Make the entry durable and visible."""
+        """Make the entry durable and visible; from now on it counts as received, in the order of commits."""
         if self._file is None:
             raise InboxError("the entry was discarded before it was committed")
         sha256 = self._hash.hexdigest()
         private = json.dumps({**self._facts, "sha256": sha256, "size_bytes": self._size}).encode()
-        target = self._inbox.folder / self._name
         try:
             os.pwrite(self._file, private.ljust(_PRIVATE_BYTES), self._private_offset)
             os.fsync(self._file)
             os.close(self._file)
             self._file = None
+            received_ns = time.time_ns()
+            target = self._inbox.folder / f"{received_ns:020d}-{self.id}{_SUFFIX}"
             self._path.rename(target)
             self._committed = True
             sync_folder(self._inbox.folder)
@@ -315,7 +319,7 @@ class InboxWriter:
         return InboxEntry(
             id=self.id,
             path=target,
-            received_at=datetime.fromtimestamp(self._received_ns / 1e9, UTC),
+            received_at=datetime.fromtimestamp(received_ns / 1e9, UTC),
             size_bytes=self._size,
             sha256=sha256,
             sop_class_uid=_safe_uid(self._announcement.sop_class_uid),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mmap
 import re
-import tempfile
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -102,17 +101,16 @@ def read_header(path: Path, *, max_inflated_bytes: int = 4 << 30) -> InstanceHea
         syntax = meta.uid(0x0010)
         if not is_uid(syntax):
             raise HeaderError("bad_file_meta", "no valid TransferSyntaxUID in the file meta information")
+        encoding = elements.Encoding(implicit=syntax in _IMPLICIT, big_endian=syntax in _BIG_ENDIAN)
         if syntax in _DEFLATED:
-            with tempfile.TemporaryFile(dir=path.parent) as inflated:
-                _inflate(file, meta.data_offset, inflated, max_inflated_bytes)
-                values = _scan(inflated, 0, syntax)
+            source = _Inflating(file, meta.data_offset, max_inflated_bytes)
+            values = elements.scan(b"", 0, encoding, _WANTED, source.piece)
         else:
-            values = _scan(file, meta.data_offset, syntax)
+            values = _scan(file, meta.data_offset, encoding)
     return _header(values, syntax)
 
 
-def _scan(file: BinaryIO, offset: int, syntax: str) -> dict[int, bytes]:
-    encoding = elements.Encoding(implicit=syntax in _IMPLICIT, big_endian=syntax in _BIG_ENDIAN)
+def _scan(file: BinaryIO, offset: int, encoding: elements.Encoding) -> dict[int, bytes]:
     file.seek(0, 2)
     if file.tell() <= offset:
         raise HeaderError("empty", "no data set behind the file meta information")
@@ -120,24 +118,31 @@ def _scan(file: BinaryIO, offset: int, syntax: str) -> dict[int, bytes]:
         return elements.scan(data, offset, encoding, _WANTED)
 
 
-def _inflate(source: BinaryIO, offset: int, target: BinaryIO, limit: int) -> None:
-    """Write the inflated data set to a file, a chunk at a time: it may be a bomb."""
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    source.seek(offset)
-    written = 0
-    try:
-        while not inflater.eof:
-            chunk = inflater.unconsumed_tail or source.read(_CHUNK_BYTES)
-            if not chunk:
-                raise HeaderError("truncated", "the deflated data set ends too early")
-            piece = inflater.decompress(chunk, _CHUNK_BYTES)
-            written += len(piece)
-            if written > limit:
-                raise HeaderError("too_complex", "the inflated data set is longer than allowed")
-            target.write(piece)
-    except zlib.error as error:
-        raise HeaderError("bad_deflate", "the data set cannot be inflated") from error
-    target.flush()
+class _Inflating:
+    """A deflated data set, a piece at a time: it may be a bomb, so no more than a piece is ever held."""
+
+    def __init__(self, file: BinaryIO, offset: int, limit: int) -> None:
+        file.seek(offset)
+        self._file = file
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._left = limit
+
+    def piece(self) -> bytes:
+        """Return the next bytes of the data set, none at its end."""
+        try:
+            while not self._inflater.eof:
+                chunk = self._inflater.unconsumed_tail or self._file.read(_CHUNK_BYTES)
+                piece = self._inflater.decompress(chunk, _CHUNK_BYTES)
+                self._left -= len(piece)
+                if self._left < 0:
+                    raise HeaderError("too_complex", "the inflated data set is longer than allowed")
+                if piece:
+                    return piece
+                if not chunk:
+                    raise HeaderError("truncated", "the deflated data set ends too early")
+        except zlib.error as error:
+            raise HeaderError("bad_deflate", "the data set cannot be inflated") from error
+        return b""
 
 
 def _header(values: dict[int, bytes], syntax: str) -> InstanceHeader:
@@ -192,9 +197,11 @@ def _decode(raw: bytes, encodings: list[str]) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return decode_bytes(raw, encodings, set())
+            text = decode_bytes(raw, encodings, set())
+            text.encode()  # some of Python's own codecs make text that no database takes
     except (LookupError, ValueError):
         return raw.decode("ascii", "replace")
+    return text
 
 
 def _encodings(raw: bytes) -> list[str]:
@@ -204,6 +211,9 @@ def _encodings(raw: bytes) -> list[str]:
         return ["ascii"]
     from pydicom.charset import convert_encodings  # noqa: PLC0415
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return list(convert_encodings([term.strip() for term in text.split("\\")]))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return list(convert_encodings([term.strip() for term in text.split("\\")]))
+    except (LookupError, ValueError):
+        return ["ascii"]

@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Engine, event, select, text
+from sqlalchemy.exc import SQLAlchemyError
 
+from appliance import logs
 from appliance.db.clinical import ClinicalLedgerEntry
 from appliance.db.coordinator import CoordinatorLedgerEntry
 from appliance.db.research import ResearchLedgerEntry
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
 LedgerModel = type[ClinicalLedgerEntry] | type[ResearchLedgerEntry] | type[CoordinatorLedgerEntry]
 
 GENESIS: Final = "0" * 64
+HEAD_NOT_STORED: Final = "ledger.head_not_stored"
 _FORMAT: Final = "cloister-ledger-1"
 _LOCK: Final = 0x4C656467  # PostgreSQL advisory lock: one appender at a time
 _HEXADECIMAL: Final = re.compile(r"[0-9a-f]{32,128}")
 _CODE: Final = re.compile(r"[a-z][a-z0-9_.:-]{0,63}")
+_LOG = logs.logger(__name__)
 
 
 class LedgerBodyError(ApplianceError):
@@ -172,7 +176,12 @@ class Ledger:
 
         def stored(committed: Session) -> None:
             committed.info["ledger_heads"].discard(self.head_path)
-            if isinstance(engine, Engine):
+            if not isinstance(engine, Engine):
+                return
+            try:
                 self.anchor(engine)
+            except (OSError, SQLAlchemyError) as error:
+                # What was committed is done all the same; the next entry stores a head beyond this one.
+                _LOG.error(HEAD_NOT_STORED, exc_info=error)
 
         event.listen(session, "after_commit", stored, once=True)

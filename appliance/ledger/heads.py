@@ -50,11 +50,24 @@ def store(engine: Engine, signing: Ed25519PrivateKey, path: Path) -> None:
         if head is None or head.sequence <= _stored_sequence(path):
             return
         content: dict[str, Any] = {**asdict(head), "signature": signing.sign(_message(head)).hex()}
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.write_text(json.dumps(content), encoding="ascii")
-        temporary.replace(path)
+        _replace(path, json.dumps(content).encode("ascii"))
     finally:
         os.close(lock)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Replace a file so that a loss of power leaves the old one or the new one, never an empty one."""
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def load(path: Path, public_key: Ed25519PublicKey) -> Head | None:
@@ -72,7 +85,10 @@ def load(path: Path, public_key: Ed25519PublicKey) -> Head | None:
         head = Head(int(content["sequence"]), str(content["entry_hash"]))
         public_key.verify(bytes.fromhex(content["signature"]), _message(head))
     except (OSError, ValueError, KeyError, TypeError, InvalidSignature) as error:
-        raise HeadError(f"{path}: expected a head signed by this zone") from error
+        raise HeadError(
+            f"{path}: expected a head signed by this zone. Compare the newest entry with a head that was kept"
+            " outside the node, then move the file away; the next entry writes a new one"
+        ) from error
     return head
 
 

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from dicom_node.inbox import Inbox
 
 IDLE_S: Final = 0.2
+BEAT_EVERY_S: Final = 1.0
 RECONCILE_EVERY_S: Final = 5.0
 HOUSEKEEPING_EVERY_S: Final = 3.0
+RETRY_STOPPED_EVERY_S: Final = 60.0
 MAX_FAILURES: Final = 10
 DUTY_FAILED: Final = "indexer.duty_failed"
 
@@ -63,6 +65,19 @@ class Duty:
             self.failures = 0
 
 
+@dataclass
+class _Paced:
+    """A sign of life that may be asked for at every entry, left once a second."""
+
+    beat: Callable[[], None]
+    due_at: float = 0.0
+
+    def __call__(self) -> None:
+        if time.monotonic() >= self.due_at:
+            self.beat()
+            self.due_at = time.monotonic() + BEAT_EVERY_S
+
+
 def _body(process: base.Process) -> None:
     from appliance.intake import open_inbox  # noqa: PLC0415 - signals and logs first
 
@@ -78,13 +93,15 @@ def _body(process: base.Process) -> None:
 
 
 def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Duty]:
-    from appliance import broker, filing, intake, models, work  # noqa: PLC0415
+    from appliance import broker, intake, models, work  # noqa: PLC0415
     from appliance.db.base import now  # noqa: PLC0415
     from appliance.db.clinical import ClinicalJob  # noqa: PLC0415
 
+    alive = _Paced(process.beat)
+
     def index() -> None:
-        while not process.stopping.is_set() and intake.index_batch(zone, inbox).total >= filing.BATCH:
-            process.beat()
+        while not process.stopping.is_set() and intake.index_batch(zone, inbox, alive=alive).total:
+            pass
 
     def assemble() -> None:
         # Before the look at the inbox: what comes after it was received later than this moment.
@@ -102,6 +119,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
     return [
         Duty("index", index, IDLE_S),
         Duty("assemble", assemble, 2 * IDLE_S),
+        Duty("stopped", lambda: intake.retry_stopped(zone), RETRY_STOPPED_EVERY_S),
         Duty("reconcile", reconcile, RECONCILE_EVERY_S),
         Duty("candidates", lambda: models.take_in_candidates(zone), HOUSEKEEPING_EVERY_S),
         Duty("bundles", lambda: intake.remove_acknowledged_bundles(zone), HOUSEKEEPING_EVERY_S),

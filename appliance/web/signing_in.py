@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from anyio import to_thread
 from fastapi import APIRouter, Request
@@ -14,6 +13,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 
 from appliance import auth, logs
 from appliance.db.base import now
+from appliance.web import bodies
 from appliance.web.api.problems import problem
 from appliance.web.gate import VISIT, session_name
 from appliance.web.panel.markup import el
@@ -31,6 +31,7 @@ FONTS: Final = f"/_nicegui/{version('nicegui')}/static/fonts.css"
 SIGN_IN_REFUSED: Final = "web.sign_in_refused"
 _logger = logs.logger(__name__)
 _WRONG: Final = "Name or password is wrong, or this user is disabled."
+_UNREADABLE: Final = "This form could not be read. Fill it in again."
 _LOCKED: Final = "Too many wrong passwords. Wait a while, then try again."
 
 
@@ -76,7 +77,11 @@ def _add_forms(routes: APIRouter, desk: Desk, checker: _Checker) -> None:
 
     @routes.post("/sign-in")
     async def enter(request: Request) -> Response:
-        form = await _form(request)
+        try:
+            form = bodies.fields_of_form(await bodies.read(request, MAX_FORM_BYTES))
+        except bodies.BodyError:
+            shown = page(desk.settings.name, "", notice("bad", _UNREADABLE))
+            return HTMLResponse(shown, status_code=400)
         target = inside(form.get("next", ""))
         found = await checker.check(form.get("name", ""), form.get("password", ""))
         if isinstance(found, Response):
@@ -100,8 +105,13 @@ def _add_session(routes: APIRouter, desk: Desk, checker: _Checker) -> None:
 
     @routes.post("/api/v1/session")
     async def enter(request: Request) -> Response:
-        body = await _json(request)
-        found = await checker.check(str(body.get("name", "")), str(body.get("password", "")))
+        try:
+            body = bodies.parsed(await bodies.read(request, MAX_FORM_BYTES))
+            fields = body if isinstance(body, dict) else {}
+            name, password = (bodies.checked(str(fields.get(key, ""))) for key in ("name", "password"))
+        except bodies.BodyError:
+            return problem(400, "Expected a JSON object with name and password.")
+        found = await checker.check(name, password)
         if isinstance(found, Response):
             return found
         answer = JSONResponse({"name": found.principal.name, "rights": sorted(found.principal.rights)})
@@ -154,28 +164,6 @@ def _set_cookie(desk: Desk, answer: Response, found: SignIn) -> None:
 
 def _clear_cookie(desk: Desk, answer: Response) -> None:
     answer.delete_cookie(desk.cookie_name, path="/", secure=desk.secure, httponly=True, samesite="strict")
-
-
-async def _body(request: Request) -> bytes:
-    content = b""
-    async for part in request.stream():
-        content += part
-        if len(content) > MAX_FORM_BYTES:
-            return b""
-    return content
-
-
-async def _form(request: Request) -> dict[str, str]:
-    fields = parse_qs((await _body(request)).decode("utf-8", errors="replace"), max_num_fields=10)
-    return {key: values[0] for key, values in fields.items()}
-
-
-async def _json(request: Request) -> dict[str, object]:
-    try:
-        body = json.loads(await _body(request))
-    except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}
 
 
 def inside(target: str) -> str:

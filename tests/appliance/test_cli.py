@@ -128,7 +128,8 @@ def test_wrong_use_exits_2() -> None:
     assert run_cloister("user", "add").returncode == 2
 
 
-def test_the_ledger_is_verified_and_tampering_exits_1(config: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("body", ["'{}'", "x'00ff'"])
+def test_the_ledger_is_verified_and_tampering_exits_1(config: str, tmp_path: Path, body: str) -> None:
     intact = cloister("ledger", "verify", "--json", "--config", config)
     assert intact.exit_code == 0
     assert {zone: report["ok"] for zone, report in json.loads(intact.output).items()} == {
@@ -137,13 +138,16 @@ def test_the_ledger_is_verified_and_tampering_exits_1(config: str, tmp_path: Pat
     }
     engine = make_engine(f"sqlite:///{tmp_path}/n/data/clinical/clinical.db")
     with writing(engine) as session:
-        session.execute(text("UPDATE ledger_entry SET body = '{}' WHERE sequence = 1"))
+        session.execute(text(f"UPDATE ledger_entry SET body = {body} WHERE sequence = 1"))  # noqa: S608 - of this test
     engine.dispose()
     broken = cloister("ledger", "verify", "--config", config)
     assert broken.exit_code == 1
     assert "NOT INTACT" in broken.output
     assert "entry 1" in broken.output
     assert cloister("ledger", "verify", "--zone", "research", "--config", config).exit_code == 0
+    report = json.loads(cloister("doctor", "--json", "--config", config).output)
+    wrong = {check["name"]: check["detail"] for check in report["checks"] if not check["ok"]}
+    assert "1 problems" in wrong["clinical ledger"]
 
 
 def test_the_doctor_of_a_stopped_node_names_what_is_wrong_and_the_fix(config: str) -> None:

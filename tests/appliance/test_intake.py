@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from appliance import filing, intake
+from appliance import filing, intake, placing, routing
 from appliance.db.base import now
 from appliance.db.clinical import (
     ClinicalJob,
@@ -22,21 +23,25 @@ from appliance.db.clinical import (
     ModelVersion,
     QuarantineItem,
     Result,
+    Rule,
     Series,
     Study,
     StudyRevision,
 )
 from appliance.db.engine import reading, writing
-from appliance.intake import IndexCounts, IntakeError
+from appliance.intake import AssembleCounts, IndexCounts, IntakeError
 from appliance.node import open_clinical
+from dicom_node import inbox as inbox_module
 from dicom_node.errors import HeaderError
 from dicom_node.inbox import Announcement, Inbox, InboxEntry
+from dicom_node.index import read_header
 from dicom_node.part10 import MAX_META_BYTES, decode
 from tests.dicom_node.support import CALLER, ct, encoded
 from tests.shared_data import shared_data_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from pydicom.dataset import Dataset
 
@@ -196,6 +201,97 @@ def test_what_cannot_be_filed_is_quarantined_and_holds_up_nothing(
     assert kinds.count("instance.quarantined") == 1
 
 
+def test_a_character_set_with_a_nul_holds_up_nothing(zone: ClinicalZone, inbox: Inbox) -> None:
+    ds = ct(SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Jörg")
+    receive(inbox, ds, encoded(ds).replace(b"ISO_IR 100", b"ISO_IR\x00100"))
+    receive(inbox, ct())
+    assert intake.index_batch(zone, inbox) == IndexCounts(filed=2)
+
+
+def test_a_header_that_breaks_the_reader_is_quarantined_alone(
+    zone: ClinicalZone, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison = [receive(inbox, ct()) for _ in range(3)][1]
+
+    def broken(path: Path, **options: Any) -> Any:
+        if path == poison.path:
+            raise IndexError("nobody foresaw this")
+        return read_header(path, **options)
+
+    monkeypatch.setattr("appliance.filing.read_header", broken)
+    assert intake.index_batch(zone, inbox) == IndexCounts(filed=2, quarantined=1)
+    (item,) = rows(zone, QuarantineItem)
+    assert item.reason_code == "unreadable_header"
+    assert "foresaw" not in item.reason
+    assert (zone.root / item.path).is_file()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize(
+    ("module", "step"), [(inbox_module, "read_entry"), (filing, "read_header"), (placing, "link")]
+)
+def test_an_entry_that_the_disk_fails_waits_alone_and_is_tried_again(
+    zone: ClinicalZone, inbox: Inbox, monkeypatch: pytest.MonkeyPatch, module: Any, step: str, number: int
+) -> None:
+    unlucky = [receive(inbox, ct()) for _ in range(3)][1]
+    real = getattr(module, step)
+
+    def failing(path: Path, *rest: Any, **options: Any) -> Any:
+        if path == unlucky.path:
+            raise OSError(number, os.strerror(number))
+        return real(path, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, failing)
+        assert intake.index_batch(zone, inbox) == IndexCounts(filed=2)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            intake.index_batch(zone, inbox)
+    assert rows(zone, QuarantineItem) == []
+    assert inbox.entries(5) == [unlucky]
+    assert intake.index_batch(zone, inbox) == IndexCounts(filed=1)
+
+
+@pytest.mark.parametrize("step", ["remove", "quarantine"])
+def test_an_entry_that_cannot_leave_the_inbox_holds_up_no_other(
+    zone: ClinicalZone, inbox: Inbox, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    for ds in (ct(), ct(StudyInstanceUID=None), ct(), ct(StudyInstanceUID=None)):
+        receive(inbox, ds)
+    real, calls = getattr(inbox, step), 0
+
+    def failing(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OSError(errno.ENOSPC, "full")
+        return real(*arguments)
+
+    monkeypatch.setattr(inbox, step, failing)
+    assert intake.index_batch(zone, inbox).total == 3
+    assert inbox.count() == 1
+    assert intake.index_batch(zone, inbox).total == 1
+    assert len(rows(zone, Instance)) == len(rows(zone, QuarantineItem)) == 2
+    assert all((zone.root / item.path).is_file() for item in rows(zone, Instance))
+
+
+def test_a_batch_that_takes_long_is_cut_and_gives_signs_of_life(
+    zone: ClinicalZone, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for ds in study_of(6):
+        receive(inbox, ds)
+    clock, beats = [0.0], []
+    monkeypatch.setattr("appliance.filing.time.monotonic", lambda: clock[0])
+
+    def slow(path: Path, **options: Any) -> Any:
+        clock[0] += 1.5
+        return read_header(path, **options)
+
+    monkeypatch.setattr("appliance.filing.read_header", slow)
+    assert intake.index_batch(zone, inbox, alive=lambda: beats.append(clock[0])).total == 2
+    assert beats[:2] == [0.0, 1.5]
+    assert [intake.index_batch(zone, inbox).total for _ in range(3)] == [2, 2, 0]
+
+
 def test_a_file_that_is_no_entry_is_quarantined(zone: ClinicalZone, inbox: Inbox) -> None:
     (inbox.folder / f"{1:020d}-{'a' * 32}.dcm").write_bytes(b"left by somebody")
     assert intake.index_batch(zone, inbox) == IndexCounts(quarantined=1)
@@ -298,6 +394,69 @@ def test_a_duplicate_makes_no_new_revision(zone: ClinicalZone, inbox: Inbox) -> 
     assert intake.assemble_due(zone, later(3600)).assembled == 0
 
 
+def change_rule(zone: ClinicalZone, **values: Any) -> None:
+    with writing(zone.engine) as session:
+        for name, value in values.items():
+            setattr(session.scalars(select(Rule)).one(), name, value)
+
+
+def test_a_rule_that_cannot_be_evaluated_stops_the_study_until_it_is_mended(
+    zone: ClinicalZone, inbox: Inbox
+) -> None:
+    receive(inbox, ct())
+    intake.index_batch(zone, inbox)
+    change_rule(zone, condition={"modality": ["CT"]}, action={"priority": "urgent"})
+    assert intake.assemble_due(zone, later(QUIET_S + 1)) == AssembleCounts(stopped=1)
+    (study,) = rows(zone, Study)
+    assert (study.state, study.revision) == ("quarantined", 0)
+    assert "action.priority" in study.reason
+    assert rows(zone, StudyRevision) == rows(zone, ClinicalJob) == []
+    assert intake.assemble_due(zone, later(QUIET_S + 1)) == AssembleCounts()
+    assert intake.retry_stopped(zone) == AssembleCounts(stopped=1)
+    kinds = [entry.kind for entry in rows(zone, ClinicalLedgerEntry)]
+    assert kinds.count("study.quarantined") == 1
+    change_rule(zone, action={"research": True})
+    assert intake.retry_stopped(zone) == AssembleCounts(assembled=1)
+    (study,) = rows(zone, Study)
+    assert (study.state, study.revision, study.reason) == ("assembled", 1, None)
+    assert [job.kind for job in rows(zone, ClinicalJob)] == ["deidentify"]
+
+
+def test_a_late_instance_of_a_stopped_study_starts_a_quiet_period(zone: ClinicalZone, inbox: Inbox) -> None:
+    first, second = study_of(2)
+    receive(inbox, first)
+    intake.index_batch(zone, inbox)
+    change_rule(zone, condition=["CT"])
+    intake.assemble_due(zone, later(QUIET_S + 1))
+    receive(inbox, second)
+    intake.index_batch(zone, inbox)
+    change_rule(zone, condition={})
+    assert intake.retry_stopped(zone) == AssembleCounts()
+    assert intake.assemble_due(zone, later(QUIET_S + 1)) == AssembleCounts(assembled=1)
+
+
+def test_a_study_that_fails_holds_up_no_other(
+    zone: ClinicalZone, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for ds in (ct(), ct(), ct()):
+        receive(inbox, ds)
+    intake.index_batch(zone, inbox)
+    real, calls = routing.apply, 0
+
+    def failing(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OperationalError("select", {}, ValueError("gone"))
+        return real(*arguments)
+
+    monkeypatch.setattr(routing, "apply", failing)
+    with pytest.raises(OperationalError):
+        intake.assemble_due(zone, later(QUIET_S + 1))
+    assert sorted(study.state for study in rows(zone, Study)) == ["assembled", "assembled", "receiving"]
+    assert intake.assemble_due(zone, later(QUIET_S + 1)) == AssembleCounts(assembled=1)
+
+
 def test_a_study_can_be_assembled_at_once(zone: ClinicalZone, inbox: Inbox) -> None:
     receive(inbox, ct())
     intake.index_batch(zone, inbox)
@@ -315,8 +474,8 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        (filing, "_place_new"),
-        (filing, "_link"),
+        (filing, "_known"),
+        (placing, "link"),
         (filing, "sync_folder"),
         (filing, "_commit"),
         (filing, "_file_one"),
@@ -413,6 +572,27 @@ def test_the_quiet_period_counts_from_what_is_known_to_be_filed(zone: ClinicalZo
     assert oldest is not None
     assert oldest.tzinfo is UTC
     assert intake.assemble_due(zone, min(later(QUIET_S + 1), oldest)).assembled == 0
+
+
+def test_an_instance_that_came_slowly_starts_a_quiet_period_of_its_own(
+    zone: ClinicalZone, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = study_of(3)
+    receive(inbox, first)
+    intake.index_batch(zone, inbox)
+    announced = Announcement(str(second.SOPClassUID), str(second.SOPInstanceUID), str(ExplicitVRLittleEndian))
+    start_ns = time.time_ns()
+    with inbox.begin(CALLER, announced) as writer:
+        writer.write(encoded(second))
+        with monkeypatch.context() as patch:  # the transfer takes longer than the quiet period
+            patch.setattr("dicom_node.inbox.time.time_ns", lambda: start_ns + (QUIET_S + 1) * 10**9)
+            writer.commit()
+    intake.index_batch(zone, inbox)
+    assert intake.assemble_due(zone, later(QUIET_S + 2)).assembled == 0
+    receive(inbox, third)
+    intake.index_batch(zone, inbox)
+    assert intake.assemble_due(zone, later(2 * QUIET_S + 2)).assembled == 1
+    assert [item.instance_count for item in rows(zone, StudyRevision)] == [3]
 
 
 def test_an_entry_that_the_database_refuses_is_quarantined_alone(

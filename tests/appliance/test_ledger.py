@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
+import os
 import shutil
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from appliance.db.engine import writing
+from appliance.db import migrate
+from appliance.db.engine import make_engine, writing
 from appliance.ledger import Ledger, LedgerBodyError, commitment, verify
 from appliance.ledger.chain import check_body
 
@@ -56,6 +61,24 @@ def test_a_changed_field_is_found(
     fill(clinical_engine, ledger)
     tamper(clinical_engine, f"UPDATE ledger_entry SET {column} = 'x' WHERE sequence = :s", s=sequence)  # noqa: S608 - column names of this test
     assert "content" in codes(clinical_engine, ledger)
+
+
+@pytest.mark.parametrize("value", ["x'00ff'", "CAST(x'00ff' AS TEXT)", "7", "1.5"])
+@pytest.mark.parametrize(
+    "column", ["at", "kind", "actor", "subject_id", "body", "previous_hash", "entry_hash", "signature"]
+)
+def test_a_field_of_another_type_is_found(tmp_path: Path, ledger: Ledger, column: str, value: str) -> None:
+    url = f"sqlite:///{tmp_path / 'clinical.db'}"
+    migrate.upgrade(url, "clinical")
+    engine = make_engine(url)
+    fill(engine, ledger, 3)
+    tamper(engine, f"UPDATE ledger_entry SET {column} = {value} WHERE sequence = 2")  # noqa: S608 - of this test
+    report = verify(engine, ledger.signing.public_key(), ledger.head_path)
+    assert {problem.sequence for problem in report.problems} & {2, 3}
+    assert json.dumps(dataclasses.asdict(report))
+    fill(engine, ledger, 1)
+    assert "tail" not in codes(engine, ledger)
+    engine.dispose()
 
 
 def test_a_changed_and_rehashed_entry_is_found(clinical_engine: Engine, ledger: Ledger) -> None:
@@ -127,6 +150,59 @@ def test_a_forged_head_is_found(clinical_engine: Engine, ledger: Ledger) -> None
     fill(clinical_engine, ledger, 1)
     assert ledger.head_path.read_text() == "rubbish"
     assert "head" in codes(clinical_engine, ledger)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 40, b"[]", b'{"sequence": "x"}'])
+def test_a_head_that_cannot_be_read_is_named_with_what_to_do(
+    clinical_engine: Engine, ledger: Ledger, content: bytes
+) -> None:
+    fill(clinical_engine, ledger)
+    ledger.head_path.write_bytes(content)
+    fill(clinical_engine, ledger, 1)
+    (problem,) = verify(clinical_engine, ledger.signing.public_key(), ledger.head_path).problems
+    assert problem.code == "head"
+    assert str(ledger.head_path) in problem.message
+    assert "move the file away" in problem.message
+    ledger.head_path.rename(ledger.head_path.with_suffix(".damaged"))
+    fill(clinical_engine, ledger, 1)
+    assert codes(clinical_engine, ledger) == set()
+
+
+def test_head_and_folder_are_synced_before_and_after_the_rename(
+    clinical_engine: Engine, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    real_fsync = os.fsync
+
+    def fsync(handle: int) -> None:
+        name = Path(f"/proc/self/fd/{handle}").readlink()
+        order.append(f"{'folder' if name.is_dir() else 'file'} {ledger.head_path.exists()}")
+        real_fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    fill(clinical_engine, ledger, 1)
+    assert order == ["file False", "folder True"]
+
+
+@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
+def test_work_is_done_though_the_head_could_not_be_stored_and_the_next_entry_stores_it(
+    clinical_engine: Engine, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    fill(clinical_engine, ledger, 2)
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        fill(clinical_engine, ledger, 1)
+    report = verify(clinical_engine, ledger.signing.public_key(), ledger.head_path)
+    assert (report.ok, report.entries, report.anchored_sequence) == (True, 3, 2)
+    fill(clinical_engine, ledger, 1)
+    report = verify(clinical_engine, ledger.signing.public_key(), ledger.head_path)
+    assert (report.ok, report.entries, report.anchored_sequence) == (True, 4, 4)
+    tamper(clinical_engine, "DELETE FROM ledger_entry WHERE sequence > 3")
+    assert codes(clinical_engine, ledger) == {"tail"}
 
 
 def test_an_entry_and_its_cause_are_stored_together(clinical_engine: Engine, ledger: Ledger) -> None:

@@ -45,15 +45,39 @@ def rule(name: str = "r", **parts: Any) -> Rule:
         ({"calling_ae_title": ["PACS"]}, True),
         ({"calling_ae_title": ["OTHER"]}, False),
         ({"modality": ["DX"], "description": "hand"}, False),
-        ({"modality": []}, False),
-        ({"modality": "DX"}, False),
-        ({"colour": ["red"]}, False),
-        ({"description": "("}, False),
-        ({"description": "(a+)+$"}, False),
     ],
 )
 def test_a_rule_matches_when_all_its_conditions_hold(condition: dict[str, Any], expected: bool) -> None:
     assert routing.matches(condition, CHEST) is expected
+
+
+@pytest.mark.parametrize(
+    ("parts", "field"),
+    [
+        ({"condition": {"modality": []}}, "condition.modality"),
+        ({"condition": {"modality": "DX"}}, "condition.modality"),
+        ({"condition": {"colour": ["red"]}}, "condition.colour"),
+        ({"condition": {"description": "("}}, "condition.description"),
+        ({"condition": {"description": "(a+)+$"}}, "condition.description"),
+        ({"condition": ["DX"]}, "condition"),
+        ({"condition": None}, "condition"),
+        ({"action": {"priority": "urgent"}}, "action.priority"),
+        ({"action": {"priority": None}}, "action.priority"),
+        ({"action": {"destinations": None}}, "action.destinations"),
+        ({"action": "research"}, "action"),
+    ],
+)
+def test_a_rule_that_cannot_be_evaluated_is_an_error_not_a_missing_match(
+    parts: dict[str, Any], field: str
+) -> None:
+    broken = Rule(**{"name": "night", "condition": {}, "action": {}, "enabled": True, "position": 0, **parts})
+    with pytest.raises(routing.RuleError, match=rf"^rule 'night': {field}"):
+        routing.decide([rule("a"), broken], CHEST)
+
+
+def test_what_a_rule_would_do_matters_only_where_it_matches() -> None:
+    other = rule("b", modality=["CT"], action={"priority": "urgent"})
+    assert routing.decide([rule("a"), other], CHEST).rules == ("a",)
 
 
 @pytest.mark.parametrize(

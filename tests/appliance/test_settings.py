@@ -55,6 +55,59 @@ def test_what_is_no_ae_title_is_refused(tmp_path: Path, ae_title: str) -> None:
         Settings(data_root=tmp_path, dicom={"ae_title": ae_title})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        ('[clinical]\ndatabase_url = "nonsense-SECRET"', "clinical.database_url"),
+        ('[research]\ndatabase_url = "mysql://u:SECRET@h/d"', "research.database_url"),
+        ('[clinical]\ndatabase_url = "postgresql+psycopg2://u:SECRET@h/d"', "clinical.database_url"),
+        ('[clinical]\nredis_url = "SECRET"', "clinical.redis_url"),
+        ('[clinical]\nredis_url = "http://:SECRET@h:6379/0"', "clinical.redis_url"),
+        ('[research]\nredis_url = "redis://h:port/SECRET"', "research.redis_url"),
+        ('[web]\npublic_url = "cloister.SECRET.example"', "web.public_url"),
+        ('[web]\npublic_url = "ftp://SECRET.example"', "web.public_url"),
+        ('[web]\npublic_url = "https://SECRET.example:99999"', "web.public_url"),
+        ('[web]\npublic_url = "https://SECRET.example/panel"', "web.public_url"),
+        ('[web]\npublic_url = "https://[SECRET"', "web.public_url"),
+        ('[web]\ntls_certificate = "SECRET.pem"', "web.tls_key"),
+        ('[web]\ntls_key = "SECRET.pem"', "web.tls_key"),
+        ("[assembly]\nmax_wait_s = 30", "assembly.max_wait_s"),
+        ("[assembly]\nquiet_period_s = 7200", "assembly.max_wait_s"),
+        ('[dicom]\nhost = "SECRET host"', "dicom.host"),
+        ('[dicom]\nhost = ""', "dicom.host"),
+        ('[web]\nhost = " "', "web.host"),
+    ],
+)
+def test_what_would_fail_later_is_refused_at_once(tmp_path: Path, content: str, field: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(write(tmp_path, content))
+    assert f"  {field}: " in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[clinical]\ndatabase_url = "postgresql+psycopg://u:p@h:5432/d"\nredis_url = "rediss://:p@h/1"',
+        '[clinical]\ndatabase_url = "sqlite:////var/lib/x.db"\nredis_url = "unix:///run/redis.sock"',
+        '[web]\npublic_url = "https://cloister.hospital.example:8443/"\nhost = "::"',
+        '[web]\ntls_certificate = "a.pem"\ntls_key = "b.pem"',
+        "[assembly]\nmax_wait_s = 60\nquiet_period_s = 60",
+    ],
+)
+def test_what_a_hospital_sets_is_taken(tmp_path: Path, content: str) -> None:
+    assert load_settings(write(tmp_path, content)).name == "node"
+
+
+def test_a_section_in_the_environment_that_is_no_section_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOISTER_DICOM", "SECRET")
+    with pytest.raises(SettingsError, match="CLOISTER_DICOM") as caught:
+        load_settings(write(tmp_path, ""))
+    assert "SECRET" not in str(caught.value)
+
+
 def test_settings_cannot_be_changed(tmp_path: Path) -> None:
     settings = Settings(data_root=tmp_path)
     with pytest.raises(ValidationError):

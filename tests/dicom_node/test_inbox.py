@@ -5,6 +5,7 @@ import hashlib
 import multiprocessing
 import os
 import stat
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,17 @@ def test_entries_are_the_oldest_first_and_limited(inbox: Inbox) -> None:
     assert inbox.entries(3) == written[:3]
     assert inbox.oldest_received_at() == written[0].received_at
     assert inbox.count() == 5
+
+
+def test_an_entry_is_as_old_as_its_commit_however_long_it_took_to_come(inbox: Inbox) -> None:
+    with inbox.begin(CALLER, ANNOUNCED) as slow:
+        slow.write(b"the first half")
+        quick = put(inbox)
+        begun = datetime.now(UTC)
+        late = slow.commit()
+    assert late.received_at >= begun
+    assert inbox.entries(2) == [quick, late]
+    assert inbox.oldest_received_at() == quick.received_at
 
 
 def test_an_empty_inbox_has_no_oldest_entry(inbox: Inbox) -> None:

@@ -207,7 +207,16 @@ def test_text_is_read_in_its_character_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "charset", [b"ISO_IR 999", b"zlib_codec", b"rot13 ", b"\\\\\\\\\\\\", b"\xff\xfe\xfd "]
+    "charset",
+    [
+        b"ISO_IR 999",
+        b"zlib_codec",
+        b"rot13 ",
+        b"\\\\\\\\\\\\",
+        b"\xff\xfe\xfd ",
+        b"ISO_IR\x00100",
+        b"a\0b\\\0c",
+    ],
 )
 def test_a_character_set_that_is_none_stops_no_file(tmp_path: Path, charset: bytes) -> None:
     data = encoded(ct(SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Jörg", PatientID="1"))
@@ -215,6 +224,46 @@ def test_a_character_set_that_is_none_stops_no_file(tmp_path: Path, charset: byt
     header = read_header(write_raw(tmp_path / "a.dcm", data.replace(b"ISO_IR 100", padded)))
     assert header.patient_id == "1"
     assert "ller" in header.patient_name
+
+
+@pytest.mark.parametrize("codec", [b"unicode_escape", b"raw_unicode_escape", b"utf_7", b"utf_16", b"idna"])
+def test_no_codec_makes_text_that_cannot_be_stored(tmp_path: Path, codec: bytes) -> None:
+    data = encoded(ct(SpecificCharacterSet="ISO_IR 192", PatientName="ä" + "x" * 20))
+    data = data.replace(b"CS\x0a\0ISO_IR 192", b"CS" + struct.pack("<H", len(codec)) + codec)
+    name = b"\xe4\\ud800+2AA-".ljust(22)
+    header = read_header(write_raw(tmp_path / "a.dcm", data.replace("ä".encode() + b"x" * 20, name)))
+    assert header.patient_name.encode()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
+@given(
+    charset=st.one_of(
+        st.binary(max_size=24),
+        st.lists(
+            st.sampled_from(
+                [b"ISO_IR 100", b"ISO 2022 IR 87", b"ISO_IR 192", b"GB18030", b"\0", b"\\", b"x "]
+            ),
+            max_size=5,
+        ).map(b"\\".join),
+    ),
+    name=st.binary(max_size=40),
+    identifier=st.binary(max_size=40),
+)
+def test_any_character_set_and_text_end_in_a_header_or_a_header_error(
+    tmp_path: Path, charset: bytes, name: bytes, identifier: bytes
+) -> None:
+    def element(group: int, number: int, vr: bytes, value: bytes) -> bytes:
+        return struct.pack("<HH2sH", group, number, vr, len(value)) + value
+
+    rest = encoded(ct({"PatientName": None, "PatientID": None}))
+    texts = element(0x0010, 0x0010, b"PN", name) + element(0x0010, 0x0020, b"LO", identifier)
+    path = write_raw(tmp_path / "a.dcm", element(0x0008, 0x0005, b"CS", charset) + rest + texts)
+    try:
+        header = read_header(path)
+    except HeaderError:
+        return
+    assert "\0" not in header.patient_id + header.patient_name
+    assert (header.patient_id + header.patient_name).encode() is not None
 
 
 def test_nesting_without_end_is_stopped(tmp_path: Path) -> None:

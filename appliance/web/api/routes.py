@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 from typing import TYPE_CHECKING, Any, Final
 
 from anyio import to_thread
@@ -13,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from appliance import logs
 from appliance.auth.rights import Right
-from appliance.web import metrics, pictures
+from appliance.web import bodies, metrics, pictures
 from appliance.web.api.problems import problem
 from appliance.web.gate import VISIT
 from appliance.web.panel import live
@@ -84,8 +83,9 @@ def _action(desk: Desk, page: Page[Any]) -> Callable[[Request, str], Any]:
         if not visit.viewer.may(page.right) or not visit.viewer.may(declared.right):
             return problem(403, _FORBIDDEN)
         try:
-            fields = {**live.fields_of(await _json(request)), **request.path_params}
-        except ValueError:
+            body = bodies.parsed(await bodies.read(request, MAX_BODY_BYTES))
+            fields = {**live.fields_of(body), **live.fields_of(request.path_params)}
+        except bodies.BodyError:
             return problem(400, "Expected a JSON object of texts.")
         try:
             done, said = await to_thread.run_sync(live.act, desk, page, visit.token, action, fields)
@@ -97,15 +97,6 @@ def _action(desk: Desk, page: Page[Any]) -> Callable[[Request, str], Any]:
         return JSONResponse({"done": True, "message": said}) if done else problem(409, said)
 
     return act
-
-
-async def _json(request: Request) -> object:
-    content = b""
-    async for part in request.stream():
-        content += part
-        if len(content) > MAX_BODY_BYTES:
-            raise ValueError("body: too large")
-    return json.loads(content) if content else {}
 
 
 def _picture(desk: Desk) -> Callable[[Request, str], Any]:

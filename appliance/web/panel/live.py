@@ -16,6 +16,7 @@ from starlette.responses import Response  # noqa: TC002 - as above
 
 from appliance import logs
 from appliance.errors import ApplianceError
+from appliance.web import bodies
 from appliance.web.api.problems import problem
 from appliance.web.gate import VISIT
 from appliance.web.panel import shell
@@ -94,11 +95,19 @@ def act(desk: Desk, page: Page[Any], token: str, name: str, fields: Mapping[str,
 
 
 def fields_of(values: object) -> dict[str, str]:
-    """Take the fields of an event or a request body: short texts by name, nothing else."""
+    """Take the fields of an event or a request body: short texts by name, nothing else.
+
+    Raises
+    ------
+    BodyError
+        When a text cannot be stored.
+    """
     if not isinstance(values, Mapping) or len(values) > MAX_FIELDS:
         return {}
     return {
-        str(key)[:60]: value[:MAX_FIELD_LENGTH] for key, value in values.items() if isinstance(value, str)
+        str(key)[:60]: bodies.checked(value[:MAX_FIELD_LENGTH])
+        for key, value in values.items()
+        if isinstance(value, str)
     }
 
 
@@ -161,12 +170,15 @@ class _Open:
 
     async def on_action(self, event: Any) -> None:
         message = event.args if isinstance(event.args, Mapping) else {}
-        name, fields = str(message.get("action", "")), fields_of(message.get("fields"))
+        name = str(message.get("action", ""))
         try:
+            fields = fields_of(message.get("fields"))
             outcome = await run.io_bound(act, self.desk, self.page, self.visit.token, name, fields)
         except SessionEndedError:
             self.end()
             return
+        except bodies.BodyError:
+            outcome = (False, "This text cannot be stored.")
         except Exception:
             _logger.exception(ACTION_FAILED, action=name if name in self.page.actions else "unknown")
             outcome = (False, "This did not work; the node's log says why.")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PROBLEM = "application/problem+json"
 PUBLIC = {"/sign-in", "/healthz", "/metrics", "/favicon.ico", "/static/{name}"}
+HOSTILE = [b"[" * 4000, b'{"a":' * 800, b'{"id": "a\\u0000b"}', b'{"id": "\\ud800"}']
 ACTIONS = [
     pytest.param(page, name, id=f"{page.path} {name}")
     for page in PAGES
@@ -148,6 +149,28 @@ def test_a_wrong_password_says_no_more_than_that(panel: PanelServer) -> None:
     assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize(
+    "form",
+    [b"&".join(b"a%d=1" % number for number in range(12)), b"name=a%00b&password=x", b"name=" + b"a" * 5000],
+)
+def test_a_sign_in_form_that_cannot_be_read_is_answered_with_the_form(
+    panel: PanelServer, form: bytes
+) -> None:
+    headers = {"origin": panel.url, "content-type": "application/x-www-form-urlencoded"}
+    answer = panel.client().post("/sign-in", content=form, headers=headers)
+    assert answer.status_code == 400
+    assert 'action="/sign-in"' in answer.text
+
+
+@pytest.mark.parametrize(
+    "body", [*HOSTILE[:2], b'{"name": "a\\u0000b"}', b'{"name": "ada", "password": "\\ud800"}', b"no JSON"]
+)
+def test_a_sign_in_body_that_cannot_be_read_is_answered_400(panel: PanelServer, body: bytes) -> None:
+    answer = panel.client().post("/api/v1/session", content=body)
+    assert answer.status_code == 400
+    assert answer.headers["content-type"] == PROBLEM
+
+
 def test_after_five_wrong_passwords_even_the_right_one_must_wait(panel: PanelServer) -> None:
     client = panel.client()
     for _ in range(5):
@@ -236,7 +259,9 @@ def test_the_log_holds_no_identity_and_no_secret(panel: PanelServer) -> None:
         assert secret not in panel.log
 
 
-@pytest.mark.parametrize("body", [b"[]", b"not json", b"{" * 20_000, b'{"id": 3}', b'{"id": ["x"]}'])
+@pytest.mark.parametrize(
+    "body", [b"[]", b"not json", b"{" * 20_000, b'{"id": 3}', b'{"id": ["x"]}', *HOSTILE]
+)
 def test_a_hostile_body_is_answered_not_obeyed(panel: PanelServer, body: bytes) -> None:
     answer = panel.client("ada").post("/api/v1/quarantine/actions/review", content=body)
     assert answer.status_code in {400, 409}
