@@ -158,6 +158,11 @@ class Claim:
         next_try = now() + timedelta(seconds=wait_s)
         self._end({"state": WorkState.FAILED, "reason": reason, "next_try_at": next_try})
 
+    def postpone(self, reason: str, retry_in_s: float, session: Session | None = None) -> None:
+        """Put the row back for a while because something else comes first; this was no attempt."""
+        values = {"state": WorkState.FAILED, "reason": reason, "attempts": self.row.attempts - 1}
+        self._end({**values, "next_try_at": now() + timedelta(seconds=retry_in_s)}, session)
+
     def die(self, reason: str) -> None:
         """Mark the row dead: a person decides."""
         _LOG.error(WORK_DEAD, row_id=self.row_id, attempts=self.row.attempts, reason=reason)
