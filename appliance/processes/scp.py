@@ -78,7 +78,7 @@ class Reporter:
 
 
 def _body(process: base.Process) -> None:
-    from appliance.callers import DatabaseCallers  # noqa: PLC0415 - signals and logs first
+    from appliance.callers import SNAPSHOT, DatabaseCallers  # noqa: PLC0415 - signals and logs first
     from appliance.intake import open_inbox  # noqa: PLC0415
     from appliance.names import Names  # noqa: PLC0415
     from appliance.peers import CallerRecorder  # noqa: PLC0415
@@ -88,7 +88,8 @@ def _body(process: base.Process) -> None:
     dicom = process.settings.dicom
     names = Names()
     names.start()
-    callers, recorder = DatabaseCallers(zone.engine, names), CallerRecorder(zone.engine)
+    callers = DatabaseCallers(zone.engine, names, zone.root / SNAPSHOT)
+    recorder = CallerRecorder(zone.engine)
     reporter = Reporter(recorder)
     config = SCPConfig(
         ae_title=dicom.ae_title,
