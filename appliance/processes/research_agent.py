@@ -48,7 +48,8 @@ def _duties(zone: ResearchZone) -> list[Duty]:
     from appliance.db.base import now  # noqa: PLC0415
     from appliance.db.research import Round  # noqa: PLC0415
 
-    def backlog() -> int | None:
+    def backlog(kind: str) -> int | None:
+        del kind  # rounds have one queue
         return broker.backlog(node.redis_url(zone.settings, "research"), (broker.RESEARCH_QUEUE,))
 
     def import_bundles() -> None:
