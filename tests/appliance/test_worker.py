@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from appliance.db.base import WorkState
 from appliance.db.clinical import ClinicalJob
 from appliance.db.engine import reading, writing
 from appliance.db.research import Protocol, Round
+from appliance.worker import Liveness
 from tests.appliance.servers import PostgreSQL, RedisServer, end_group, running_tcp_redis, wait_until
 
 if TYPE_CHECKING:
@@ -113,6 +115,58 @@ def test_every_kind_of_job_reaches_its_worker_once_though_delivered_twice(
     )
     wait_until(lambda: backlog(clinical_zone) == 0, what="every message is taken")
     assert sorted(row_id for row_id, _ in traces(clinical_zone, "began")) == sorted(ids.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["gone", "answers-nothing"])
+def test_a_worker_in_mid_round_outlives_a_broker_that_is_away(
+    research_zone: node.ResearchZone,
+    research_redis: RedisServer,
+    start: Callable[[str], subprocess.Popen[bytes]],
+    how: signal.Signals,
+) -> None:
+    def beat() -> health.Beat:
+        found = health.last_beat(research_zone.settings, "research_worker")
+        assert found is not None
+        return found
+
+    start("research_worker")
+    (research_zone.root / "hold").touch()
+    round_id = add_round(research_zone, 1)
+    research_zone.wake(round_id)
+    wait_until(lambda: bool(traces(research_zone, "began")), 60, "the round began")
+    assert research_redis.process is not None
+    os.kill(research_redis.process.pid, how)
+    away_since, pid = time.time(), beat().pid
+    wait_until(lambda: beat().at > away_since + 30, 120, "it still gives signs of life")
+    if how == signal.SIGSTOP:
+        os.kill(research_redis.process.pid, signal.SIGCONT)
+    else:
+        research_redis.kill()
+        research_redis.start()
+    (research_zone.root / "hold").unlink()
+    wait_until(lambda: round_state(research_zone, round_id) == WorkState.DONE, 60, "the round is done")
+    second = add_round(research_zone, 2)
+
+    def done() -> bool:
+        research_zone.wake(second)
+        return round_state(research_zone, second) == WorkState.DONE
+
+    wait_until(done, 120, "the next round is done, once the worker has found the broker again")
+    assert len(traces(research_zone, "began")) == 2
+    assert beat().pid == pid
+
+
+def test_signs_of_life_end_when_the_main_loop_stands_still() -> None:
+    beats: list[float] = []
+    liveness = Liveness(lambda: beats.append(time.monotonic()), silent_s=0.3, every_s=0.01)
+    liveness.start()
+    liveness.progress()
+    wait_until(lambda: len(beats) > 3, what="signs of life")
+    wait_until(lambda: time.monotonic() > beats[-1] + 1, what="they end")
+    count = len(beats)
+    liveness.progress()
+    wait_until(lambda: len(beats) > count, what="they come again")
 
 
 def backlog(zone: node.ClinicalZone) -> int | None:
