@@ -41,7 +41,10 @@ def start(config: Path, node_settings: Settings) -> Iterator[Callable[[str], sub
 
     def begin(name: str) -> subprocess.Popen[bytes]:
         (node.run_dir(node_settings) / "health" / f"{name}.json").unlink(missing_ok=True)
-        argv = [sys.executable, "-m", "tests.appliance.probe_worker", name, "--config", str(config)]
+        program = ["tests.appliance.probe_worker", name]
+        if not name.endswith("_worker"):
+            program = [f"appliance.processes.{name}"]
+        argv = [sys.executable, "-m", *program, "--config", str(config)]
         process = subprocess.Popen(argv, process_group=0)
         running.append(process)
         wait_until(lambda: health.last_beat(node_settings, name) is not None, 60, f"{name} is ready")
@@ -155,6 +158,33 @@ def test_a_worker_in_mid_round_outlives_a_broker_that_is_away(
     wait_until(done, 120, "the next round is done, once the worker has found the broker again")
     assert len(traces(research_zone, "began")) == 2
     assert beat().pid == pid
+
+
+@pytest.mark.slow
+def test_redis_killed_and_restarted_in_the_middle_costs_no_job_and_doubles_none(
+    clinical_zone: node.ClinicalZone,
+    clinical_redis: RedisServer,
+    start: Callable[[str], subprocess.Popen[bytes]],
+) -> None:
+    start("clinical_worker")
+    start("indexer")
+    hold = clinical_zone.root / "hold"
+    hold.write_text("5")
+    ids = [add_job(clinical_zone, f"before {number}") for number in range(20)]
+    for job_id in ids:
+        clinical_zone.wake("deidentify", job_id)
+    wait_until(lambda: len(traces(clinical_zone, "began")) == 6, 60, "five are done and one is held")
+    clinical_redis.kill()
+    for number in range(5):
+        ids.append(add_job(clinical_zone, f"meanwhile {number}"))
+        assert not clinical_zone.wake("deidentify", ids[-1])
+    clinical_redis.start()
+    hold.unlink()
+    wait_until(
+        lambda: all(job(clinical_zone, job_id).state == WorkState.DONE for job_id in ids), 180, "all are done"
+    )
+    assert sorted(row_id for row_id, _ in traces(clinical_zone, "began")) == sorted(ids)
+    assert sorted(row_id for row_id, _ in traces(clinical_zone, "ended")) == sorted(ids)
 
 
 def test_signs_of_life_end_when_the_main_loop_stands_still() -> None:
