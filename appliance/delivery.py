@@ -6,7 +6,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import and_, select
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import aliased
 
 from appliance import logs
@@ -45,6 +45,7 @@ FIRST_RETRY_S: Final = 15.0
 LONGEST_RETRY_S: Final = 1800.0
 HOLD_S: Final = 20.0  # until the next look whether the newer revision has been answered
 ASSOCIATION_TIMEOUT_S: Final = 30.0
+ALIGN_LIMIT: Final = 500
 HEARTBEAT_EVERY: Final = 200  # instances whose identity was checked
 
 RESULT_DELIVERED: Final = "result.delivered"
@@ -101,6 +102,35 @@ def deliver(zone: ClinicalZone, claim: Claim) -> None:
         _stop(zone, claim, order, problem[1], quarantine=problem)
     else:
         _send(zone, claim, order)
+
+
+def align(zone: ClinicalZone) -> int:
+    """Bring deliveries in line with jobs that ended or were queued again elsewhere; return how many.
+
+    A job becomes dead without its delivery when its worker dies too often or its deadline passes, and a
+    person queues it again in the list of jobs.
+    """
+    buried = and_(Delivery.state == QUEUED, ClinicalJob.state == WorkState.DEAD)
+    retried = and_(Delivery.state == DEAD, ClinicalJob.state == WorkState.QUEUED)
+    apart = (
+        select(Delivery, ClinicalJob.state, ClinicalJob.reason)
+        .join(ClinicalJob, and_(ClinicalJob.subject_id == Delivery.id, ClinicalJob.kind == "deliver"))
+        .where(or_(buried, retried))
+        .limit(ALIGN_LIMIT)
+    )
+    with reading(zone.engine) as session:
+        if session.execute(apart.limit(1)).first() is None:
+            return 0
+    with writing(zone.engine) as session:
+        rows = session.execute(apart).all()
+        for delivery, state, reason in rows:
+            if state == WorkState.DEAD:
+                delivery.state, delivery.reason = DEAD, reason
+                body = {"delivery_id": delivery.id, "peer_id": delivery.peer_id}
+                zone.ledger.append(session, kind=RESULT_STOPPED, subject_id=delivery.result_id, body=body)
+            else:
+                delivery.state, delivery.reason = QUEUED, None
+        return len(rows)
 
 
 def retry_in_s(attempts: int, row_id: str) -> float:
@@ -250,7 +280,8 @@ def _withhold(zone: ClinicalZone, claim: Claim, order: _Order) -> None:
 
 def _hold(zone: ClinicalZone, claim: Claim, order: _Order) -> None:
     with writing(zone.engine) as session:
-        session.get_one(Delivery, order.delivery_id).reason = NEWER_REVISION
+        delivery = session.get_one(Delivery, order.delivery_id)
+        delivery.state, delivery.reason = QUEUED, NEWER_REVISION
         claim.postpone(NEWER_REVISION, HOLD_S, session)
 
 
@@ -269,7 +300,7 @@ def _stop(
             _add_quarantine(zone, session, order, quarantine)
         body = {"delivery_id": order.delivery_id, "peer_id": order.peer_id}
         zone.ledger.append(session, kind=RESULT_STOPPED, subject_id=order.result_id, body=body)
-    claim.die(reason)
+        claim.die(reason, session)
 
 
 def _add_quarantine(

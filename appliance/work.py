@@ -163,10 +163,10 @@ class Claim:
         values = {"state": WorkState.FAILED, "reason": reason, "attempts": self.row.attempts - 1}
         self._end({**values, "next_try_at": now() + timedelta(seconds=retry_in_s)}, session)
 
-    def die(self, reason: str) -> None:
-        """Mark the row dead: a person decides."""
+    def die(self, reason: str, session: Session | None = None) -> None:
+        """Mark the row dead, with ``session`` as :meth:`finish` does: a person decides."""
         _LOG.error(WORK_DEAD, row_id=self.row_id, attempts=self.row.attempts, reason=reason)
-        self._end({"state": WorkState.DEAD, "reason": reason})
+        self._end({"state": WorkState.DEAD, "reason": reason}, session)
 
     def _end(self, values: dict[str, Any], session: Session | None = None) -> None:
         self._change({**values, "lease_owner": None, "lease_until": None}, session)

@@ -79,7 +79,7 @@ def _body(process: base.Process) -> None:
 
 
 def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Duty]:
-    from appliance import broker, filing, intake, models, routing, work  # noqa: PLC0415
+    from appliance import broker, delivery, filing, intake, models, routing, work  # noqa: PLC0415
     from appliance.db.base import now  # noqa: PLC0415
     from appliance.db.clinical import ClinicalJob  # noqa: PLC0415
 
@@ -100,6 +100,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
             return broker.backlog_of(node.redis_url(zone.settings, "clinical"), kind)
 
         work.reconcile(zone.engine, ClinicalJob, zone.wake, now(), backlog)
+        delivery.align(zone)
 
     return [
         Duty("index", index, IDLE_S),

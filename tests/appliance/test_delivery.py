@@ -344,6 +344,40 @@ def test_a_disabled_destination_gets_nothing(scene: Scene) -> None:
     assert scene.received == []
 
 
+def ledger_kinds(scene: Scene) -> list[str]:
+    """Return the kinds of the ledger's entries."""
+    with reading(scene.zone.engine) as session:
+        return list(session.scalars(select(ClinicalLedgerEntry.kind)))
+
+
+@pytest.mark.parametrize(
+    "fate", [{"state": "running", "attempts": 3}, {"deadline_at": now() - timedelta(days=1)}], ids=str
+)
+def test_a_delivery_whose_job_was_buried_is_dead_with_the_reason(scene: Scene, fate: dict[str, Any]) -> None:
+    scene.change(ClinicalJob, **fate)
+    work.reconcile(scene.zone.engine, ClinicalJob, lambda *_: True, now())
+    assert scene.job.state == "dead"
+    assert (delivery.align(scene.zone), delivery.align(scene.zone)) == (1, 0)
+    row = scene.row(Delivery, scene.delivery_id)
+    assert (row.state, row.reason) == ("dead", scene.job.reason)
+    assert ledger_kinds(scene).count("result.stopped") == 1
+
+
+def test_a_dead_delivery_is_queued_again_with_its_job(scene: Scene) -> None:
+    scene.change(Peer, enabled=False)
+    assert scene.deliver().state == "dead"
+    assert delivery.align(scene.zone) == 0
+    with writing(scene.zone.engine) as session:
+        assert work.retry(session, ClinicalJob, scene.job_id)
+    assert delivery.align(scene.zone) == 1
+    row = scene.row(Delivery, scene.delivery_id)
+    assert (row.state, row.reason) == ("queued", None)
+    scene.change(Peer, enabled=True)
+    assert scene.deliver().state == "delivered"
+    assert delivery.align(scene.zone) == 0
+    assert ledger_kinds(scene).count("result.stopped") == 1
+
+
 def test_pauses_grow_to_half_an_hour() -> None:
     pauses = [delivery.retry_in_s(attempts, "0" * 32) for attempts in range(1, 12)]
     assert pauses == sorted(pauses)
