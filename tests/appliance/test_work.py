@@ -326,6 +326,25 @@ def test_what_could_not_be_announced_is_announced_next_time(clinical_engine: Eng
     assert {row_id for _, row_id in reconcile(clinical_engine, backlog=lambda _: 7)[1]} == set(ids)
 
 
+def test_a_message_leads_to_the_most_urgent_row_of_its_queue_first(clinical_engine: Engine) -> None:
+    named, equal = make_job(clinical_engine, "a"), make_job(clinical_engine, "b")
+
+    def candidates(row_id: str = named) -> list[str]:
+        return work.candidates(clinical_engine, ClinicalJob, ["infer"], row_id)
+
+    assert candidates() == [named, equal]
+    urgent = make_job(clinical_engine, "c", priority=0)
+    with writing(clinical_engine) as session:
+        work.enqueue(session, ClinicalJob, "deliver", "b" * 32, "other queue", priority=0)
+    assert candidates() == [urgent, named]
+    assert candidates(urgent) == [urgent, named]
+    change(clinical_engine, urgent, state=WorkState.DONE)
+    assert candidates(urgent) == [urgent, named], "a second delivery of the message finds other work"
+    assert candidates("0" * 32) == [named, "0" * 32]
+    change(clinical_engine, equal, state=WorkState.FAILED, next_try_at=now())
+    assert candidates() == [named]
+
+
 def test_the_most_urgent_is_announced_first(clinical_engine: Engine) -> None:
     late, urgent = make_job(clinical_engine, "a", priority=7), make_job(clinical_engine, "b", priority=0)
     assert [row_id for _, row_id in reconcile(clinical_engine)[1]] == [urgent, late]

@@ -55,9 +55,9 @@ def start(config: Path, node_settings: Settings) -> Iterator[Callable[[str], sub
         end_group(process)
 
 
-def add_job(zone: node.ClinicalZone, key: str, kind: str = "deidentify") -> str:
+def add_job(zone: node.ClinicalZone, key: str, kind: str = "deidentify", priority: int = 5) -> str:
     with writing(zone.engine) as session:
-        job_id = work.enqueue(session, ClinicalJob, kind, "a" * 32, key)
+        job_id = work.enqueue(session, ClinicalJob, kind, "a" * 32, key, priority=priority)
     assert job_id is not None
     return job_id
 
@@ -118,6 +118,29 @@ def test_every_kind_of_job_reaches_its_worker_once_though_delivered_twice(
     )
     wait_until(lambda: backlog(clinical_zone) == 0, what="every message is taken")
     assert sorted(row_id for row_id, _ in traces(clinical_zone, "began")) == sorted(ids.values())
+
+
+def test_an_urgent_job_overtakes_those_whose_messages_came_earlier(
+    clinical_zone: node.ClinicalZone,
+    clinical_redis: RedisServer,
+    start: Callable[[str], subprocess.Popen[bytes]],
+) -> None:
+    start("clinical_worker")
+    (clinical_zone.root / "hold").touch()
+    ids = [add_job(clinical_zone, f"k{number}") for number in range(4)]
+    clinical_zone.wake("deidentify", ids[0])
+    wait_until(lambda: len(traces(clinical_zone, "began")) == 1, 60, "one is at work")
+    for job_id in ids[1:]:
+        clinical_zone.wake("deidentify", job_id)
+    urgent = add_job(clinical_zone, "urgent", "deliver", priority=0)
+    clinical_zone.wake("deliver", urgent)
+    (clinical_zone.root / "hold").unlink()
+    wait_until(
+        lambda: all(job(clinical_zone, i).state == WorkState.DONE for i in [*ids, urgent]), 60, "all are done"
+    )
+    began = [row_id for row_id, _ in traces(clinical_zone, "began")]
+    assert began[:2] == [ids[0], urgent]
+    assert sorted(began) == sorted([*ids, urgent])
 
 
 @pytest.mark.slow
