@@ -75,13 +75,13 @@ class ClinicalWaker:
 
     url: str
 
-    def __call__(self, kind: str, job_id: str) -> None:
-        """Wake the worker of this kind of job."""
+    def __call__(self, kind: str, job_id: str) -> bool:
+        """Wake the worker of this kind of job; return whether the message was sent."""
         if kind not in CLINICAL_KINDS:
             _LOG.error(WAKE_UNKNOWN, kind=kind, row_id=job_id)
-            return
+            return False
         task, queue = CLINICAL_KINDS[kind]
-        send(self.url, task, queue, job_id)
+        return send(self.url, task, queue, job_id)
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class ResearchWaker:
 
     url: str
 
-    def __call__(self, round_id: str) -> None:
-        """Wake the research worker."""
-        send(self.url, RUN_LOCAL_ROUND, RESEARCH_QUEUE, round_id)
+    def __call__(self, round_id: str) -> bool:
+        """Wake the research worker; return whether the message was sent."""
+        return send(self.url, RUN_LOCAL_ROUND, RESEARCH_QUEUE, round_id)
 
 
 def backlog(url: str, queues: tuple[str, ...]) -> int | None:
@@ -104,3 +104,8 @@ def backlog(url: str, queues: tuple[str, ...]) -> int | None:
             return sum(int(str(client.llen(queue))) for queue in queues)
     except (RedisError, OSError):
         return None
+
+
+def backlog_of(url: str, kind: str) -> int | None:
+    """Return how many messages wait in the queue of a kind of clinical job; None when nobody can say."""
+    return backlog(url, (CLINICAL_KINDS[kind][1],)) if kind in CLINICAL_KINDS else 0

@@ -6,18 +6,19 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import select
+from sqlalchemy import and_, or_, select
+from sqlalchemy.orm import aliased
 
 from appliance import logs
-from appliance.db.base import now
+from appliance.db.base import WorkState, now
 from appliance.db.clinical import (
+    ClinicalJob,
     Delivery,
     Instance,
     Peer,
     QuarantineItem,
     Result,
     Series,
-    Study,
     StudyRevision,
 )
 from appliance.db.engine import reading, writing
@@ -42,7 +43,9 @@ DEAD: Final = "dead"
 
 FIRST_RETRY_S: Final = 15.0
 LONGEST_RETRY_S: Final = 1800.0
+HOLD_S: Final = 20.0  # until the next look whether the newer revision has been answered
 ASSOCIATION_TIMEOUT_S: Final = 30.0
+ALIGN_LIMIT: Final = 500
 HEARTBEAT_EVERY: Final = 200  # instances whose identity was checked
 
 RESULT_DELIVERED: Final = "result.delivered"
@@ -51,6 +54,9 @@ RESULT_STOPPED: Final = "result.stopped"
 
 IDENTITY_MISMATCH: Final = "identity_mismatch"
 IDENTITY_UNREADABLE: Final = "identity_unreadable"
+NEWER_REVISION: Final = "waits for the models' answer to the study's newer revision"
+
+_OPEN: Final = (WorkState.QUEUED, WorkState.RUNNING, WorkState.FAILED)
 
 _LOG = logs.logger(__name__)
 
@@ -69,12 +75,15 @@ class _Order:
     peer_id: str
     peer_ready: bool
     withhold: str  # why it must not leave, or nothing
+    held: bool  # whether models still answer a newer revision, and may supersede it
 
 
 def deliver(zone: ClinicalZone, claim: Claim) -> None:
     """Send one result to one destination.
 
-    A result that is superseded or of a shadow model is withheld. The patient's identity in the result is
+    A result that is superseded or of a shadow model is withheld. While models still answer a newer revision
+    of the study it waits: they supersede it, or leave it as it is when that revision does not concern them,
+    and then it is the current result. The patient's identity in the result is
     compared with every instance of its study; a mismatch stops the delivery for a person. A failure that
     another try may change is tried again with growing pauses.
     """
@@ -85,12 +94,43 @@ def deliver(zone: ClinicalZone, claim: Claim) -> None:
         claim.finish()
     elif order.withhold:
         _withhold(zone, claim, order)
+    elif order.held:
+        _hold(zone, claim, order)
     elif not order.peer_ready:
         _stop(zone, claim, order, "the destination is disabled or no destination")
     elif (problem := _identity_problem(claim, order)) is not None:
         _stop(zone, claim, order, problem[1], quarantine=problem)
     else:
         _send(zone, claim, order)
+
+
+def align(zone: ClinicalZone) -> int:
+    """Bring deliveries in line with jobs that ended or were queued again elsewhere; return how many.
+
+    A job becomes dead without its delivery when its worker dies too often or its deadline passes, and a
+    person queues it again in the list of jobs.
+    """
+    buried = and_(Delivery.state == QUEUED, ClinicalJob.state == WorkState.DEAD)
+    retried = and_(Delivery.state == DEAD, ClinicalJob.state == WorkState.QUEUED)
+    apart = (
+        select(Delivery, ClinicalJob.state, ClinicalJob.reason)
+        .join(ClinicalJob, and_(ClinicalJob.subject_id == Delivery.id, ClinicalJob.kind == "deliver"))
+        .where(or_(buried, retried))
+        .limit(ALIGN_LIMIT)
+    )
+    with reading(zone.engine) as session:
+        if session.execute(apart.limit(1)).first() is None:
+            return 0
+    with writing(zone.engine) as session:
+        rows = session.execute(apart).all()
+        for delivery, state, reason in rows:
+            if state == WorkState.DEAD:
+                delivery.state, delivery.reason = DEAD, reason
+                body = {"delivery_id": delivery.id, "peer_id": delivery.peer_id}
+                zone.ledger.append(session, kind=RESULT_STOPPED, subject_id=delivery.result_id, body=body)
+            else:
+                delivery.state, delivery.reason = QUEUED, None
+        return len(rows)
 
 
 def retry_in_s(attempts: int, row_id: str) -> float:
@@ -102,43 +142,59 @@ def retry_in_s(attempts: int, row_id: str) -> float:
 
 def _read(zone: ClinicalZone, delivery_id: str) -> _Order | None:
     with reading(zone.engine) as session:
+        # First: inference that ends between two statements has superseded what the second one reads.
+        held = zone.settings.inference.enabled and _newer_is_open(session, delivery_id)
         row = session.execute(
-            select(Delivery, Result, Peer, StudyRevision, Study)
+            select(Delivery, Result, Peer)
             .join(Result, Result.id == Delivery.result_id)
             .join(Peer, Peer.id == Delivery.peer_id)
-            .join(StudyRevision, StudyRevision.id == Result.study_revision_id)
-            .join(Study, Study.id == Result.study_id)
             .where(Delivery.id == delivery_id)
         ).first()
         if row is None:
             return None
-        delivery, result, peer, revision, study = row
+        delivery, result, peer = row
         instances = session.execute(
             select(Instance.id, Instance.path)
             .join(Series, Series.id == Instance.series_id)
-            .where(Series.study_id == study.id)
+            .where(Series.study_id == result.study_id)
         ).all()
     return _Order(
         delivery_id=delivery.id,
         state=delivery.state,
         result_id=result.id,
-        study_id=study.id,
+        study_id=result.study_id,
         path=zone.root / result.path,
         instances=tuple((item.id, zone.root / item.path) for item in instances),
         destination=destination_of(peer, ASSOCIATION_TIMEOUT_S),
         peer_id=peer.id,
         peer_ready=peer.enabled and peer.is_destination,
-        withhold=_withhold_reason(delivery, result, revision, study),
+        withhold=_withhold_reason(delivery, result),
+        held=held,
     )
 
 
-def _withhold_reason(delivery: Delivery, result: Result, revision: StudyRevision, study: Study) -> str:
+def _newer_is_open(session: Session, delivery_id: str) -> bool:
+    ours, later = aliased(StudyRevision), aliased(StudyRevision)
+    newer = (
+        select(later.id)
+        .join(ours, and_(ours.study_id == later.study_id, ours.number < later.number))
+        .join(Result, Result.study_revision_id == ours.id)
+        .join(Delivery, Delivery.result_id == Result.id)
+        .where(Delivery.id == delivery_id)
+    )
+    still_open = select(ClinicalJob.id).where(
+        ClinicalJob.kind == "infer", ClinicalJob.subject_id.in_(newer), ClinicalJob.state.in_(_OPEN)
+    )
+    return session.scalar(still_open.limit(1)) is not None
+
+
+def _withhold_reason(delivery: Delivery, result: Result) -> str:
     if delivery.state == WITHHELD:
         return delivery.reason or "withheld"
     if result.shadow:
         return "results of shadow models are never delivered"
-    if result.superseded or study.revision > revision.number:
-        return "superseded: the study has a newer revision"
+    if result.superseded:
+        return "superseded by the result of a later study revision"
     return ""
 
 
@@ -222,6 +278,13 @@ def _withhold(zone: ClinicalZone, claim: Claim, order: _Order) -> None:
     _LOG.info(RESULT_WITHHELD, delivery_id=order.delivery_id, result_id=order.result_id)
 
 
+def _hold(zone: ClinicalZone, claim: Claim, order: _Order) -> None:
+    with writing(zone.engine) as session:
+        delivery = session.get_one(Delivery, order.delivery_id)
+        delivery.state, delivery.reason = QUEUED, NEWER_REVISION
+        claim.postpone(NEWER_REVISION, HOLD_S, session)
+
+
 def _stop(
     zone: ClinicalZone,
     claim: Claim,
@@ -237,7 +300,7 @@ def _stop(
             _add_quarantine(zone, session, order, quarantine)
         body = {"delivery_id": order.delivery_id, "peer_id": order.peer_id}
         zone.ledger.append(session, kind=RESULT_STOPPED, subject_id=order.result_id, body=body)
-    claim.die(reason)
+        claim.die(reason, session)
 
 
 def _add_quarantine(

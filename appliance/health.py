@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 BEAT_EVERY_S: Final = 5.0
 BEAT_TOO_OLD_S: Final = 30.0
 LOW_DISK_FACTOR: Final = 2
+REFUSED_BUNDLES: Final = "refused_bundles"  # in the research agent's signs of life
 
 CLINICAL_PROCESSES: Final = ("clinical_redis", "scp", "indexer", "clinical_worker", "inference_worker", "web")
 RESEARCH_PROCESSES: Final = ("research_redis", "research_agent", "research_worker", "federation_site")
@@ -120,7 +121,13 @@ def last_beat(settings: Settings, process: str) -> Beat | None:
 def overall(settings: Settings) -> Health:
     """Look at everything; takes well under a second on a healthy node."""
     found: list[Check] = []
-    checks: tuple[Callable[[Settings], Iterator[Check]], ...] = (_processes, _redis, _databases, _disk)
+    checks: tuple[Callable[[Settings], Iterator[Check]], ...] = (
+        _processes,
+        _redis,
+        _databases,
+        _crossing,
+        _disk,
+    )
     for check in checks:
         found.extend(check(settings))
     return Health(all(check.ok for check in found), found)
@@ -179,6 +186,19 @@ def _databases(settings: Settings) -> Iterator[Check]:
             yield Check(f"{zone} jobs", ok=dead == 0, detail=f"{dead} dead", fix="" if dead == 0 else fix)
         finally:
             engine.dispose()
+
+
+def _crossing(settings: Settings) -> Iterator[Check]:
+    """Say what the research agent refuses, as it counted itself."""
+    last = last_beat(settings, "research_agent")
+    if "research" not in open_zones(settings) or last is None or last.gone:
+        return
+    refused = last.detail.get(REFUSED_BUNDLES, 0)
+    fix = (
+        f"the log of research_agent names each bundle and the reason; restore or remove its folder in"
+        f" {settings.crossing_out}; a bundle that was put right is taken within a quarter of an hour"
+    )
+    yield Check("crossing", refused == 0, f"{refused} bundles refused", "" if refused == 0 else fix)
 
 
 def _disk(settings: Settings) -> Iterator[Check]:

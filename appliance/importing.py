@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import select
 
 from appliance import crossing, logs
 from appliance.crossing import Bundle, BundleError, InstanceItem, LabelItem
+from appliance.db.base import now
 from appliance.db.engine import reading, writing
 from appliance.db.research import Crossing, Label, ResearchInstance, Subject
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+    from datetime import datetime
+
     from sqlalchemy.orm import Session
 
     from appliance.node import ResearchZone
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
 BUNDLE_IMPORTED: Final = "crossing.imported"
 BUNDLE_REFUSED: Final = "crossing.refused"
 INSTANCES_FOLDER: Final = "instances"
+FIRST_LOOK_AGAIN_S: Final = 30.0
+LAST_LOOK_AGAIN_S: Final = 900.0
 
 _LOG = logs.logger(__name__)
 
@@ -43,19 +50,73 @@ class Counts:
         )
 
 
-def import_bundles(zone: ResearchZone) -> Counts:
+class Refusals:
+    """Bundles that were not as they must be, and when to look at each again.
+
+    Nothing but a person changes such a bundle, so the pauses grow from half a minute to a quarter of an hour.
+    """
+
+    def __init__(self) -> None:
+        self._times: dict[str, int] = {}
+        self._due_at: dict[str, datetime] = {}
+
+    def __len__(self) -> int:
+        """Return how many bundles are refused now."""
+        return len(self._times)
+
+    def keep(self, bundle_ids: Collection[str]) -> None:
+        """Forget bundles that are gone from the spool."""
+        for bundle_id in self._times.keys() - set(bundle_ids):
+            self.forget(bundle_id)
+
+    def waiting(self, bundle_id: str, at: datetime) -> bool:
+        """Whether it is too early to look at this bundle again."""
+        due_at = self._due_at.get(bundle_id)
+        return due_at is not None and at < due_at
+
+    def add(self, bundle_id: str, at: datetime) -> None:
+        """Note a refusal."""
+        times = self._times[bundle_id] = self._times.get(bundle_id, 0) + 1
+        pause_s = min(FIRST_LOOK_AGAIN_S * 2 ** min(times - 1, 20), LAST_LOOK_AGAIN_S)
+        self._due_at[bundle_id] = at + timedelta(seconds=pause_s)
+
+    def forget(self, bundle_id: str) -> None:
+        """Note that the bundle is refused no more."""
+        self._times.pop(bundle_id, None)
+        self._due_at.pop(bundle_id, None)
+
+
+def import_bundles(
+    zone: ResearchZone, refusals: Refusals | None = None, at: datetime | None = None
+) -> Counts:
     """Import every bundle in the spool that is not imported yet, and acknowledge it.
 
     A bundle is one transaction after its files are in place; repeated, it does nothing but acknowledge. One
     that is not as it must be is refused: logged, not acknowledged, and no obstacle to the others.
+
+    Parameters
+    ----------
+    refusals : Refusals or None
+        Kept from pass to pass: what it holds is not read again before its time.
+    at : datetime or None
+        The present moment, if another than now.
     """
+    refusals = Refusals() if refusals is None else refusals
+    at = now() if at is None else at
+    bundle_ids = crossing.bundle_ids(zone.settings)
+    refusals.keep(bundle_ids)
     counts = Counts()
-    for bundle_id in crossing.bundle_ids(zone.settings):
+    for bundle_id in bundle_ids:
+        if refusals.waiting(bundle_id, at):
+            continue
         try:
             counts += _import(zone, bundle_id)
         except BundleError as error:
             _LOG.error(BUNDLE_REFUSED, bundle_id=bundle_id, reason=str(error))
+            refusals.add(bundle_id, at)
             counts += Counts(refused=1)
+        else:
+            refusals.forget(bundle_id)
     crossing.forget_acknowledgements(zone.settings)
     return counts
 
@@ -80,7 +141,8 @@ def _copy(zone: ResearchZone, bundle: Bundle) -> dict[str, str]:
     for item in bundle.items:
         if isinstance(item, InstanceItem) and item.sha256 not in paths:
             path = f"{INSTANCES_FOLDER}/{item.sha256[:2]}/{item.sha256}.dcm"
-            crossing.copy_verified(bundle, item, zone.root / path)
+            if not (zone.root / path).exists():  # it appears there only after its hash was checked
+                crossing.copy_verified(bundle, item, zone.root / path)
             paths[item.sha256] = path
     return paths
 

@@ -16,6 +16,7 @@ from appliance.db.clinical import ClinicalJob, Instance, Series, Study, StudyRev
 from appliance.db.engine import reading, writing
 from appliance.errors import ApplianceError
 from appliance.filing import IndexCounts, index_batch, open_inbox
+from appliance.reconciling import not_announced
 from dicom_node.assembly import is_complete
 
 if TYPE_CHECKING:
@@ -173,8 +174,9 @@ def assemble(zone: ClinicalZone, study_id: str, actor: str = "node") -> str | No
             job.woken_at = revision.assembled_at
         wake = [(job.kind, job.id) for job in jobs]
         revision_id, number = revision.id, revision.number
-    for kind, job_id in wake:
-        zone.wake(kind, job_id)
+    unsent = [job_id for kind, job_id in wake if not zone.wake(kind, job_id)]
+    if unsent:
+        not_announced(zone.engine, ClinicalJob, unsent)
     _logger.info(ASSEMBLED, study_id=study_id, revision_id=revision_id, number=number)
     return revision_id
 

@@ -48,7 +48,7 @@ class ClinicalZone:
     engine: Engine
     keys: keys.ClinicalKeys
     ledger: Ledger
-    wake: Callable[[str, str], None]  # kind, job id; never raises when Redis is away
+    wake: Callable[[str, str], bool]  # kind, job id; False, never an error, when Redis is away
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ResearchZone:
     engine: Engine
     keys: keys.ResearchKeys
     ledger: Ledger
-    wake: Callable[[str], None]  # round id; never raises when Redis is away
+    wake: Callable[[str], bool]  # round id; False, never an error, when Redis is away
 
 
 def create_node(settings: Settings, zone: Zone | None = None) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
-import socket
 import threading
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -14,9 +12,9 @@ from sqlalchemy import delete, func, select, update
 
 from appliance.db.base import now
 from appliance.db.clinical import Delivery, Peer, RejectedCaller
-from appliance.db.engine import reading, writing
+from appliance.db.engine import writing
 from appliance.errors import ApplianceError
-from dicom_node.ports import Caller, Decision
+from appliance.names import as_network
 from dicom_node.scu import Destination
 
 if TYPE_CHECKING:
@@ -26,24 +24,18 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from appliance.ledger import Ledger
+    from dicom_node.ports import Caller
 
 PEER_ADDED: Final = "peer.added"
 PEER_CHANGED: Final = "peer.changed"
 PEER_REMOVED: Final = "peer.removed"
 
-UNKNOWN_AE_TITLE: Final = "unknown_ae_title"
-WRONG_ADDRESS: Final = "wrong_address"
-NOT_READY: Final = "not_ready"
-
 MAX_REJECTED_ROWS: Final = 1000
 _MAX_PENDING: Final = 1000
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
-_HOST: Final = re.compile(
-    r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*"
-)
+_LABEL: Final = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"  # RFC 1035 2.3.4
+_HOST: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")
 _UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class PeerError(ApplianceError):
@@ -155,67 +147,12 @@ def _check(new: NewPeer) -> None:
         raise PeerError("ae_title: expected 1 to 16 printable ASCII characters without a backslash")
     if not new.may_send and not new.is_destination:
         raise PeerError("expected a peer that may send, or is a destination, or both")
-    if _network(new.host) is None and not _HOST.fullmatch(new.host):
+    if as_network(new.host) is None and not _HOST.fullmatch(new.host):
         raise PeerError("host: expected an address, a network in CIDR form, or a host name")
     if new.is_destination and "/" in new.host:
         raise PeerError("host: expected an address or a name for a destination, not a network")
     if new.is_destination and not 1 <= new.port <= 65535:
         raise PeerError("port: expected 1 to 65535 for a destination")
-
-
-def _network(host: str) -> Network | None:
-    try:
-        return ipaddress.ip_network(host, strict=False)
-    except ValueError:
-        return None
-
-
-@dataclass(frozen=True)
-class _Sender:
-    ae_title: str
-    networks: tuple[Network, ...]
-
-
-class DatabaseCallers:
-    """Who may send, from the peers in the database.
-
-    The receiving path asks a snapshot in memory; :meth:`refresh`, called every second from elsewhere, renews
-    it. Before the first refresh nobody may send; when the database is away the last snapshot stays.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._senders: tuple[_Sender, ...] | None = None
-
-    def refresh(self) -> None:
-        """Read the peers again."""
-        with reading(self._engine) as session:
-            peers = session.scalars(select(Peer).where(Peer.enabled, Peer.may_send)).all()
-        self._senders = tuple(_Sender(peer.ae_title, _networks(peer.host)) for peer in peers)
-
-    def decide(self, caller: Caller) -> Decision:
-        """Allow a caller whose AE title and address belong to one enabled peer."""
-        if self._senders is None:
-            return Decision(allowed=False, reason=NOT_READY)
-        titled = [sender for sender in self._senders if sender.ae_title == caller.calling_ae_title]
-        if not titled:
-            return Decision(allowed=False, reason=UNKNOWN_AE_TITLE)
-        address = ipaddress.ip_address(caller.address)
-        if any(address in network for sender in titled for network in sender.networks):
-            return Decision(allowed=True)
-        return Decision(allowed=False, reason=WRONG_ADDRESS)
-
-
-def _networks(host: str) -> tuple[Network, ...]:
-    """Return the addresses that a peer may call from; a name that does not resolve now gives none."""
-    network = _network(host)
-    if network is not None:
-        return (network,)
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
-        return ()
-    return tuple(ipaddress.ip_network(str(info[4][0]).partition("%")[0]) for info in found)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-REWAKE_S: Final = 15.0
+REWAKE_S: Final = 15.0  # after which an empty queue means that a message was lost
+REWAKE_ANYWAY_S: Final = 600.0  # after which a row is announced again whatever waits in its queue
+QUEUE_FULL: Final = 20_000  # messages; more announcements help nobody and could fill the broker
 RECONCILE_LIMIT: Final = 500
 RECONCILED: Final = "work.reconciled"
 
@@ -38,41 +40,36 @@ class Counts:
 def reconcile(
     engine: Engine,
     model: WorkModel,
-    wake: Callable[..., None],
+    wake: Callable[..., bool],
     at: datetime,
-    backlog: Callable[[], int | None] | None = None,
+    backlog: Callable[[str], int | None] | None = None,
 ) -> Counts:
     """Put right what messages and workers lost; call it at boot and at least every minute.
 
     Rows of dead workers and expired leases are queued again (or dead after their last attempt), rows past
     their deadline become dead, failed rows whose time has come are queued, and queued rows that no message
-    announces any more are announced again.
+    announces any more are announced again: fifteen seconds later when their queue is empty, ten minutes later
+    in any case.
 
     Parameters
     ----------
     engine : Engine
     model : WorkModel
     wake : callable
-        ``zone.wake``: called with kind and id for jobs, with the id for rounds, after the commit.
+        ``zone.wake``: called with kind and id for jobs, with the id for rounds, after the commit; says
+        whether the message was sent.
     at : datetime
         The present moment.
     backlog : callable or None
-        Returns how many messages wait in the broker: while some do, no row is announced a second time; None
-        when the broker is away, and then nothing is announced.
+        Returns how many messages wait in the queue of a kind of work; None when nobody can say or nobody
+        works on that kind here, and then none of it is announced.
     """
     table = table_of(model)
     requeued, dead = _put_right(engine, table, at)
-    waiting = backlog() if backlog is not None else 0
-    announce = [] if waiting is None else _to_announce(engine, table, at, forgotten_too=waiting == 0)
-    if announce:
-        with writing(engine) as session:
-            ids = [row.id for row in announce]
-            session.execute(update(table).where(table.c.id.in_(ids)).values(woken_at=at))
-    for row in announce:
-        wake(row.kind, row.id) if issubclass(model, JobMixin) else wake(row.id)
+    woken = _announce(engine, model, wake, at, backlog or (lambda _: 0))
     if requeued or dead:
-        _LOG.info(RECONCILED, table=table.name, requeued=requeued, woken=len(announce), dead=dead)
-    return Counts(requeued, len(announce), dead)
+        _LOG.info(RECONCILED, table=table.name, requeued=requeued, woken=woken, dead=dead)
+    return Counts(requeued, woken, dead)
 
 
 def _put_right(engine: Engine, table: Table, at: datetime) -> tuple[int, int]:
@@ -135,13 +132,63 @@ def _take_back(session: Session, table: Table, row: Row[Any], at: datetime) -> t
     return (0, 1) if over else (1, 0)
 
 
-def _to_announce(engine: Engine, table: Table, at: datetime, *, forgotten_too: bool) -> Sequence[Row[Any]]:
-    fresh = table.c.woken_at.is_(None)
-    forgotten = table.c.woken_at <= at - timedelta(seconds=REWAKE_S)
-    condition = or_(fresh, forgotten) if forgotten_too else fresh
+def not_announced(engine: Engine, model: WorkModel, ids: Sequence[str]) -> None:
+    """Note that no message was sent for these rows, so that the next reconciliation sends one."""
+    table = table_of(model)
+    with writing(engine) as session:
+        waiting = table.c.state == WorkState.QUEUED
+        session.execute(update(table).where(table.c.id.in_(ids), waiting).values(woken_at=None))
+
+
+def _announce(
+    engine: Engine,
+    model: WorkModel,
+    wake: Callable[..., bool],
+    at: datetime,
+    backlog: Callable[[str], int | None],
+) -> int:
+    """Announce rows that nobody may know of; return how many. The first failure of a kind ends its turn."""
+    table = table_of(model)
+    rows = _to_announce(engine, table, at, backlog)
+    if not rows:
+        return 0
+    with writing(engine) as session:
+        session.execute(update(table).where(table.c.id.in_([row.id for row in rows])).values(woken_at=at))
+    stopped: set[str] = set()
+    unsent: list[str] = []
+    for row in rows:
+        arguments = (row.kind, row.id) if issubclass(model, JobMixin) else (row.id,)
+        if row.kind in stopped or not wake(*arguments):
+            stopped.add(row.kind)
+            unsent.append(row.id)
+    if unsent:
+        not_announced(engine, model, unsent)
+    return len(rows) - len(unsent)
+
+
+def _to_announce(
+    engine: Engine, table: Table, at: datetime, backlog: Callable[[str], int | None]
+) -> Sequence[Row[Any]]:
+    queued = table.c.state == WorkState.QUEUED
+    with reading(engine) as session:
+        kinds = session.scalars(select(table.c.kind).where(queued).distinct()).all()
+    waiting = {kind: backlog(kind) for kind in kinds}
+    due = [
+        and_(
+            table.c.kind == kind,
+            or_(
+                table.c.woken_at.is_(None),
+                table.c.woken_at <= at - timedelta(seconds=REWAKE_ANYWAY_S if messages else REWAKE_S),
+            ),
+        )
+        for kind, messages in waiting.items()
+        if messages is not None and messages < QUEUE_FULL
+    ]
+    if not due:
+        return []
     statement = (
         select(table)
-        .where(table.c.state == WorkState.QUEUED, condition)
+        .where(queued, or_(*due))
         .order_by(table.c.priority, table.c.created_at)
         .limit(RECONCILE_LIMIT)
     )

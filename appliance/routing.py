@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 
+from appliance import logs
 from appliance.db.clinical import ClinicalJob, Instance, Result, Rule, Series, Study, StudyRevision
+from appliance.db.engine import writing
 from appliance.errors import ApplianceError
 from appliance.work import enqueue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from sqlalchemy.orm import Session
 
@@ -31,6 +35,10 @@ _REPEATED_GROUP: Final = re.compile(r"\)[*+{]")
 _REPEAT: Final = re.compile(r"[*+{]")
 STUDY_ROUTED: Final = "study.routed"
 RULE_CHANGED: Final = "rule.changed"
+CAUGHT_UP: Final = "routing.caught_up"
+CATCH_UP_S: Final = 24 * 3600.0
+
+_LOG = logs.logger(__name__)
 
 
 class RuleError(ApplianceError):
@@ -89,7 +97,8 @@ def apply(zone: ClinicalZone, session: Session, revision_id: str) -> Outcome:
         rules = session.scalars(select(Rule).where(Rule.enabled).order_by(Rule.position, Rule.name)).all()
         outcome = replace(decide(rules, gather(session, revision.study_id)), instances=instances)
     revision.rule_outcome = outcome.as_json()
-    for wanted, kind in ((outcome.research, "deidentify"), (outcome.inference, "infer")):
+    inference = outcome.inference and zone.settings.inference.enabled  # else nobody would ever take the job
+    for wanted, kind in ((outcome.research, "deidentify"), (inference, "infer")):
         if wanted:
             enqueue(
                 session, ClinicalJob, kind, revision.id, f"{kind}:{revision.id}", priority=outcome.priority
@@ -97,6 +106,33 @@ def apply(zone: ClinicalZone, session: Session, revision_id: str) -> Outcome:
     body = {"research": outcome.research, "inference": outcome.inference, "rules": len(outcome.rules)}
     zone.ledger.append(session, kind=STUDY_ROUTED, subject_id=revision.id, body=body)
     return outcome
+
+
+def catch_up(zone: ClinicalZone, at: datetime) -> int:
+    """Queue the inference that studies of the last day missed while it was off; return for how many.
+
+    Older studies have been read without it and stay as they are.
+    """
+    if not zone.settings.inference.enabled:
+        return 0
+    jobs = 0
+    with writing(zone.engine) as session:
+        current = session.scalars(
+            select(StudyRevision)
+            .join(Study, and_(Study.id == StudyRevision.study_id, Study.revision == StudyRevision.number))
+            .where(StudyRevision.assembled_at >= at - timedelta(seconds=CATCH_UP_S))
+        ).all()
+        for revision in current:
+            outcome = revision.rule_outcome
+            if outcome.get("inference") is True:
+                key = f"infer:{revision.id}"
+                queued = enqueue(
+                    session, ClinicalJob, "infer", revision.id, key, priority=int(outcome["priority"])
+                )
+                jobs += queued is not None
+    if jobs:
+        _LOG.info(CAUGHT_UP, jobs=jobs)
+    return jobs
 
 
 def decide(rules: Sequence[Rule], facts: Facts) -> Outcome:

@@ -28,6 +28,7 @@ FIRST_BACKOFF_S: Final = 0.5
 LONGEST_BACKOFF_S: Final = 30.0
 STEADY_AFTER_S: Final = 60.0  # a process that ran so long starts again with the first backoff
 HUNG_AFTER_S: Final = 180.0
+START_WITHIN_S: Final = 600.0  # until the first sign of life; a full inbox takes its time
 REDIS_WAIT_S: Final = 5.0
 
 CHILD_STARTED: Final = "supervisor.child_started"
@@ -96,6 +97,8 @@ class Supervisor:
         see :func:`appliance.forking.forker` and :func:`spawner`.
     zone : Zone or None
         The only zone that runs here; None for both.
+    start_within_s : float
+        A process without a sign of life so long after its start is hung.
     """
 
     def __init__(
@@ -104,7 +107,9 @@ class Supervisor:
         processes: Sequence[str],
         start: Callable[[str], int],
         zone: Zone | None = None,
+        start_within_s: float = START_WITHIN_S,
     ) -> None:
+        self._start_within_s = start_within_s
         self._settings = settings
         self._children = {name: Child(name) for name in processes}
         self._start_process = start
@@ -258,9 +263,15 @@ class Supervisor:
 
     def _end_if_hung(self, child: Child, pid: int) -> None:
         """Kill a process whose signs of life stopped; its work is in rows and spools that outlive it."""
+        if child.name in health.REDIS_PROCESSES:
+            return  # the server program leaves none
         last = health.last_beat(self._settings, child.name)
-        if last is not None and last.pid == pid and last.age_s > HUNG_AFTER_S:
-            _LOG.error(CHILD_HUNG, child=child.name, pid=pid, silent_s=round(last.age_s))
+        if last is not None and last.pid == pid:
+            silent_s, limit_s = last.age_s, HUNG_AFTER_S
+        else:
+            silent_s, limit_s = time.monotonic() - child.started_at, self._start_within_s
+        if silent_s > limit_s:
+            _LOG.error(CHILD_HUNG, child=child.name, pid=pid, silent_s=round(silent_s))
             children.send_group_signal(pid, signal.SIGKILL)
 
     def _end_all(self) -> None:

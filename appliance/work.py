@@ -15,12 +15,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from appliance import logs, owners
 from appliance.db.base import WorkState, now
-from appliance.db.engine import writing
+from appliance.db.engine import reading, writing
 from appliance.db.work_tables import JobModel, WorkModel, table_of
 from appliance.errors import ApplianceError
 from appliance.reconciling import Counts, bury_late, reconcile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
     from sqlalchemy.orm import Session
@@ -32,6 +33,7 @@ __all__ = [
     "LeaseLostError",
     "WorkModel",
     "backoff_s",
+    "candidates",
     "claimed",
     "enqueue",
     "reconcile",
@@ -83,6 +85,30 @@ def enqueue(
     )
     found = session.execute(statement).scalar()
     return None if found is None else str(found)
+
+
+def candidates(engine: Engine, model: JobModel, kinds: Iterable[str], row_id: str) -> list[str]:
+    """Return which rows a message about ``row_id`` should lead to: each may be gone when it is claimed.
+
+    The message only wakes a worker up, and queues are first in, first out. So the most urgent row of the same
+    queue that waits comes first if it is more urgent, then the one that the message names, then whatever
+    waits: with as many messages as rows, every row has its turn.
+    """
+    table = table_of(model)
+    waiting = (
+        select(table.c.id, table.c.priority)
+        .where(table.c.kind.in_(list(kinds)), table.c.state == WorkState.QUEUED, table.c.id != row_id)
+        .order_by(table.c.priority, table.c.created_at)
+        .limit(1)
+    )
+    with reading(engine) as session:
+        other = session.execute(waiting).first()
+        named = session.scalar(select(table.c.priority).where(table.c.id == row_id))
+    if other is None:
+        return [row_id]
+    if named is None or other.priority < named:
+        return [other.id, row_id]
+    return [row_id, other.id]
 
 
 def backoff_s(attempts: int) -> float:
@@ -158,10 +184,15 @@ class Claim:
         next_try = now() + timedelta(seconds=wait_s)
         self._end({"state": WorkState.FAILED, "reason": reason, "next_try_at": next_try})
 
-    def die(self, reason: str) -> None:
-        """Mark the row dead: a person decides."""
+    def postpone(self, reason: str, retry_in_s: float, session: Session | None = None) -> None:
+        """Put the row back for a while because something else comes first; this was no attempt."""
+        values = {"state": WorkState.FAILED, "reason": reason, "attempts": self.row.attempts - 1}
+        self._end({**values, "next_try_at": now() + timedelta(seconds=retry_in_s)}, session)
+
+    def die(self, reason: str, session: Session | None = None) -> None:
+        """Mark the row dead, with ``session`` as :meth:`finish` does: a person decides."""
         _LOG.error(WORK_DEAD, row_id=self.row_id, attempts=self.row.attempts, reason=reason)
-        self._end({"state": WorkState.DEAD, "reason": reason})
+        self._end({"state": WorkState.DEAD, "reason": reason}, session)
 
     def _end(self, values: dict[str, Any], session: Session | None = None) -> None:
         self._change({**values, "lease_owner": None, "lease_until": None}, session)

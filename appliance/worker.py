@@ -34,7 +34,10 @@ SHORT_TASKS_MAY_END_S: Final = 2.0
 STOP_WITHIN_S: Final = 4.5
 MAINTAIN_POOL_EVERY_S: Final = 1.0  # Celery does so every five seconds
 RECYCLED: Final = 155  # billiard's "process ended in good order, start another"
+LOOP_TELLS_EVERY_S: Final = 1.0
+LOOP_MAY_BE_SILENT_S: Final = 60.0  # several attempts to talk to a broker that answers nothing
 CHILD_IDLE_EXIT: Final = "worker.child_idle_exit"
+BEAT_FAILED: Final = "worker.beat_failed"
 
 _LOG = logs.logger(__name__)
 
@@ -60,6 +63,7 @@ _COMMON: Final[dict[str, Any]] = {
     "broker_transport_options": {
         "visibility_timeout": VISIBILITY_TIMEOUT_S,
         "socket_connect_timeout": broker.CONNECT_TIMEOUT_S,
+        "socket_timeout": 10.0,  # else a broker that answers nothing stops the main loop for good
         "health_check_interval": 10,
     },
     "worker_soft_shutdown_timeout": SHORT_TASKS_MAY_END_S,
@@ -112,10 +116,79 @@ def _keep_logging(**_: Any) -> None:
     """Tell Celery that logging is set up already."""
 
 
-def _beat_from_the_loop(process: Process, sender: Any, **_: Any) -> None:
-    """Leave signs of life from the consumer's own event loop: when it stands still, they stop."""
-    process.beat()
-    sender.timer.call_repeatedly(health.BEAT_EVERY_S, process.beat)
+class Liveness:
+    """Signs of life of a worker, from a thread of its own, for as long as its main loop gets on.
+
+    The loop says so every second. While the broker is away Celery's loop stands still on purpose; then every
+    second of its waiting counts, so that a long task of the child outlives the outage. A loop that says
+    nothing at all for long is stuck, and the signs of life stop. The first one follows the loop's first word.
+
+    Parameters
+    ----------
+    beat : callable
+        Leaves one sign of life.
+    silent_s : float
+        How long the loop may say nothing.
+    every_s : float
+        Time between two signs of life.
+    """
+
+    def __init__(
+        self,
+        beat: Callable[[], None],
+        silent_s: float = LOOP_MAY_BE_SILENT_S,
+        every_s: float = health.BEAT_EVERY_S,
+    ) -> None:
+        self._beat = beat
+        self._silent_s = silent_s
+        self._every_s = every_s
+        self._began = threading.Event()
+        self._last = 0.0
+
+    def start(self) -> None:
+        """Watch until the process ends."""
+        threading.Thread(target=self._watch, name="liveness", daemon=True).start()
+
+    def progress(self) -> None:
+        """Say that the main loop gets on."""
+        self._last = time.monotonic()
+        self._began.set()
+
+    def _watch(self) -> None:
+        self._began.wait()
+        while True:
+            if time.monotonic() - self._last <= self._silent_s:
+                try:
+                    self._beat()
+                except OSError as error:
+                    _LOG.warning(BEAT_FAILED, error=type(error).__name__)
+            time.sleep(self._every_s)
+
+
+def _consumer(liveness: Liveness) -> type[Any]:
+    """Return Celery's consumer, which says also while it waits for the broker that it gets on."""
+    from celery.worker.consumer import Consumer  # noqa: PLC0415 - a sender needs none
+
+    class Telling(Consumer):  # type: ignore[misc]
+        def ensure_connected(self, conn: Any) -> Any:
+            ensure = conn.ensure_connection
+
+            def telling(*arguments: Any, callback: Callable[[], None], **options: Any) -> Any:
+                def every_second() -> None:
+                    liveness.progress()
+                    callback()
+
+                return ensure(*arguments, callback=every_second, **options)
+
+            conn.ensure_connection = telling
+            return super().ensure_connected(conn)
+
+    return Telling
+
+
+def _watch_the_loop(liveness: Liveness, sender: Any, **_: Any) -> None:
+    liveness.progress()
+    sender.timer.call_repeatedly(LOOP_TELLS_EVERY_S, liveness.progress)
     sender.timer.call_repeatedly(MAINTAIN_POOL_EVERY_S, sender.pool.maintain_pool)
 
 
@@ -217,12 +290,15 @@ def run_worker(app: Celery, process: Process, *, url: str, queue: str, idle_s: f
     signals.worker_process_init.connect(in_child, weak=False)
     signals.setup_logging.connect(_keep_logging, weak=False)
     signals.worker_shutting_down.connect(_stop_in_time, weak=False)
-    signals.worker_ready.connect(functools.partial(_beat_from_the_loop, process), weak=False)
+    liveness = Liveness(process.beat)
+    liveness.start()
+    signals.worker_ready.connect(functools.partial(_watch_the_loop, liveness), weak=False)
     worker = app.Worker(
         hostname=f"{name}@{settings.name}",
         queues=[queue],
         concurrency=1,
         pool_cls="prefork",
+        consumer_cls=_consumer(liveness),
         without_mingle=True,
         without_gossip=True,
         without_heartbeat=True,

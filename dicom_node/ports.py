@@ -20,10 +20,14 @@ class Caller:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a caller may associate; ``reason`` is a code such as ``unknown_ae_title``."""
+    """Whether a caller may associate; ``reason`` is a code such as ``unknown_ae_title``.
+
+    A refusal is permanent, or ``transient``: the caller may come again (PS3.8 table 9-21).
+    """
 
     allowed: bool
     reason: str = ""
+    transient: bool = False
 
 
 class CallerPolicy(Protocol):

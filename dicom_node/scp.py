@@ -155,10 +155,11 @@ class StorageSCP:
         if self._config.check_called_ae_title and caller.called_ae_title != self._config.ae_title.strip():
             return Decision(allowed=False, reason=WRONG_CALLED_AE_TITLE), _CALLED_NOT_RECOGNIZED
         try:
-            return self._callers.decide(caller), _CALLING_NOT_RECOGNIZED
+            decision = self._callers.decide(caller)
         except Exception as error:  # noqa: BLE001 -- edge of an association: without an answer nobody may in
             self._listener.on_failed(caller, error)
-            return Decision(allowed=False, reason=POLICY_FAILED), _TEMPORARY
+            decision = Decision(allowed=False, reason=POLICY_FAILED, transient=True)
+        return decision, _TEMPORARY if decision.transient else _CALLING_NOT_RECOGNIZED
 
     def _on_requested(self, event: Any) -> None:
         association = event.assoc

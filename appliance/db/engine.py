@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+CONNECT_TIMEOUT_S: Final = 5  # a server that answers nothing must not look like a process that hangs
 BUSY_TIMEOUT_MS: Final = 30_000
 _MODE: Final = "cloister_mode"
 _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -41,7 +42,13 @@ def make_engine(url: str, *, read_only: bool = False) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
-        engine = create_engine(parsed, pool_pre_ping=True, pool_size=2, max_overflow=8)
+        engine = create_engine(
+            parsed,
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
+            pool_pre_ping=True,
+            pool_size=2,
+            max_overflow=8,
+        )
         event.listen(engine, "begin", _begin_postgresql)
     if read_only:
         engine = engine.execution_options(**{_MODE: "locked"})

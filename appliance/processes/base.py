@@ -54,8 +54,13 @@ class Process:
         """Leave a sign of life: at least every ten seconds, from the loop that does the work."""
         health.beat(self.settings, self.name, detail)
 
-    def loop(self, step: Callable[[], None], period_s: float) -> None:
-        """Call ``step`` every ``period_s`` seconds until told to stop, leaving signs of life.
+    def loop(
+        self,
+        step: Callable[[], None],
+        period_s: float,
+        detail: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
+        """Call ``step`` every ``period_s`` seconds until told to stop, leaving signs of life with ``detail``.
 
         A step that raises ends the process; the supervisor starts it again.
         """
@@ -63,7 +68,7 @@ class Process:
         while not self.stopping.is_set():
             step()
             if time.monotonic() - beaten >= min(health.BEAT_EVERY_S, max(period_s, 1.0)):
-                self.beat()
+                self.beat(**(detail() if detail is not None else {}))
                 beaten = time.monotonic()
             self.stopping.wait(period_s)
 

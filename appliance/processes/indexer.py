@@ -21,6 +21,7 @@ BEAT_EVERY_S: Final = 1.0
 RECONCILE_EVERY_S: Final = 5.0
 HOUSEKEEPING_EVERY_S: Final = 3.0
 RETRY_STOPPED_EVERY_S: Final = 60.0
+CATCH_UP_EVERY_S: Final = 3600.0
 MAX_FAILURES: Final = 10
 DUTY_FAILED: Final = "indexer.duty_failed"
 
@@ -93,7 +94,7 @@ def _body(process: base.Process) -> None:
 
 
 def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Duty]:
-    from appliance import broker, intake, models, work  # noqa: PLC0415
+    from appliance import broker, delivery, intake, models, routing, work  # noqa: PLC0415
     from appliance.db.base import now  # noqa: PLC0415
     from appliance.db.clinical import ClinicalJob  # noqa: PLC0415
 
@@ -110,17 +111,20 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         intake.assemble_due(zone, at if oldest is None else min(at, oldest))
 
     def reconcile() -> None:
-        def backlog() -> int | None:
-            queues = (broker.CLINICAL_QUEUE, broker.INFERENCE_QUEUE)
-            return broker.backlog(node.redis_url(zone.settings, "clinical"), queues)
+        def backlog(kind: str) -> int | None:
+            if kind == "infer" and not zone.settings.inference.enabled:
+                return None  # nobody takes these messages; the rows wait
+            return broker.backlog_of(node.redis_url(zone.settings, "clinical"), kind)
 
         work.reconcile(zone.engine, ClinicalJob, zone.wake, now(), backlog)
+        delivery.align(zone)
 
     return [
         Duty("index", index, IDLE_S),
         Duty("assemble", assemble, 2 * IDLE_S),
         Duty("stopped", lambda: intake.retry_stopped(zone), RETRY_STOPPED_EVERY_S),
         Duty("reconcile", reconcile, RECONCILE_EVERY_S),
+        Duty("catch_up", lambda: routing.catch_up(zone, now()), CATCH_UP_EVERY_S),
         Duty("candidates", lambda: models.take_in_candidates(zone), HOUSEKEEPING_EVERY_S),
         Duty("bundles", lambda: intake.remove_acknowledged_bundles(zone), HOUSEKEEPING_EVERY_S),
     ]

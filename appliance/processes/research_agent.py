@@ -6,13 +6,14 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-from appliance import node
+from appliance import health, node
 from appliance.processes import base
 from appliance.processes.indexer import Duty
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from appliance.importing import Refusals
     from appliance.node import ResearchZone
 
 IDLE_S: Final = 0.25
@@ -27,9 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _body(process: base.Process) -> None:
     from appliance import research_api  # noqa: PLC0415 - signals and logs first
+    from appliance.importing import Refusals  # noqa: PLC0415
 
     zone = node.open_research(process.settings)
-    duties = _duties(zone)
+    refusals = Refusals()
+    duties = _duties(zone, refusals)
     services = research_api.start_api(zone)
 
     def step() -> None:
@@ -38,21 +41,22 @@ def _body(process: base.Process) -> None:
                 duty.step(time.monotonic())
 
     try:
-        process.loop(step, IDLE_S)
+        process.loop(step, IDLE_S, lambda: {health.REFUSED_BUNDLES: len(refusals)})
     finally:
         services.stop()
 
 
-def _duties(zone: ResearchZone) -> list[Duty]:
+def _duties(zone: ResearchZone, refusals: Refusals) -> list[Duty]:
     from appliance import broker, importing, work  # noqa: PLC0415
     from appliance.db.base import now  # noqa: PLC0415
     from appliance.db.research import Round  # noqa: PLC0415
 
-    def backlog() -> int | None:
+    def backlog(kind: str) -> int | None:
+        del kind  # rounds have one queue
         return broker.backlog(node.redis_url(zone.settings, "research"), (broker.RESEARCH_QUEUE,))
 
     def import_bundles() -> None:
-        importing.import_bundles(zone)
+        importing.import_bundles(zone, refusals)
 
     def reconcile() -> None:
         work.reconcile(zone.engine, Round, zone.wake, now(), backlog)

@@ -14,7 +14,8 @@ from appliance.processes import base
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from appliance.peers import CallerRecorder, DatabaseCallers
+    from appliance.callers import DatabaseCallers
+    from appliance.peers import CallerRecorder
     from dicom_node.inbox import InboxEntry
     from dicom_node.ports import Caller
 
@@ -77,13 +78,18 @@ class Reporter:
 
 
 def _body(process: base.Process) -> None:
-    from appliance.intake import open_inbox  # noqa: PLC0415 - signals and logs first
-    from appliance.peers import CallerRecorder, DatabaseCallers  # noqa: PLC0415
+    from appliance.callers import SNAPSHOT, DatabaseCallers  # noqa: PLC0415 - signals and logs first
+    from appliance.intake import open_inbox  # noqa: PLC0415
+    from appliance.names import Names  # noqa: PLC0415
+    from appliance.peers import CallerRecorder  # noqa: PLC0415
     from dicom_node.scp import SCPConfig, StorageSCP  # noqa: PLC0415
 
     zone = node.open_clinical(process.settings)
     dicom = process.settings.dicom
-    callers, recorder = DatabaseCallers(zone.engine), CallerRecorder(zone.engine)
+    names = Names()
+    names.start()
+    callers = DatabaseCallers(zone.engine, names, zone.root / SNAPSHOT)
+    recorder = CallerRecorder(zone.engine)
     reporter = Reporter(recorder)
     config = SCPConfig(
         ae_title=dicom.ae_title,

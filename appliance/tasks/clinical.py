@@ -10,10 +10,10 @@ from appliance.worker import clinical_app, task
 @task(clinical_app, broker.DEIDENTIFY_STUDY)
 def deidentify_study(job_id: str) -> None:
     """De-identify a study revision and hand it to the research zone."""
-    run_job(job_id, "appliance.release", "release_study")
+    run_job(job_id, broker.CLINICAL_QUEUE)
 
 
 @task(clinical_app, broker.DELIVER_RESULT)
 def deliver_result(job_id: str) -> None:
     """Send a result to its destination."""
-    run_job(job_id, "appliance.delivery", "deliver")
+    run_job(job_id, broker.CLINICAL_QUEUE)

@@ -10,4 +10,4 @@ from appliance.worker import clinical_app, task
 @task(clinical_app, broker.INFER_STUDY)
 def infer_study(job_id: str) -> None:
     """Run the models that fit a study revision."""
-    run_job(job_id, "appliance.serving", "infer_study")
+    run_job(job_id, broker.INFERENCE_QUEUE)

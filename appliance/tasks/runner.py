@@ -5,18 +5,31 @@ from __future__ import annotations
 import functools
 import os
 from importlib import import_module
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from appliance import broker
 from appliance.db.clinical import ClinicalJob
 from appliance.db.research import Round
 from appliance.errors import ApplianceError
 from appliance.node import ClinicalZone, ResearchZone, open_clinical, open_research
-from appliance.work import claimed
+from appliance.work import candidates, claimed
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from appliance.settings import Settings
 
 CLINICAL_LEASE_S: Final = 300.0
+
+# Kind of job -> (module, function of zone and claim).
+CLINICAL_WORK: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+    {
+        "deidentify": ("appliance.release", "release_study"),
+        "deliver": ("appliance.delivery", "deliver"),
+        "infer": ("appliance.serving", "infer_study"),
+    }
+)
 
 _settings: list[Settings] = []
 
@@ -30,12 +43,20 @@ def configure(settings: Settings) -> None:
     _settings[:] = [settings]
 
 
-def run_job(job_id: str, module: str, function: str) -> None:
-    """Claim a clinical job and hand it to ``module.function``; a second delivery finds nothing to do."""
+def run_job(job_id: str, queue: str) -> None:
+    """Claim the most urgent clinical job of the queue, or the named one, and do it.
+
+    A second delivery of a message finds other work, or nothing to do.
+    """
     zone = _clinical(os.getpid())
-    with claimed(zone.engine, ClinicalJob, job_id, function, CLINICAL_LEASE_S) as claim:
+    kinds = [kind for kind, (_, name) in broker.CLINICAL_KINDS.items() if name == queue]
+    for candidate in candidates(zone.engine, ClinicalJob, kinds, job_id):
+        with claimed(zone.engine, ClinicalJob, candidate, queue, CLINICAL_LEASE_S) as claim:
+            if claim is not None:
+                module, function = CLINICAL_WORK[claim.row.kind]
+                getattr(import_module(module), function)(zone, claim)
         if claim is not None:
-            getattr(import_module(module), function)(zone, claim)
+            return
 
 
 def run_round(round_id: str, module: str, function: str) -> None:

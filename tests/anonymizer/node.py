@@ -102,7 +102,7 @@ class Node:
 
     def reconcile(self, at: datetime) -> None:
         """Take jobs back from dead workers."""
-        reconcile(self.clinical.engine, ClinicalJob, lambda *_: None, at)
+        reconcile(self.clinical.engine, ClinicalJob, lambda *_: True, at)
 
     def bundles(self) -> list[str]:
         """Return the names in the spool, hidden ones included."""

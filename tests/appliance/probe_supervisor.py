@@ -1,8 +1,8 @@
 """A supervisor over small processes that misbehave.
 
-Run ``python -m tests.appliance.probe_supervisor ROOT NAME...``. Names: ``good`` ends on SIGTERM; ``stubborn``
-ignores it and has a grandchild in a session of its own; ``failing`` ends at once; ``parent`` starts one
-too and waits; any other is a process of a real node.
+Run ``python -m tests.appliance.probe_supervisor ROOT [--start-within-s S] NAME...``. Names: ``good`` ends on
+SIGTERM; ``stubborn`` ignores it and has a grandchild in a session of its own; ``failing`` ends at once;
+``parent`` starts one too and waits; any other is a process of a real node.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ PROGRAMS = {
 def main() -> None:
     """Run the supervisor."""
     root, names = Path(sys.argv[1]), sys.argv[2:]
+    start_within_s = supervisor.START_WITHIN_S
+    if names[0] == "--start-within-s":
+        start_within_s, names = float(names[1]), names[2:]
     settings = Settings(data_root=root)
     logs.setup(settings.logging, "supervisor")
     node.create_node(settings)
@@ -41,7 +44,7 @@ def main() -> None:
     def start(name: str) -> int:
         return start_probe(name) if name in PROGRAMS else start_real(name)
 
-    supervisor.Supervisor(settings, names, start).run()
+    supervisor.Supervisor(settings, names, start, start_within_s=start_within_s).run()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Run ``python -m tests.appliance.probe_worker NAME --config PATH``. All is the product's but the function
 that does the work: it writes down that it began, waits for the file ``hold`` to go away, writes down that it
-ended, and finishes.
+ended, and finishes. A number in ``hold`` lets so many pieces of work pass first.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from appliance.node import ClinicalZone, ResearchZone
     from appliance.work import Claim
 
@@ -24,11 +26,19 @@ def probe(zone: ClinicalZone | ResearchZone, claim: Claim) -> None:
     log = zone.root / "probe.log"
     with log.open("a") as file:
         file.write(f"began {claim.row_id} {os.getpid()}\n")
-    while (zone.root / "hold").exists():
+    while _is_held(zone.root / "hold", log):
         time.sleep(0.02)
     with log.open("a") as file:
         file.write(f"ended {claim.row_id} {os.getpid()}\n")
     claim.finish()
+
+
+def _is_held(hold: Path, log: Path) -> bool:
+    try:
+        let_pass = int(hold.read_text() or 0)
+    except FileNotFoundError:
+        return False
+    return log.read_text().count("ended ") >= let_pass
 
 
 def main() -> int:

@@ -215,23 +215,74 @@ def test_what_no_other_try_can_change_is_dead_at_once(scene: Scene) -> None:
     assert "Called AE title" in (row.reason or "")
 
 
-@pytest.mark.parametrize("why", ["superseded", "newer revision", "shadow"])
+@pytest.mark.parametrize("why", ["superseded", "shadow"])
 def test_a_result_that_must_not_leave_is_withheld(scene: Scene, why: str) -> None:
     if why == "superseded":
         scene.change(Result, superseded=True)
-    elif why == "shadow":
-        scene.change(Result, shadow=True)
     else:
-        late = ct(StudyInstanceUID=scene.instances[0].StudyInstanceUID)
-        inbox = intake.open_inbox(scene.zone)
-        inbox.min_free_bytes = 0
-        announced = Announcement(late.SOPClassUID, late.SOPInstanceUID, ExplicitVRLittleEndian)
-        inbox.commit([encoded(late)], CALLER, announced)
-        intake.index_batch(scene.zone, inbox)
-        intake.assemble(scene.zone, scene.row(Result, scene.result_id).study_id)
+        scene.change(Result, shadow=True)
     row = scene.deliver()
     assert (row.state, scene.job.state) == ("withheld", "done")
-    assert why.rpartition(" ")[2] in (row.reason or "")
+    assert why in (row.reason or "")
+    assert scene.received == []
+
+
+def add_revision(scene: Scene) -> str:
+    """Let a late instance make the next revision; return the id of its inference job."""
+    late = ct(StudyInstanceUID=scene.instances[0].StudyInstanceUID)
+    inbox = intake.open_inbox(scene.zone)
+    inbox.min_free_bytes = 0
+    announced = Announcement(late.SOPClassUID, late.SOPInstanceUID, ExplicitVRLittleEndian)
+    inbox.commit([encoded(late)], CALLER, announced)
+    intake.index_batch(scene.zone, inbox)
+    revision_id = intake.assemble(scene.zone, scene.row(Result, scene.result_id).study_id)
+    with reading(scene.zone.engine) as session:
+        newer = ClinicalJob.subject_id == revision_id
+        return session.scalars(select(ClinicalJob.id).where(newer, ClinicalJob.kind == "infer")).one()
+
+
+def set_state(scene: Scene, job_id: str, state: str) -> None:
+    """Change the state of one job."""
+    with writing(scene.zone.engine) as session:
+        session.get_one(ClinicalJob, job_id).state = state
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "failed"])
+def test_a_result_waits_while_models_answer_a_newer_revision_and_uses_up_no_attempt(
+    scene: Scene, state: str
+) -> None:
+    set_state(scene, add_revision(scene), state)
+    for _ in range(4):
+        scene.deliver()
+        scene.make_due()
+    row = scene.deliver()
+    assert (row.state, scene.job.state, scene.job.attempts) == ("queued", "failed", 0)
+    assert "newer revision" in (row.reason or "")
+    assert scene.received == []
+
+
+@pytest.mark.parametrize("state", ["done", "dead"])
+def test_a_result_that_a_newer_revision_did_not_supersede_is_delivered(scene: Scene, state: str) -> None:
+    job_id = add_revision(scene)
+    scene.deliver()
+    set_state(scene, job_id, state)
+    scene.make_due()
+    row = scene.deliver()
+    assert (row.state, row.reason, scene.job.state) == ("delivered", None, "done")
+    assert scene.received == [scene.result.SOPInstanceUID]
+
+
+def test_a_delivery_that_a_person_retries_still_waits_for_the_newer_revision(scene: Scene) -> None:
+    job_id = add_revision(scene)
+    set_state(scene, scene.job_id, "dead")
+    with writing(scene.zone.engine) as session:
+        assert work.retry(session, ClinicalJob, scene.job_id)
+    assert scene.deliver().state == "queued"
+    assert scene.received == []
+    scene.change(Result, superseded=True)
+    set_state(scene, job_id, "done")
+    scene.make_due()
+    assert scene.deliver().state == "withheld"
     assert scene.received == []
 
 
@@ -291,6 +342,40 @@ def test_a_disabled_destination_gets_nothing(scene: Scene) -> None:
     scene.change(Peer, enabled=False)
     assert scene.deliver().state == "dead"
     assert scene.received == []
+
+
+def ledger_kinds(scene: Scene) -> list[str]:
+    """Return the kinds of the ledger's entries."""
+    with reading(scene.zone.engine) as session:
+        return list(session.scalars(select(ClinicalLedgerEntry.kind)))
+
+
+@pytest.mark.parametrize(
+    "fate", [{"state": "running", "attempts": 3}, {"deadline_at": now() - timedelta(days=1)}], ids=str
+)
+def test_a_delivery_whose_job_was_buried_is_dead_with_the_reason(scene: Scene, fate: dict[str, Any]) -> None:
+    scene.change(ClinicalJob, **fate)
+    work.reconcile(scene.zone.engine, ClinicalJob, lambda *_: True, now())
+    assert scene.job.state == "dead"
+    assert (delivery.align(scene.zone), delivery.align(scene.zone)) == (1, 0)
+    row = scene.row(Delivery, scene.delivery_id)
+    assert (row.state, row.reason) == ("dead", scene.job.reason)
+    assert ledger_kinds(scene).count("result.stopped") == 1
+
+
+def test_a_dead_delivery_is_queued_again_with_its_job(scene: Scene) -> None:
+    scene.change(Peer, enabled=False)
+    assert scene.deliver().state == "dead"
+    assert delivery.align(scene.zone) == 0
+    with writing(scene.zone.engine) as session:
+        assert work.retry(session, ClinicalJob, scene.job_id)
+    assert delivery.align(scene.zone) == 1
+    row = scene.row(Delivery, scene.delivery_id)
+    assert (row.state, row.reason) == ("queued", None)
+    scene.change(Peer, enabled=True)
+    assert scene.deliver().state == "delivered"
+    assert delivery.align(scene.zone) == 0
+    assert ledger_kinds(scene).count("result.stopped") == 1
 
 
 def test_pauses_grow_to_half_an_hour() -> None:

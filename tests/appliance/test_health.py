@@ -75,6 +75,15 @@ def test_a_beat_holds_who_when_and_what(node_settings: Settings) -> None:
     assert found.age_s < 5
 
 
+def test_bundles_that_research_refuses_are_shown(node_settings: Settings) -> None:
+    health.beat(node_settings, "research_agent", {health.REFUSED_BUNDLES: 2})
+    check = wrong(node_settings)["crossing"]
+    assert check.detail == "2 bundles refused"
+    assert "research_agent" in check.fix
+    health.beat(node_settings, "research_agent", {health.REFUSED_BUNDLES: 0})
+    assert "crossing" not in wrong(node_settings)
+
+
 def test_dead_work_is_shown(clinical_zone: node.ClinicalZone) -> None:
     with writing(clinical_zone.engine) as session:
         work.enqueue(session, ClinicalJob, "infer", "a" * 32, "k")

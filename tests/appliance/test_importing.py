@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+from datetime import timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,10 +15,10 @@ from sqlalchemy import func, select
 import appliance.importing
 from appliance import crossing
 from appliance.crossing import LabelItem
-from appliance.db.base import new_id
+from appliance.db.base import new_id, now
 from appliance.db.engine import reading
 from appliance.db.research import Crossing, Label, ResearchInstance, ResearchLedgerEntry, Subject
-from appliance.importing import Counts, import_bundles
+from appliance.importing import Counts, Refusals, import_bundles
 from tests.anonymizer.node import Node, make_node, study_of
 
 if TYPE_CHECKING:
@@ -160,6 +162,49 @@ def test_a_link_in_a_bundle_is_not_followed(node: Node, tmp_path: Path) -> None:
     file.rename(secret)
     file.symlink_to(secret)
     assert import_bundles(node.research) == Counts(refused=1)
+
+
+def test_a_refused_bundle_is_not_read_again_at_once_but_in_the_end(node: Node) -> None:
+    bundle_id = _send_label(node, 1)
+    path = node.settings.crossing_out / bundle_id / "bundle.json"
+    good = path.read_bytes()
+    path.write_bytes(b"{")
+    refusals, at = Refusals(), now()
+    assert import_bundles(node.research, refusals, at) == Counts(refused=1)
+    path.write_bytes(good)
+    assert import_bundles(node.research, refusals, at + timedelta(seconds=29)) == Counts()
+    assert len(refusals) == 1
+    assert import_bundles(node.research, refusals, at + timedelta(seconds=31)) == Counts(bundles=1, labels=1)
+    assert len(refusals) == 0
+
+
+def test_a_refused_bundle_is_looked_at_ever_more_rarely_and_forgotten_when_it_is_gone(node: Node) -> None:
+    path = node.settings.crossing_out / _send_label(node, 1) / "bundle.json"
+    path.write_bytes(b"{")
+    refusals, began = Refusals(), now()
+    moments = [began + timedelta(seconds=second) for second in range(0, 4000, 10)]
+    looks = [at for at in moments if import_bundles(node.research, refusals, at).refused]
+    pauses = [(later - earlier).total_seconds() for earlier, later in pairwise(looks)]
+    assert pauses == [30, 60, 120, 240, 480, 900, 900, 900]
+    shutil.rmtree(path.parent)
+    import_bundles(node.research, refusals, moments[-1])
+    assert len(refusals) == 0
+
+
+def test_what_was_copied_before_a_refusal_is_not_copied_again(node: Node) -> None:
+    node.release(node.add_study(study_of(2)))
+    [bundle] = crossing.read_bundles(node.settings)
+    item = bundle.items[-1]
+    assert isinstance(item, crossing.InstanceItem)
+    last = bundle.folder / item.file
+    content = last.read_bytes()
+    last.write_bytes(content[:-1])
+    assert import_bundles(node.research) == Counts(refused=1)
+    [copied] = (node.research.root / "instances").rglob("*.dcm")
+    before = copied.stat()
+    last.write_bytes(content)
+    assert import_bundles(node.research) == Counts(bundles=1, instances=2)
+    assert copied.stat().st_ino == before.st_ino
 
 
 def test_an_unfinished_bundle_is_not_seen(node: Node) -> None:

@@ -353,7 +353,7 @@ def test_a_study_is_assembled_after_its_quiet_period_and_the_rules_are_asked(
     assert (study.state, study.revision) == ("assembled", 1)
     assert (revision.number, revision.instance_count) == (1, 3)
     assert {job.kind for job in rows(zone, ClinicalJob)} == {"deidentify", "infer"}
-    assert all(job.subject_id == revision.id and job.woken_at for job in rows(zone, ClinicalJob))
+    assert all(job.subject_id == revision.id for job in rows(zone, ClinicalJob))
     entries = [entry for entry in rows(zone, ClinicalLedgerEntry) if entry.kind == "study.assembled"]
     assert [json.loads(entry.body)["instances"] for entry in entries] == [3]
 
@@ -646,6 +646,13 @@ def test_intake_does_the_same_on_postgresql(
     assert intake.assemble_due(zone, later(3600)).assembled == 2
     assert sorted(study.instance_count for study in rows(zone, Study)) == [1, 2]
     zone.engine.dispose()
+
+
+def test_work_that_could_not_be_announced_is_left_to_the_reconciler(zone: ClinicalZone, inbox: Inbox) -> None:
+    receive(inbox, ct())
+    intake.index_batch(zone, inbox)
+    assert intake.assemble_due(zone, later(3600)).assembled == 1, "though no broker runs"
+    assert {job.woken_at for job in rows(zone, ClinicalJob)} == {None}
 
 
 @pytest.mark.real_data

@@ -1,24 +1,34 @@
 from __future__ import annotations
 
 import json
+import socket
+import stat
+import threading
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 from typer.testing import CliRunner
 
 from appliance import peers
+from appliance.callers import SNAPSHOT, DatabaseCallers
 from appliance.cli import build
 from appliance.db.clinical import ClinicalLedgerEntry, Peer, RejectedCaller
-from appliance.db.engine import reading, writing
-from appliance.peers import CallerRecorder, DatabaseCallers, NewPeer, PeerError
+from appliance.db.engine import make_engine, reading, writing
+from appliance.names import Names
+from appliance.peers import CallerRecorder, NewPeer, PeerError
 from dicom_node.inbox import Inbox
-from dicom_node.ports import Caller
-from tests.dicom_node.support import start_scp
+from dicom_node.ports import Caller, Decision
+from tests.dicom_node.support import start_scp, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sqlalchemy import Engine
+
+    from appliance.names import Network
     from appliance.node import ClinicalZone
 
 
@@ -28,8 +38,14 @@ def add(zone: ClinicalZone, **values: Any) -> Peer:
         return peers.add_peer(session, zone.ledger, NewPeer(**values))
 
 
+def callers_of(
+    zone: ClinicalZone, names: Names | None = None, engine: Engine | None = None
+) -> DatabaseCallers:
+    return DatabaseCallers(engine or zone.engine, names or Names(), zone.root / SNAPSHOT)
+
+
 def decide(zone: ClinicalZone, ae_title: str, address: str) -> tuple[bool, str]:
-    callers = DatabaseCallers(zone.engine)
+    callers = callers_of(zone)
     callers.refresh()
     decision = callers.decide(Caller(ae_title, "CLOISTER", address))
     return decision.allowed, decision.reason
@@ -52,8 +68,68 @@ def test_one_title_may_call_from_several_places(clinical_zone: ClinicalZone) -> 
 def test_a_host_name_is_resolved(clinical_zone: ClinicalZone) -> None:
     add(clinical_zone, host="localhost")
     add(clinical_zone, name="gone", ae_title="GONE", host="no-such-host.invalid")
-    assert decide(clinical_zone, "PACS", "127.0.0.1") == (True, "")
-    assert decide(clinical_zone, "GONE", "127.0.0.1") == (False, "wrong_address")
+    names = Names()
+    callers = callers_of(clinical_zone, names)
+    callers.refresh()
+    names.start()
+    wait_until(lambda: callers.decide(Caller("PACS", "CLOISTER", "127.0.0.1")).allowed, "it is resolved")
+    assert not callers.decide(Caller("PACS", "CLOISTER", "192.0.2.1")).allowed
+    assert not callers.decide(Caller("GONE", "CLOISTER", "127.0.0.1")).allowed
+
+
+def test_a_name_that_cannot_be_one_counts_as_unresolved(clinical_zone: ClinicalZone) -> None:
+    with writing(clinical_zone.engine) as session:  # a row from before labels were limited
+        session.add(Peer(name="old", ae_title="OLD", host="a" * 64 + ".example", may_send=True))
+    add(clinical_zone, host="localhost")
+    names = Names()
+    callers = callers_of(clinical_zone, names)
+    callers.refresh()
+    names.start()
+    wait_until(lambda: callers.decide(Caller("PACS", "CLOISTER", "127.0.0.1")).allowed, "the other is")
+    callers.refresh()
+    assert not callers.decide(Caller("OLD", "CLOISTER", "127.0.0.1")).allowed
+
+
+def test_a_resolver_that_hangs_holds_nobody_up(clinical_zone: ClinicalZone) -> None:
+    add(clinical_zone, host="slow.example")
+    add(clinical_zone, name="CT", ae_title="CT")
+    asked, released = threading.Event(), threading.Event()
+
+    def hang(name: str) -> tuple[Network, ...]:
+        asked.set()
+        released.wait()
+        raise OSError(name)
+
+    names = Names(hang)
+    names.start()
+    callers = callers_of(clinical_zone, names)
+    callers.refresh()
+    assert asked.wait(30)
+    callers.refresh()
+    assert callers.decide(Caller("CT", "CLOISTER", "127.0.0.1")).allowed
+    assert not callers.decide(Caller("PACS", "CLOISTER", "127.0.0.1")).allowed
+    released.set()
+
+
+def test_the_last_good_answer_stays_while_a_name_cannot_be_resolved() -> None:
+    answers = [socket.gaierror(), ip_network("192.0.2.1"), OSError(), UnicodeError(), OSError()]
+    left = list(answers)
+
+    def lookup(name: str) -> tuple[Network, ...]:
+        assert name == "pacs.example"
+        answer = left.pop(0) if left else OSError()
+        if isinstance(answer, Exception):
+            raise answer
+        return (answer,)
+
+    names = Names(lookup, ttl_s=0.01, retry_s=0.01)
+    assert names.networks("pacs.example") is None
+    names.want(["pacs.example"])
+    names.start()
+    wait_until(lambda: not left, "all was asked")
+    assert names.networks("pacs.example") == (ip_network("192.0.2.1"),)
+    names.want([])
+    assert names.networks("pacs.example") is None
 
 
 def test_destinations_and_disabled_peers_may_not_send(clinical_zone: ClinicalZone) -> None:
@@ -67,8 +143,71 @@ def test_destinations_and_disabled_peers_may_not_send(clinical_zone: ClinicalZon
 
 def test_before_the_first_look_at_the_database_nobody_may_send(clinical_zone: ClinicalZone) -> None:
     add(clinical_zone)
-    callers = DatabaseCallers(clinical_zone.engine)
+    callers = callers_of(clinical_zone)
+    decision = callers.decide(Caller("PACS", "CLOISTER", "127.0.0.1"))
+    assert decision == Decision(allowed=False, reason="not_ready", transient=True)
+
+
+@pytest.fixture
+def database_away(tmp_path: Path) -> Engine:
+    return make_engine(f"sqlite:///{tmp_path}/no-such-folder/x.db")
+
+
+def test_a_process_that_starts_while_the_database_is_away_knows_who_may_send(
+    clinical_zone: ClinicalZone, database_away: Engine
+) -> None:
+    add(clinical_zone, host="10.1.0.0/16")
+    add(clinical_zone, name="CT", ae_title="CT", host="ct.example")
+    names = Names(lambda _: (ip_network("192.0.2.7"),))
+    names.start()
+    before = callers_of(clinical_zone, names)
+    before.refresh()
+    wait_until(lambda: names.networks("ct.example"), "the name is resolved")
+    before.refresh()
+
+    callers = callers_of(clinical_zone, engine=database_away)
+    with pytest.raises(SQLAlchemyError):
+        callers.refresh()
+    assert callers.decide(Caller("PACS", "CLOISTER", "10.1.2.3")).allowed
+    assert callers.decide(Caller("CT", "CLOISTER", "192.0.2.7")).allowed
+    assert callers.decide(Caller("CT", "CLOISTER", "192.0.2.8")).reason == "wrong_address"
+    assert callers.decide(Caller("EVIL", "CLOISTER", "10.1.2.3")).reason == "unknown_ae_title"
+    assert stat.S_IMODE((clinical_zone.root / SNAPSHOT).stat().st_mode) == 0o600
+
+
+def test_who_may_send_no_more_is_not_in_the_kept_file_either(
+    clinical_zone: ClinicalZone, database_away: Engine
+) -> None:
+    add(clinical_zone)
+    callers = callers_of(clinical_zone)
+    callers.refresh()
+    with writing(clinical_zone.engine) as session:
+        peers.set_enabled(session, clinical_zone.ledger, name="PACS", enabled=False)
+    callers.refresh()
+    later = callers_of(clinical_zone, engine=database_away)
+    assert later.decide(Caller("PACS", "CLOISTER", "127.0.0.1")).reason == "unknown_ae_title"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"senders": [{"ae_title": "PACS", "host": "x", "networks": ["y"]}]}']
+)
+def test_a_kept_file_that_is_damaged_lets_nobody_in_and_is_written_anew(
+    clinical_zone: ClinicalZone, text: str
+) -> None:
+    add(clinical_zone)
+    (clinical_zone.root / SNAPSHOT).write_text(text)
+    callers = callers_of(clinical_zone)
     assert callers.decide(Caller("PACS", "CLOISTER", "127.0.0.1")).reason == "not_ready"
+    callers.refresh()
+    assert callers_of(clinical_zone).decide(Caller("PACS", "CLOISTER", "127.0.0.1")).allowed
+
+
+def test_a_caller_whose_name_has_no_address_yet_is_asked_to_come_again(clinical_zone: ClinicalZone) -> None:
+    add(clinical_zone, host="pacs.example")
+    callers = callers_of(clinical_zone)
+    callers.refresh()
+    decision = callers.decide(Caller("PACS", "CLOISTER", "127.0.0.1"))
+    assert decision == Decision(allowed=False, reason="name_unresolved", transient=True)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +221,7 @@ def test_before_the_first_look_at_the_database_nobody_may_send(clinical_zone: Cl
         ({"host": "10.0.0.0/33"}, "host"),
         ({"host": "no such host"}, "host"),
         ({"host": "-x"}, "host"),
+        ({"host": "a" * 64 + ".example"}, "host"),
         ({"is_destination": True, "port": 0}, "port"),
         ({"is_destination": True, "port": 70000}, "port"),
         ({"is_destination": True, "port": 104, "host": "10.0.0.0/8"}, "host"),
@@ -93,6 +233,10 @@ def test_a_peer_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(PeerError, match=field):
         add(clinical_zone, **values)
+
+
+def test_the_longest_label_is_taken(clinical_zone: ClinicalZone) -> None:
+    assert add(clinical_zone, host="a" * 63 + ".example").host.endswith(".example")
 
 
 def test_changes_are_in_the_ledger_without_names(clinical_zone: ClinicalZone) -> None:

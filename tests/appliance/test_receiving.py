@@ -241,6 +241,27 @@ def test_receiving_does_not_wait_for_the_database(processes: Processes, zone: Cl
     assert intake.index_batch(zone, intake.open_inbox(zone)).filed == 5
 
 
+@pytest.mark.e2e
+def test_an_scp_that_starts_again_while_the_database_is_away_receives(
+    processes: Processes, zone: ClinicalZone
+) -> None:
+    scp = processes.start("scp")
+    os.killpg(scp.pid, signal.SIGKILL)
+    scp.wait(10)
+    database, aside = zone.root / "clinical.db", zone.root / "aside.db"
+    zone.engine.dispose()
+    database.rename(aside)
+    database.mkdir()
+    processes.start("scp")
+    ds = ct()
+    with BytePeer(processes.port()) as peer:
+        assert peer.associate()[0] == 0x02
+        assert peer.store(encoded(ds), CTImageStorage, ds.SOPInstanceUID, 1) == 0
+    database.rmdir()
+    aside.rename(database)
+    assert intake.index_batch(zone, intake.open_inbox(zone)).filed == 1
+
+
 def test_a_duty_that_fails_is_tried_again_and_ends_the_process_in_the_end() -> None:
     calls = []
 

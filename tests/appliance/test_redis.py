@@ -50,3 +50,16 @@ def test_a_full_redis_refuses_and_drops_nothing(node_settings: Settings, clinica
 
 def test_a_broker_that_is_away_is_said_to_be_away(node_settings: Settings) -> None:
     assert broker.backlog(node.redis_url(node_settings, "clinical"), (broker.CLINICAL_QUEUE,)) is None
+
+
+def test_a_wake_up_call_says_whether_it_was_sent(
+    node_settings: Settings, clinical_redis: RedisServer
+) -> None:
+    url = node.redis_url(node_settings, "clinical")
+    wake = broker.ClinicalWaker(url)
+    assert wake("infer", "a" * 32)
+    assert not wake("no-such-kind", "a" * 32)
+    assert (broker.backlog_of(url, "infer"), broker.backlog_of(url, "deliver")) == (1, 0)
+    clinical_redis.kill()
+    assert not wake("infer", "b" * 32)
+    assert broker.backlog_of(url, "infer") is None

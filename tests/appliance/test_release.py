@@ -3,8 +3,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydicom import dcmread
@@ -18,14 +19,19 @@ from anonymizer.uids import well_known
 from appliance import crossing
 from appliance.crossing import BundleWriter, InstanceItem
 from appliance.db.base import WorkState, new_id, now
-from appliance.db.clinical import ClinicalLedgerEntry, QuarantineItem, StudyRevision, VaultEntry
+from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry, QuarantineItem, StudyRevision, VaultEntry
 from appliance.db.engine import reading, writing
-from appliance.release import vault_context
+from appliance.release import release_study, vault_context
+from appliance.work import claimed
 from tests.anonymizer.node import Node, make_node, study_of
+from tests.appliance.servers import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
     from pathlib import Path
+
+    from anonymizer.engine import Quarantined, Released
 
 
 @pytest.fixture
@@ -169,6 +175,26 @@ def test_an_unforeseen_error_stops_one_instance_and_is_shown(
     assert _revision(node, revision_id).released_count == 2
     with reading(node.clinical.engine) as session:
         assert session.scalars(select(QuarantineItem.reason_code)).one() == "internal_error"
+
+
+def test_slow_instances_do_not_cost_the_lease(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = node.enqueue(node.add_study(study_of(3)))
+    leases: list[datetime] = []
+
+    def slow(*arguments: Any) -> Released | Quarantined:
+        with reading(node.clinical.engine) as session:
+            until = session.get_one(ClinicalJob, job_id).lease_until
+        assert until is not None
+        leases.append(until)
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() > began + 0.3, what="a long multi-frame instance is done")
+        return deidentify_file(*arguments)
+
+    monkeypatch.setattr(appliance.release, "deidentify_file", slow)
+    with claimed(node.clinical.engine, ClinicalJob, job_id, "test", lease_s=6) as claim:
+        assert claim is not None
+        release_study(node.clinical, claim)
+    assert leases[0] < leases[1] < leases[2]
 
 
 def test_a_missing_file_fails_the_job_for_another_try(node: Node) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import select
 
-from appliance import research_client
+from appliance import health, research_client
 from appliance.crossing import LABELS, LabelItem, write_bundle
 from appliance.db.base import WorkState, new_id, now
 from appliance.db.engine import reading, writing
@@ -91,6 +91,12 @@ def test_a_refused_bundle_holds_up_neither_the_others_nor_the_agent(
     write_bundle(settings, good, LABELS, "default", [LabelItem("B" * 26, "", "crossed", 0, "csv")])
     wait_until(lambda: labels(node) == 1, 40, "the good bundle is imported")
     assert not (settings.crossing_in / "acks" / bad.name).exists()
+
+    def refused() -> int:
+        beat = health.last_beat(settings, "research_agent")
+        return 0 if beat is None else beat.detail.get(health.REFUSED_BUNDLES, 0)
+
+    wait_until(lambda: refused() == 1, 40, "staff see the refusal")
     assert agent.poll() is None
 
 

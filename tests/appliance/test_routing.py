@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import select
 
 from appliance import routing
-from appliance.db.base import new_id
+from appliance.db.base import new_id, now
 from appliance.db.clinical import (
     ClinicalJob,
     ClinicalLedgerEntry,
@@ -19,10 +21,15 @@ from appliance.db.clinical import (
     StudyRevision,
 )
 from appliance.db.engine import reading, writing
+from appliance.node import open_clinical
 from appliance.routing import Facts
+from appliance.settings import InferenceSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from appliance.node import ClinicalZone
+    from appliance.settings import Settings
 
 CHEST = Facts(frozenset({"DX"}), frozenset({"CHEST"}), "Thorax pa", "PACS")
 
@@ -180,6 +187,27 @@ def test_an_assembled_study_goes_to_research_and_inference_once(clinical_zone: C
         "instances": 1,
     }
     assert routing.STUDY_ROUTED in kinds
+
+
+def test_without_inference_here_no_job_waits_for_it_and_it_is_caught_up_for_a_day(
+    make_node: Callable[..., Settings],
+) -> None:
+    zone = open_clinical(make_node(inference={"enabled": False}))
+    _, old = add_revision(zone, None, "2.25.1")
+    _, recent = add_revision(zone, None, "2.25.2")
+    assert apply(zone, old).inference
+    assert apply(zone, recent).inference
+    assert {kind for kind, _, _ in jobs(zone)} == {"deidentify"}
+    assert routing.catch_up(zone, now()) == 0
+    with writing(zone.engine) as session:
+        revision = session.get_one(StudyRevision, old)
+        revision.assembled_at -= timedelta(seconds=routing.CATCH_UP_S + 60)
+
+    on = replace(zone, settings=zone.settings.model_copy(update={"inference": InferenceSettings()}))
+    assert routing.catch_up(on, now()) == 1
+    assert routing.catch_up(on, now()) == 0
+    assert [subject for kind, subject, _ in jobs(zone) if kind == "infer"] == [recent]
+    zone.engine.dispose()
 
 
 def test_a_disabled_rule_does_nothing(clinical_zone: ClinicalZone) -> None:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydicom import dcmread
 from pydicom.uid import ComprehensiveSRStorage, SecondaryCaptureImageStorage
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from appliance import models, serving, serving_rows
 from appliance.auth.rights import Right
+from appliance.db.base import now
 from appliance.db.clinical import (
     ClinicalJob,
     ClinicalLedgerEntry,
@@ -20,7 +21,10 @@ from appliance.db.clinical import (
     Study,
 )
 from appliance.db.engine import make_engine, reading, writing
+from appliance.delivery import deliver
 from appliance.ledger import verify
+from appliance.work import claimed
+from dicom_node.inbox import Inbox
 from inference.results.uids import result_uid
 from inference.study import build_results
 from tests.appliance.serving_material import (
@@ -33,9 +37,13 @@ from tests.appliance.serving_material import (
     run_job,
     study_instance,
 )
+from tests.dicom_node.support import RunningSCP, start_scp
 from tests.inference.material import PNEUMONIA, make_card, make_onnx
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from appliance.ledger import Ledger
     from appliance.node import ClinicalZone
     from tests.appliance.servers import PostgreSQL
@@ -224,6 +232,87 @@ def test_a_new_revision_supersedes_and_withholds_what_was_not_delivered(clinical
     assert series.SeriesInstanceUID == dcmread(clinical_zone.root / previous.path).SeriesInstanceUID
     assert report.finding["pictures"] == 2
     assert _kinds(clinical_zone).count("result.superseded") == 2
+
+
+def _deliver_all(zone: ClinicalZone) -> None:
+    """Run every delivery as its worker does, whether its pause is over or not."""
+    with writing(zone.engine) as session:
+        session.execute(update(ClinicalJob).where(ClinicalJob.state == "failed").values(next_try_at=now()))
+        ids = session.scalars(select(ClinicalJob.id).where(ClinicalJob.kind == "deliver")).all()
+    for job_id in ids:
+        with claimed(zone.engine, ClinicalJob, job_id, "test", 60) as claim:
+            if claim is not None:
+                deliver(zone, claim)
+
+
+@pytest.fixture
+def workstation(clinical_zone: ClinicalZone, tmp_path: Path) -> Iterator[RunningSCP]:
+    """Run a workstation that is a peer of the node."""
+    running = start_scp(Inbox(tmp_path / "workstation", min_free_bytes=0))
+    add_peer(clinical_zone, ae_title="CLOISTER", port=running.port)
+    yield running
+    running.scp.stop()
+
+
+def _arrived(workstation: RunningSCP) -> list[str]:
+    return sorted(entry.sop_instance_uid for entry in workstation.inbox.entries(100))
+
+
+def test_a_late_instance_that_concerns_no_model_does_not_stop_the_delivery(
+    clinical_zone: ClinicalZone, workstation: RunningSCP
+) -> None:
+    add_model(clinical_zone)
+    study_id, _, job_id = _one_study(clinical_zone, destinations=("workstation",))
+    run_job(clinical_zone, job_id)
+    add_instances(clinical_zone, [study_instance(Modality="SR", SeriesInstanceUID="1.2.3.9")])
+    _, second_job = assemble(clinical_zone, study_id, ("workstation",))
+    _deliver_all(clinical_zone)
+    assert _arrived(workstation) == [], "the models may still supersede it"
+    assert run_job(clinical_zone, second_job) == ("done", None)
+    _deliver_all(clinical_zone)
+    assert _arrived(workstation) == sorted(item.sop_instance_uid for item in _results(clinical_zone))
+    assert len(_results(clinical_zone)) == 2
+
+
+def test_of_two_revisions_the_destination_gets_the_current_result_alone(
+    clinical_zone: ClinicalZone, workstation: RunningSCP
+) -> None:
+    add_model(clinical_zone)
+    study_id, _, job_id = _one_study(clinical_zone, destinations=("workstation",))
+    run_job(clinical_zone, job_id)
+    add_instances(clinical_zone, [study_instance()])
+    _, second_job = assemble(clinical_zone, study_id, ("workstation",))
+    _deliver_all(clinical_zone)
+    assert run_job(clinical_zone, second_job) == ("done", None)
+    _deliver_all(clinical_zone)
+    current = [item for item in _results(clinical_zone) if not item.superseded]
+    assert _arrived(workstation) == sorted(item.sop_instance_uid for item in current)
+    (report,) = [item for item in current if item.kind == "sr"]
+    assert "PredecessorDocumentsSequence" in dcmread(clinical_zone.root / report.path)
+    assert sorted(item.state for item in _deliveries(clinical_zone)) == [
+        "delivered", "delivered", "withheld", "withheld",
+    ]  # fmt: skip
+
+
+def test_of_several_models_only_those_that_a_late_instance_concerns_answer_anew(
+    clinical_zone: ClinicalZone, workstation: RunningSCP
+) -> None:
+    add_model(clinical_zone, card=make_card(modalities=("CR",)))
+    other = make_card(name="other", modalities=("DX",))
+    add_model(clinical_zone, name="run-2", onnx=make_onnx(bias=-3.0), card=other)
+    pictures: tuple[dict[str, Any], ...] = ({"Modality": "CR"}, {"Modality": "DX"})
+    study_id, _, job_id = _one_study(clinical_zone, *pictures, destinations=("workstation",))
+    run_job(clinical_zone, job_id)
+    assert len(_results(clinical_zone)) == 4
+    add_instances(clinical_zone, [study_instance(Modality="DX")])
+    _, second_job = assemble(clinical_zone, study_id, ("workstation",))
+    _deliver_all(clinical_zone)
+    assert run_job(clinical_zone, second_job) == ("done", None)
+    _deliver_all(clinical_zone)
+    current = [item for item in _results(clinical_zone) if not item.superseded]
+    assert sorted(item.kind for item in current) == ["sc", "sc", "sr", "sr"]
+    assert len({item.study_revision_id for item in current}) == 2
+    assert _arrived(workstation) == sorted(item.sop_instance_uid for item in current)
 
 
 def test_an_old_revision_is_not_answered_any_more(clinical_zone: ClinicalZone) -> None:

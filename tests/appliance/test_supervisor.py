@@ -108,6 +108,14 @@ def test_a_process_that_fails_is_started_ever_more_slowly(
     assert table(node_settings)["good"]["restarts"] == 0
 
 
+def test_a_process_that_hangs_before_its_first_sign_of_life_is_started_again(
+    node_settings: Settings, run: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    run("--start-within-s", "1", "good", "clinical_redis")  # "good" gives no sign of life
+    wait_until(lambda: table(node_settings).get("good", {}).get("restarts", 0) >= 1, 60, "it was ended")
+    assert table(node_settings)["clinical_redis"]["restarts"] == 0
+
+
 def test_what_a_dead_process_leaves_behind_is_ended(
     node_settings: Settings, run: Callable[..., subprocess.Popen[bytes]]
 ) -> None:

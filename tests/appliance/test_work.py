@@ -49,10 +49,12 @@ def claim(engine: Engine, job_id: str, lease_s: float = LEASE_S) -> work.claimed
 def reconcile(engine: Engine, **options: Any) -> tuple[work.Counts, list[tuple[str, str]]]:
     woken: list[tuple[str, str]] = []
     at = options.pop("at", now())
-    counts = work.reconcile(
-        engine, ClinicalJob, lambda kind, row_id: woken.append((kind, row_id)), at, **options
-    )
-    return counts, woken
+
+    def wake(kind: str, row_id: str) -> bool:
+        woken.append((kind, row_id))
+        return True
+
+    return work.reconcile(engine, ClinicalJob, wake, at, **options), woken
 
 
 def test_a_key_makes_one_job(clinical_engine: Engine) -> None:
@@ -283,9 +285,64 @@ def test_what_the_broker_lost_is_announced_again_but_not_all_the_time(clinical_e
     assert reconcile(clinical_engine)[1] == [("infer", job_id)]
     assert reconcile(clinical_engine)[1] == []
     later = now() + timedelta(seconds=reconciling.REWAKE_S + 1)
-    assert reconcile(clinical_engine, at=later, backlog=lambda: 3)[1] == []
-    assert reconcile(clinical_engine, at=later, backlog=lambda: None)[1] == []
-    assert reconcile(clinical_engine, at=later, backlog=lambda: 0)[1] == [("infer", job_id)]
+    assert reconcile(clinical_engine, at=later, backlog=lambda _: 3)[1] == []
+    assert reconcile(clinical_engine, at=later, backlog=lambda _: None)[1] == []
+    assert reconcile(clinical_engine, at=later, backlog=lambda _: 0)[1] == [("infer", job_id)]
+
+
+def test_a_queue_that_never_drains_holds_up_no_other(clinical_engine: Engine) -> None:
+    make_job(clinical_engine, "stuck")
+    with writing(clinical_engine) as session:
+        other = work.enqueue(session, ClinicalJob, "deidentify", "b" * 32, "other")
+    reconcile(clinical_engine)
+    later = now() + timedelta(seconds=reconciling.REWAKE_S + 1)
+
+    def backlog(kind: str) -> int:
+        return 1 if kind == "infer" else 0
+
+    assert reconcile(clinical_engine, at=later, backlog=backlog)[1] == [("deidentify", other)]
+
+
+def test_a_row_is_announced_again_in_the_end_whatever_waits_in_its_queue(clinical_engine: Engine) -> None:
+    job_id = make_job(clinical_engine)
+    reconcile(clinical_engine)
+    later = now() + timedelta(seconds=reconciling.REWAKE_ANYWAY_S + 1)
+    assert reconcile(clinical_engine, at=later, backlog=lambda _: reconciling.QUEUE_FULL)[1] == []
+    assert reconcile(clinical_engine, at=later, backlog=lambda _: 3)[1] == [("infer", job_id)]
+    assert reconcile(clinical_engine, at=later, backlog=lambda _: 3)[1] == []
+
+
+def test_what_could_not_be_announced_is_announced_next_time(clinical_engine: Engine) -> None:
+    ids = [make_job(clinical_engine, key) for key in "abc"]
+    asked: list[str] = []
+
+    def broken(kind: str, row_id: str) -> bool:
+        assert kind == "infer"
+        asked.append(row_id)
+        return False
+
+    counts = work.reconcile(clinical_engine, ClinicalJob, broken, now())
+    assert (counts.woken, asked) == (0, ids[:1]), "a broker that is away is not asked for every row"
+    assert {row_id for _, row_id in reconcile(clinical_engine, backlog=lambda _: 7)[1]} == set(ids)
+
+
+def test_a_message_leads_to_the_most_urgent_row_of_its_queue_first(clinical_engine: Engine) -> None:
+    named, equal = make_job(clinical_engine, "a"), make_job(clinical_engine, "b")
+
+    def candidates(row_id: str = named) -> list[str]:
+        return work.candidates(clinical_engine, ClinicalJob, ["infer"], row_id)
+
+    assert candidates() == [named, equal]
+    urgent = make_job(clinical_engine, "c", priority=0)
+    with writing(clinical_engine) as session:
+        work.enqueue(session, ClinicalJob, "deliver", "b" * 32, "other queue", priority=0)
+    assert candidates() == [urgent, named]
+    assert candidates(urgent) == [urgent, named]
+    change(clinical_engine, urgent, state=WorkState.DONE)
+    assert candidates(urgent) == [urgent, named], "a second delivery of the message finds other work"
+    assert candidates("0" * 32) == [named, "0" * 32]
+    change(clinical_engine, equal, state=WorkState.FAILED, next_try_at=now())
+    assert candidates() == [named]
 
 
 def test_the_most_urgent_is_announced_first(clinical_engine: Engine) -> None:
@@ -312,7 +369,12 @@ def test_rounds_are_work_like_jobs(research_engine: Engine) -> None:
         session.flush()
         round_id = row.id
     woken: list[str] = []
-    work.reconcile(research_engine, Round, woken.append, now())
+
+    def wake(row_id: str) -> bool:
+        woken.append(row_id)
+        return True
+
+    work.reconcile(research_engine, Round, wake, now())
     assert woken == [round_id]
     with work.claimed(research_engine, Round, round_id, "test", LEASE_S) as held:
         assert held is not None

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from appliance.db.base import WorkState
 from appliance.db.clinical import ClinicalJob
 from appliance.db.engine import reading, writing
 from appliance.db.research import Protocol, Round
+from appliance.worker import Liveness
 from tests.appliance.servers import PostgreSQL, RedisServer, end_group, running_tcp_redis, wait_until
 
 if TYPE_CHECKING:
@@ -39,7 +41,10 @@ def start(config: Path, node_settings: Settings) -> Iterator[Callable[[str], sub
 
     def begin(name: str) -> subprocess.Popen[bytes]:
         (node.run_dir(node_settings) / "health" / f"{name}.json").unlink(missing_ok=True)
-        argv = [sys.executable, "-m", "tests.appliance.probe_worker", name, "--config", str(config)]
+        program = ["tests.appliance.probe_worker", name]
+        if not name.endswith("_worker"):
+            program = [f"appliance.processes.{name}"]
+        argv = [sys.executable, "-m", *program, "--config", str(config)]
         process = subprocess.Popen(argv, process_group=0)
         running.append(process)
         wait_until(lambda: health.last_beat(node_settings, name) is not None, 60, f"{name} is ready")
@@ -50,9 +55,9 @@ def start(config: Path, node_settings: Settings) -> Iterator[Callable[[str], sub
         end_group(process)
 
 
-def add_job(zone: node.ClinicalZone, key: str, kind: str = "deidentify") -> str:
+def add_job(zone: node.ClinicalZone, key: str, kind: str = "deidentify", priority: int = 5) -> str:
     with writing(zone.engine) as session:
-        job_id = work.enqueue(session, ClinicalJob, kind, "a" * 32, key)
+        job_id = work.enqueue(session, ClinicalJob, kind, "a" * 32, key, priority=priority)
     assert job_id is not None
     return job_id
 
@@ -113,6 +118,108 @@ def test_every_kind_of_job_reaches_its_worker_once_though_delivered_twice(
     )
     wait_until(lambda: backlog(clinical_zone) == 0, what="every message is taken")
     assert sorted(row_id for row_id, _ in traces(clinical_zone, "began")) == sorted(ids.values())
+
+
+def test_an_urgent_job_overtakes_those_whose_messages_came_earlier(
+    clinical_zone: node.ClinicalZone,
+    clinical_redis: RedisServer,
+    start: Callable[[str], subprocess.Popen[bytes]],
+) -> None:
+    start("clinical_worker")
+    (clinical_zone.root / "hold").touch()
+    ids = [add_job(clinical_zone, f"k{number}") for number in range(4)]
+    clinical_zone.wake("deidentify", ids[0])
+    wait_until(lambda: len(traces(clinical_zone, "began")) == 1, 60, "one is at work")
+    for job_id in ids[1:]:
+        clinical_zone.wake("deidentify", job_id)
+    urgent = add_job(clinical_zone, "urgent", "deliver", priority=0)
+    clinical_zone.wake("deliver", urgent)
+    (clinical_zone.root / "hold").unlink()
+    wait_until(
+        lambda: all(job(clinical_zone, i).state == WorkState.DONE for i in [*ids, urgent]), 60, "all are done"
+    )
+    began = [row_id for row_id, _ in traces(clinical_zone, "began")]
+    assert began[:2] == [ids[0], urgent]
+    assert sorted(began) == sorted([*ids, urgent])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["gone", "answers-nothing"])
+def test_a_worker_in_mid_round_outlives_a_broker_that_is_away(
+    research_zone: node.ResearchZone,
+    research_redis: RedisServer,
+    start: Callable[[str], subprocess.Popen[bytes]],
+    how: signal.Signals,
+) -> None:
+    def beat() -> health.Beat:
+        found = health.last_beat(research_zone.settings, "research_worker")
+        assert found is not None
+        return found
+
+    start("research_worker")
+    (research_zone.root / "hold").touch()
+    round_id = add_round(research_zone, 1)
+    research_zone.wake(round_id)
+    wait_until(lambda: bool(traces(research_zone, "began")), 60, "the round began")
+    assert research_redis.process is not None
+    os.kill(research_redis.process.pid, how)
+    away_since, pid = time.time(), beat().pid
+    wait_until(lambda: beat().at > away_since + 30, 120, "it still gives signs of life")
+    if how == signal.SIGSTOP:
+        os.kill(research_redis.process.pid, signal.SIGCONT)
+    else:
+        research_redis.kill()
+        research_redis.start()
+    (research_zone.root / "hold").unlink()
+    wait_until(lambda: round_state(research_zone, round_id) == WorkState.DONE, 60, "the round is done")
+    second = add_round(research_zone, 2)
+
+    def done() -> bool:
+        research_zone.wake(second)
+        return round_state(research_zone, second) == WorkState.DONE
+
+    wait_until(done, 120, "the next round is done, once the worker has found the broker again")
+    assert len(traces(research_zone, "began")) == 2
+    assert beat().pid == pid
+
+
+@pytest.mark.slow
+def test_redis_killed_and_restarted_in_the_middle_costs_no_job_and_doubles_none(
+    clinical_zone: node.ClinicalZone,
+    clinical_redis: RedisServer,
+    start: Callable[[str], subprocess.Popen[bytes]],
+) -> None:
+    start("clinical_worker")
+    start("indexer")
+    hold = clinical_zone.root / "hold"
+    hold.write_text("5")
+    ids = [add_job(clinical_zone, f"before {number}") for number in range(20)]
+    for job_id in ids:
+        clinical_zone.wake("deidentify", job_id)
+    wait_until(lambda: len(traces(clinical_zone, "began")) == 6, 60, "five are done and one is held")
+    clinical_redis.kill()
+    for number in range(5):
+        ids.append(add_job(clinical_zone, f"meanwhile {number}"))
+        assert not clinical_zone.wake("deidentify", ids[-1])
+    clinical_redis.start()
+    hold.unlink()
+    wait_until(
+        lambda: all(job(clinical_zone, job_id).state == WorkState.DONE for job_id in ids), 180, "all are done"
+    )
+    assert sorted(row_id for row_id, _ in traces(clinical_zone, "began")) == sorted(ids)
+    assert sorted(row_id for row_id, _ in traces(clinical_zone, "ended")) == sorted(ids)
+
+
+def test_signs_of_life_end_when_the_main_loop_stands_still() -> None:
+    beats: list[float] = []
+    liveness = Liveness(lambda: beats.append(time.monotonic()), silent_s=0.3, every_s=0.01)
+    liveness.start()
+    liveness.progress()
+    wait_until(lambda: len(beats) > 3, what="signs of life")
+    wait_until(lambda: time.monotonic() > beats[-1] + 1, what="they end")
+    count = len(beats)
+    liveness.progress()
+    wait_until(lambda: len(beats) > count, what="they come again")
 
 
 def backlog(zone: node.ClinicalZone) -> int | None:

@@ -151,6 +151,22 @@ def test_a_policy_that_fails_lets_nobody_in(inbox: Inbox) -> None:
         scp.stop()
 
 
+def test_a_caller_that_may_come_again_is_told_so(inbox: Inbox) -> None:
+    class Starting:
+        def decide(self, caller: Caller) -> Decision:
+            del caller
+            return Decision(allowed=False, reason="not_ready", transient=True)
+
+    scp = StorageSCP(SCPConfig("CLOISTER"), inbox, Starting(), Heard())
+    port = scp.start()
+    try:
+        with BytePeer(port) as peer:
+            kind, body = peer.associate()
+        assert (kind, body[1], body[2], body[3]) == (0x03, 2, 1, 1)  # PS3.8 table 9-21: transient
+    finally:
+        scp.stop()
+
+
 def test_associations_beyond_the_limit_are_rejected_for_now(run_scp: Callable[..., RunningSCP]) -> None:
     scp = run_scp(max_associations=1)
     with BytePeer(scp.port) as first:

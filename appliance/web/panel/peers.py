@@ -42,6 +42,7 @@ _REASONS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "unknown_ae_title": "no peer has this AE title",
         "wrong_address": "a peer has this AE title, at another address",
+        "name_unresolved": "a peer has this AE title, its host name has no address",
         "not_ready": "the node was starting",
     }
 )

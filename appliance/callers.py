@@ -1,0 +1,148 @@
+"""Who may send: the peers in the database, as the receiving path sees them."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import select
+
+from appliance import logs
+from appliance.db.clinical import Peer
+from appliance.db.engine import reading
+from appliance.names import as_network
+from dicom_node.ports import Caller, Decision
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import Engine
+
+    from appliance.names import Names, Network
+
+UNKNOWN_AE_TITLE: Final = "unknown_ae_title"
+WRONG_ADDRESS: Final = "wrong_address"
+NAME_UNRESOLVED: Final = "name_unresolved"
+NOT_READY: Final = "not_ready"
+SNAPSHOT: Final = "senders.json"
+SNAPSHOT_UNREADABLE: Final = "callers.snapshot_unreadable"
+SNAPSHOT_UNWRITTEN: Final = "callers.snapshot_unwritten"
+
+_LOG = logs.logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Sender:
+    ae_title: str
+    host: str
+
+
+class DatabaseCallers:
+    """Who may send, from the peers in the database.
+
+    The receiving path asks what is in memory; :meth:`refresh`, called every second from elsewhere, renews it.
+    What was read last is kept in a file, so that a process which starts while the database is away knows the
+    callers; one that knows nothing asks them to come again.
+
+    Parameters
+    ----------
+    engine : Engine
+    names : Names
+        Resolves the peers that are given by host name.
+    snapshot : Path
+        The file; readable by its owner alone.
+    """
+
+    def __init__(self, engine: Engine, names: Names, snapshot: Path) -> None:
+        self._engine = engine
+        self._names = names
+        self._snapshot = snapshot
+        self._senders: tuple[_Sender, ...] | None = None
+        self._written = ""
+        self._load()
+
+    def refresh(self) -> None:
+        """Read the peers again."""
+        with reading(self._engine) as session:
+            peers = session.scalars(select(Peer).where(Peer.enabled, Peer.may_send).order_by(Peer.id)).all()
+        self._senders = tuple(_Sender(peer.ae_title, peer.host) for peer in peers)
+        self._names.want(sender.host for sender in self._senders if as_network(sender.host) is None)
+        self._save(self._senders)
+
+    def decide(self, caller: Caller) -> Decision:
+        """Allow a caller whose AE title and address belong to one enabled peer."""
+        if self._senders is None:
+            return Decision(allowed=False, reason=NOT_READY, transient=True)
+        titled = [sender for sender in self._senders if sender.ae_title == caller.calling_ae_title]
+        if not titled:
+            return Decision(allowed=False, reason=UNKNOWN_AE_TITLE)
+        address = ipaddress.ip_address(caller.address)
+        known = [self._networks(sender.host) for sender in titled]
+        if any(address in network for networks in known for network in networks or ()):
+            return Decision(allowed=True)
+        if None in known:
+            return Decision(allowed=False, reason=NAME_UNRESOLVED, transient=True)
+        return Decision(allowed=False, reason=WRONG_ADDRESS)
+
+    def _networks(self, host: str) -> tuple[Network, ...] | None:
+        network = as_network(host)
+        return (network,) if network is not None else self._names.networks(host)
+
+    def _load(self) -> None:
+        """Take what an earlier process knew; a file that is not as we write it counts as none."""
+        try:
+            text = self._snapshot.read_text(encoding="ascii")
+            content = json.loads(text)["senders"]
+            rows = [(str(row["ae_title"]), str(row["host"]), row["networks"]) for row in content]
+            answers = {
+                host: tuple(ipaddress.ip_network(item) for item in networks)
+                for _, host, networks in rows
+                if networks is not None
+            }
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _LOG.warning(SNAPSHOT_UNREADABLE, error=type(error).__name__)
+            return
+        for host, networks in answers.items():
+            if as_network(host) is None:
+                self._names.remember(host, networks)
+        self._senders = tuple(_Sender(ae_title, host) for ae_title, host, _ in rows)
+        self._written = text
+
+    def _save(self, senders: tuple[_Sender, ...]) -> None:
+        """Write what is known if it changed; a disk that takes nothing must not stop receiving."""
+        rows = []
+        for sender in senders:
+            networks = self._networks(sender.host)
+            listed = None if networks is None else sorted(str(network) for network in networks)
+            rows.append({"ae_title": sender.ae_title, "host": sender.host, "networks": listed})
+        text = json.dumps({"senders": rows})
+        if text == self._written:
+            return
+        try:
+            _replace(self._snapshot, text)
+        except OSError as error:
+            _LOG.warning(SNAPSHOT_UNWRITTEN, error=type(error).__name__)
+        else:
+            self._written = text
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file of mode 0600 whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
