@@ -18,7 +18,9 @@ PIXEL_DATA: Final = 0x7FE00010
 FLOAT_PIXEL_DATA: Final = 0x7FE00008
 DOUBLE_PIXEL_DATA: Final = 0x7FE00009
 ALL: Final = frozenset({PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA})
-_OFFSETS_AND_LENGTH: Final = (0x7FE00001, 0x7FE00002, 0x7FE00003)
+_EXTENDED_OFFSETS, _EXTENDED_LENGTHS = 0x7FE00001, 0x7FE00002
+OFFSETS_AND_LENGTH: Final = frozenset({_EXTENDED_OFFSETS, _EXTENDED_LENGTHS, 0x7FE00003})
+"""Where the original's frames lie: never true of the cleaned ones."""
 _ROWS, _COLUMNS, _SAMPLES = 0x00280010, 0x00280011, 0x00280002
 _BITS_ALLOCATED: Final = 0x00280100
 _FRAMES, _PHOTOMETRIC = 0x00280008, 0x00280004
@@ -127,7 +129,7 @@ def cleaned(original: Item, item: Item, transfer_syntax_uid: str, syntax: Syntax
     frames = [
         _clean(frame, description, transfer_syntax_uid) for frame in split_frames(element.value, description)
     ]
-    return {element.tag: Element(element.tag, "OB", _encapsulated(frames))}
+    return encapsulated(frames)
 
 
 def _native(element: Element, description: Description) -> Element:
@@ -184,12 +186,27 @@ def _clean(frame: bytes, description: Description, transfer_syntax_uid: str) -> 
     return found.content
 
 
-def _encapsulated(frames: list[bytes]) -> Fragments:
+def encapsulated(frames: list[bytes], widest_offset: int = 0xFFFFFFFF) -> Item:
+    """Return the elements that hold one fragment per frame, with the offsets of these frames (PS3.5 A.4).
+
+    The basic offset table's numbers are 32 bits wide; frames that lie further away are found by an extended
+    offset table, and the basic one is then empty.
+    """
     padded = [frame + b"\0" * (len(frame) % 2) for frame in frames]
     offsets, at = [], 0
     for frame in padded:
         offsets.append(at)
         at += 8 + len(frame)
-    # Offsets are 32 bits wide; an empty table is legal where they do not fit (PS3.5 A.4).
-    table = struct.pack(f"<{len(offsets)}L", *offsets) if at < 1 << 32 else b""
-    return Fragments(table, tuple(padded))
+    if at <= widest_offset:
+        basic = struct.pack(f"<{len(offsets)}L", *offsets)
+        return {PIXEL_DATA: Element(PIXEL_DATA, "OB", Fragments(basic, tuple(padded)))}
+    lengths = [len(frame) for frame in padded]
+    return {
+        _EXTENDED_OFFSETS: _very_longs(_EXTENDED_OFFSETS, offsets),
+        _EXTENDED_LENGTHS: _very_longs(_EXTENDED_LENGTHS, lengths),
+        PIXEL_DATA: Element(PIXEL_DATA, "OB", Fragments(b"", tuple(padded))),
+    }
+
+
+def _very_longs(tag: int, numbers: list[int]) -> Element:
+    return Element(tag, "OV", struct.pack(f"<{len(numbers)}Q", *numbers))

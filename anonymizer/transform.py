@@ -13,6 +13,7 @@ from anonymizer import dates, rules, uids
 from anonymizer.elements import Element, Fragments, Item
 from anonymizer.errors import StopError
 from anonymizer.pixels import ALL as PIXELS
+from anonymizer.pixels import OFFSETS_AND_LENGTH
 from anonymizer.profiles import Decision
 from anonymizer.rules import Action
 from anonymizer.text import Charset, fits
@@ -34,6 +35,7 @@ _DUMMIES: Final[Mapping[str, bytes]] = MappingProxyType({
 })  # fmt: skip
 _BINARY: Final = frozenset({"AT", "FD", "FL", "SL", "SS", "SV", "UL", "US", "UV"})
 _REQUIRED: Final = frozenset({"1", "1C"})
+_PIXELS_AND_OFFSETS: Final = PIXELS | OFFSETS_AND_LENGTH
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Patient:
 
 
 def transform(item: Item, decisions: Mapping[int, Decision], patient: Patient, charset: Charset) -> Item:
-    """Return the elements of a data set or item that may leave. Pixel data is judged elsewhere, and left out.
+    """Return the elements of a data set or item that may leave.
+
+    Pixel data and the tables of where its frames lie are judged and made elsewhere, and left out.
 
     Raises
     ------
@@ -55,7 +59,7 @@ def transform(item: Item, decisions: Mapping[int, Decision], patient: Patient, c
     out: Item = {}
     for tag, element in item.items():
         decision = decisions.get(tag) or _outside(tag)
-        if decision is None or tag in PIXELS:
+        if decision is None or tag in _PIXELS_AND_OFFSETS:
             continue
         changed = _apply(element, decision, patient, charset)
         if changed is not None:

@@ -13,18 +13,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
-from pydicom.encaps import encapsulate, generate_frames
+from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.uid import (
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
+    XRayAngiographicImageStorage,
 )
 
 from anonymizer.codestreams import clean_jpeg, clean_jpeg2000
+from anonymizer.elements import Fragments
 from anonymizer.engine import Quarantined, deidentify
 from anonymizer.errors import StopError
+from anonymizer.pixels import encapsulated
 from tests.anonymizer.material import CONTEXT, ct, encode, release, stop
 from tests.shared_data import shared_data_dir
 
@@ -50,6 +53,12 @@ def _sample(transfer_syntax: str) -> Dataset:
 @lru_cache(maxsize=8)
 def _frame(transfer_syntax: str) -> bytes:
     return next(generate_frames(_sample(transfer_syntax).PixelData, number_of_frames=1))
+
+
+def _saved(ds: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    ds.save_as(buffer)
+    return buffer.getvalue()
 
 
 def _jpeg_segment(marker: int, body: bytes) -> bytes:
@@ -155,6 +164,40 @@ def test_an_rle_header_that_does_not_fit_waits(header: tuple[int, ...]) -> None:
     ds["PixelData"].VR = "OB"
     ds["PixelData"].is_undefined_length = True
     assert stop(encode(ds, RLELossless)).reason_code == "pixel_data_mismatch"
+
+
+@pytest.mark.real_data
+def test_an_extended_offset_table_never_outlives_the_frames_that_it_points_at() -> None:
+    ds = _sample(JPEG2000Lossless)
+    ds.PatientID = "MRN-4711-X"
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = XRayAngiographicImageStorage
+    ds.Modality, ds.NumberOfFrames = "XA", "2"
+    frame = _with_j2k_comment(_frame(JPEG2000Lossless))
+    ds.PixelData, ds.ExtendedOffsetTable, ds.ExtendedOffsetTableLengths = encapsulate_extended([frame] * 2)
+    before = dcmread(io.BytesIO(_saved(ds))).pixel_array
+    after = release(_saved(ds)).ds
+    assert "ExtendedOffsetTable" not in after
+    assert np.array_equal(after.pixel_array, before)
+
+
+@pytest.mark.real_data
+def test_text_in_an_extended_offset_table_does_not_leave() -> None:
+    ds = _sample(JPEG2000Lossless)
+    ds.PatientID = "MRN-4711-X"
+    ds.ExtendedOffsetTable, ds.ExtendedOffsetTableLengths = MARK.ljust(16), b"ZQLENGTH"
+    ds.add_new(0x7FE00003, "UV", int.from_bytes(b"ZQTOTALS", "little"))
+    content = release(_saved(ds)).content
+    assert [mark for mark in (MARK, b"ZQLENGTH", b"ZQTOTALS") if mark in content] == []
+
+
+def test_frames_beyond_the_basic_offset_table_get_an_extended_one() -> None:
+    item = encapsulated([b"abc", b"defgh"], widest_offset=20)
+    assert item[0x7FE00001].value == struct.pack("<2Q", 0, 12)
+    assert item[0x7FE00002].value == struct.pack("<2Q", 4, 6)
+    assert item[0x7FE00010].value == Fragments(b"", (b"abc\0", b"defgh\0"))
+    near = encapsulated([b"abc", b"defgh"])
+    assert set(near) == {0x7FE00010}
+    assert near[0x7FE00010].value == Fragments(struct.pack("<2L", 0, 12), (b"abc\0", b"defgh\0"))
 
 
 @pytest.mark.real_data
