@@ -39,6 +39,7 @@ NUMERIC_VRS: Final = frozenset({
     "UL", "US", "UV",
 })  # fmt: skip
 PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+_PRINTED: Final = re.compile(rb"[\x20-\x7e]{10,}")  # shorter runs are frequent in compressed data
 _UID: Final = re.compile(rb"[0-9]+(?:\.[0-9]+){3,}")
 _WORD: Final = re.compile(r"[^\W_]+")
 _SUBSTRING_LENGTH: Final = 6
@@ -175,6 +176,16 @@ class Search:
         for needle in self._needles:
             if needle.in_numbers and needle.in_raw(lowered):
                 yield Residue(where, needle.number)
+
+    def in_frame(self, where: str, raw: Bytes) -> Iterator[Residue]:
+        """Search a compressed frame: as bytes, and what is printed in it for short identifiers as words."""
+        found = set(self.in_bytes(where, raw))
+        for run in _PRINTED.findall(bytes(raw)):
+            words = _words(run.decode("ascii"))
+            found |= {
+                Residue(where, needle.number) for needle in self._needles if _contains(words, needle.words)
+            }
+        yield from sorted(found, key=lambda residue: residue.identifier)
 
 
 def _has_words(value: Value) -> bool:

@@ -212,7 +212,7 @@ def _refuse_residue(original: Item, item: Item, charset: Charset) -> None:
     for tag in pixels.ALL & item.keys():
         value = item[tag].value
         if isinstance(value, Fragments):
-            found += [hit.where for part in value.fragments for hit in search.in_bytes(_place((tag,)), part)]
+            found += [hit.where for part in value.fragments for hit in search.in_frame(_place((tag,)), part)]
     if found:
         raise StopError(
             "residual_identifier",

@@ -7,9 +7,10 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from anonymizer.codestreams import check_rle, clean_jpeg, clean_jpeg2000
+from anonymizer.codestreams import clean_jpeg, clean_jpeg2000
 from anonymizer.elements import Element, Fragments
 from anonymizer.errors import StopError
+from anonymizer.rle import clean_rle
 
 if TYPE_CHECKING:
     from anonymizer.elements import Bytes, Item, Syntax
@@ -50,6 +51,10 @@ class Description:
         if self.photometric == "YBR_FULL_422":  # two chrominance samples for two pixels (PS3.3 C.7.6.3.1.2)
             values = self.rows * self.columns * 2 * self.frames
         return (values * self.bits_allocated + 7) // 8
+
+    def plane_bytes(self) -> int:
+        """Return the size in bytes of one frame's byte plane, as RLE splits it (PS3.5 G.2)."""
+        return (self.rows * self.columns * min(self.bits_allocated, 8) + 7) // 8
 
 
 def _mismatch(what: str) -> StopError:
@@ -168,7 +173,8 @@ def split_frames(value: Fragments, description: Description) -> list[bytes]:
 
 def _clean(frame: bytes, description: Description, transfer_syntax_uid: str) -> bytes:
     if transfer_syntax_uid == RLE:
-        return check_rle(frame, description.samples * max(description.bits_allocated // 8, 1))
+        planes = description.samples * max(description.bits_allocated // 8, 1)
+        return clean_rle(frame, planes, description.plane_bytes())
     if transfer_syntax_uid in JPEG:
         found = clean_jpeg(frame)
     elif transfer_syntax_uid in JPEG2000:
