@@ -8,14 +8,16 @@ write the file.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-from anonymizer import part10, pixels, profiles
-from anonymizer.checker import IDENTIFYING, Search, Value, identifiers
+from anonymizer import part10, pixels, profiles, rules
+from anonymizer.checker import Search, Value
 from anonymizer.dates import shift_days
 from anonymizer.elements import Element, Fragments
 from anonymizer.errors import DecodingError, StopError, UnusablePatientIDError
+from anonymizer.identifiers import TEXT_VRS, identifiers, identifies_alone, may_identify
 from anonymizer.identity import WRITTEN, identity_elements
 from anonymizer.judgement import refuse_unjudgeable
 from anonymizer.pseudonyms import pseudonym
@@ -191,16 +193,7 @@ def _refuse_residue(original: Item, item: Item, charset: Charset) -> None:
     StopError
         If an identifier of the original is still there.
     """
-    wanted = [
-        text
-        for text in identifiers(
-            (path[-1], element.vr, inner.decode(element.value))
-            for path, element, inner in _values(original, charset)
-            if _may_identify(path[-1], element.vr) and isinstance(element.value, (bytes, memoryview))
-        )
-        if text not in well_known()
-    ]
-    search = Search(wanted)
+    search = Search(_identifiers(original, charset))
     values = [
         Value(_place(path), element.vr, bytes(element.value), _loose_text(element, inner))
         for path, element, inner in _values(item, charset)
@@ -233,8 +226,30 @@ def _values(
             yield from _values(nested, inner, (*path, tag))
 
 
-def _may_identify(tag: int, vr: str) -> bool:
-    return vr in {"PN", "UI"} or tag in IDENTIFYING
+def _identifiers(original: Item, charset: Charset) -> list[str]:
+    texts = (
+        (path[-1], element.vr, _text_to_find(path[-1], element.vr, element.value, inner))
+        for path, element, inner in _values(original, charset)
+        if isinstance(element.value, (bytes, memoryview))
+        and (may_identify(path[-1], element.vr) or (element.vr in TEXT_VRS and _is_removed(path[-1])))
+    )
+    return [text for text in identifiers(texts, _is_removed) if text not in well_known()]
+
+
+def _text_to_find(tag: int, vr: str, value: Bytes, charset: Charset) -> str:
+    """Return a text; what is removed anyway and names no person need not fit its character set."""
+    try:
+        return charset.decode(value)
+    except StopError:
+        if identifies_alone(tag, vr):
+            raise
+        return bytes(value).decode("latin-1")
+
+
+@lru_cache(maxsize=4096)
+def _is_removed(tag: int) -> bool:
+    """Tell whether Table E.1-1 lets no text of an attribute leave."""
+    return rules.rule_for(tag) is not None
 
 
 def _place(path: tuple[int, ...]) -> str:

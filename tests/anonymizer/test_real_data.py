@@ -13,8 +13,9 @@ import pytest
 from pydicom import dcmread
 from pydicom._uid_dict import UID_dictionary
 
-from anonymizer.checker import find_residue, identifiers_of
+from anonymizer.checker import find_residue
 from anonymizer.engine import Quarantined, deidentify_file
+from anonymizer.identifiers import identifiers_of
 from anonymizer.profiles import sop_classes
 from tests.anonymizer.material import CONTEXT
 from tests.shared_data import shared_data_dir
