@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from anonymizer.keys import ProjectKeys
 
 CHARSET: Final = 0x00080005
+_BODY_PART: Final = 0x00180015
 DUMMY_TEXT: Final = b"REMOVED"
 _DUMMIES: Final[Mapping[str, bytes]] = MappingProxyType({
     **{vr: value.encode("ascii") for vr, value in dates.DUMMIES.items()},
@@ -159,9 +160,23 @@ def _kept(element: Element, decision: Decision, patient: Patient, charset: Chars
             transform(item, decision.children, patient, _charset_of(item, charset)) for item in value
         )
         return Element(element.tag, "SQ", items)
-    if isinstance(value, Fragments) or not fits(element.vr, value, charset):
+    if (
+        isinstance(value, Fragments)
+        or not fits(element.vr, value, charset)
+        or (element.tag == _BODY_PART and not _is_body_part(value))
+    ):
         return _unfit(element, decision, patient)
     return element
+
+
+def _is_body_part(value: Bytes) -> bool:
+    """Tell whether a value is a defined term (PS3.16 Annex L): people write more than that into it."""
+    return _text(value).strip(" \0") in _body_parts()
+
+
+@lru_cache(maxsize=1)
+def _body_parts() -> frozenset[str]:
+    return frozenset({"", *rules.read_table("body_parts.json")["terms"]})
 
 
 def _charset_of(item: Item, inherited: Charset) -> Charset:
