@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from anonymizer import part10, pixels, profiles, rules
 from anonymizer.checker import Search, Value
 from anonymizer.dates import shift_days
-from anonymizer.elements import Element, Fragments
+from anonymizer.elements import MAX_INFLATED_BYTES, Element, Fragments
 from anonymizer.errors import DecodingError, StopError, UnusablePatientIDError
 from anonymizer.identifiers import TEXT_VRS, identifiers, identifies_alone, may_identify
 from anonymizer.identity import WRITTEN, identity_elements
@@ -49,6 +49,7 @@ class Context:
     keys: ProjectKeys
     project: str
     max_date_shift_days: int = 365
+    max_inflated_bytes: int = MAX_INFLATED_BYTES
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]]
 
 
 def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]]:
-    file = part10.read(content)
+    file = part10.read(content, context.max_inflated_bytes)
     sop_class_uid = _required_uid(file.item, _SOP_CLASS, "SOPClassUID (0008,0016)")
     if sop_class_uid != file.sop_class_uid:
         raise StopError(

@@ -323,3 +323,11 @@ def test_the_shift_limit_is_the_context_s() -> None:
     assert not isinstance(outcome, Quarantined)
     ds: Dataset = dcmread(io.BytesIO(b"".join(outcome[1])))
     assert (ds.StudyDate, ds.ContentDate) == ("20240228", "20240229")
+
+
+def test_the_limit_of_a_deflated_data_set_is_the_context_s() -> None:
+    content = encode(ct(rows=64, columns=64), DeflatedExplicitVRLittleEndian)
+    found = deidentify(content, Context(CONTEXT.keys, "trial", max_inflated_bytes=4096))
+    assert isinstance(found, Quarantined)
+    assert found.reason_code == "inflated_too_large"
+    assert release(content)
