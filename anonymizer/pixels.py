@@ -25,6 +25,7 @@ OFFSETS_AND_LENGTH: Final = frozenset({_EXTENDED_OFFSETS, _EXTENDED_LENGTHS, 0x7
 _ROWS, _COLUMNS, _SAMPLES = 0x00280010, 0x00280011, 0x00280002
 _BITS_ALLOCATED: Final = 0x00280100
 _FRAMES, _PHOTOMETRIC = 0x00280008, 0x00280004
+_IS_LENGTH: Final = 12
 
 NATIVE: Final = frozenset({
     "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2",
@@ -85,7 +86,7 @@ def describe(item: Item, syntax: Syntax) -> Description:
         If an attribute is missing or impossible.
     """
     frames = text_of(item, _FRAMES) or "1"
-    if not frames.isdecimal() or int(frames) < 1:
+    if not frames.isdecimal() or len(frames) > _IS_LENGTH or int(frames) < 1:
         raise _mismatch("NumberOfFrames (0028,0008): expected a positive number")
     found = Description(
         rows=_number(item, _ROWS, syntax),
