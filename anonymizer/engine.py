@@ -123,15 +123,14 @@ def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]
         raise StopError(
             "unknown_sop_class", "SOPClassUID (0008,0016): a class without an entry in the keep list"
         )
+    originals = [_own_uid(file.item, tag, what) for tag, what in _UIDS]
     charset = Charset.of(_bytes_of(file.item, CHARSET))
     name, patient = _patient(file.item, charset, context)
     item = transform(file.item, profile, patient, charset)
     item.update(pixels.cleaned(file.item, item, file.transfer_syntax_uid, file.syntax))
     item.update(identity_elements(name))
     _refuse_residue(file.item, item, charset)
-    study, series, sop_instance = (
-        map_uid(context.keys, _required_uid(file.item, tag, what)) for tag, what in _UIDS
-    )
+    study, series, sop_instance = (map_uid(context.keys, uid) for uid in originals)
     chunks = part10.write(item, sop_class_uid, sop_instance, file.transfer_syntax_uid)
     digest = sha256()
     for chunk in chunks:
@@ -158,6 +157,14 @@ def _required_uid(item: Item, tag: int, what: str) -> str:
     uid = bytes(_bytes_of(item, tag) or b"").decode("ascii", "replace").strip(" \0")
     if not uid or len(uid) > 64 or not uid.replace(".", "").isdecimal():
         raise StopError("missing_uid", f"{what}: expected one UID")
+    return uid
+
+
+def _own_uid(item: Item, tag: int, what: str) -> str:
+    """Return a UID of the patient's object; one of the standard's own would stay and name nothing."""
+    uid = _required_uid(item, tag, what)
+    if uid in well_known():
+        raise StopError("well_known_uid", f"{what}: a UID that PS3.6 registers; expected one of its own")
     return uid
 
 

@@ -8,6 +8,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -198,6 +199,9 @@ def test_a_second_pass_removes_nothing_more() -> None:
         ("PatientID", "ANONYMOUS", "unusable_patient_id"),
         ("StudyInstanceUID", "", "missing_uid"),
         ("SOPInstanceUID", "../../etc/passwd", "missing_uid"),
+        ("StudyInstanceUID", "1.2.840.10008.1.1", "well_known_uid"),
+        ("SeriesInstanceUID", "1.2.840.10008.1.4.1.1", "well_known_uid"),
+        ("SOPInstanceUID", CTImageStorage, "well_known_uid"),
         ("Rows", 9, "pixel_data_mismatch"),
         ("BitsAllocated", 8, "pixel_data_mismatch"),
         ("SamplesPerPixel", 7, "pixel_data_mismatch"),
@@ -206,7 +210,7 @@ def test_a_second_pass_removes_nothing_more() -> None:
 )
 def test_what_cannot_be_judged_waits_with_a_reason(keyword: str, value: Any, code: str) -> None:
     ds = ct()
-    if keyword == "SOPInstanceUID":
+    if value == "../../etc/passwd":
         content = encode(ds).replace(SOP_UID.encode(), str(value).ljust(len(SOP_UID), "\0").encode())
         assert stop(content).reason_code == code
         return
