@@ -249,6 +249,12 @@ def test_several_values_of_patient_id_wait() -> None:
     assert stop(content).reason_code == "unusable_patient_id"
 
 
+def test_several_issuers_of_a_patient_id_wait() -> None:
+    ds = ct()
+    ds.IssuerOfPatientID = ["HOSPITAL-A", "HOSPITAL-B"]
+    assert stop(ds).reason_code == "unusable_patient_id"
+
+
 def test_overlays_in_unused_pixel_bits_wait() -> None:
     ds = ct()
     ds.add_new(0x60000100, "US", 16)
