@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pydicom import Dataset, dcmread
+from pydicom.uid import RLELossless
 
 from anonymizer.identifiers import fold, is_wide, names_somebody, text_of_value, words_of
 
@@ -196,7 +197,7 @@ class Search:
                 yield Residue(where, needle.number)
 
     def in_frame(self, where: str, raw: Bytes) -> Iterator[Residue]:
-        """Search a compressed frame: as bytes, and what is printed in it for short identifiers as words."""
+        """Search an entropy-coded frame: its bytes, and what is printed in them for short words."""
         found = set(self.in_bytes(where, raw))
         for run in _PRINTED.findall(bytes(raw)):
             words = words_of(run.decode("ascii"))
@@ -246,7 +247,7 @@ def find_residue(source: Dataset | Path, wanted: Sequence[str]) -> list[Residue]
     native = pixels is not None and not ds.file_meta.get("TransferSyntaxUID", "").is_compressed
     size = len(pixels.value or b"") if native and pixels is not None else 0
     outside = content if not size else content.replace(bytes(pixels.value), b"", 1)
-    if pixels is not None and not native:
+    if pixels is not None and not native and ds.file_meta.TransferSyntaxUID != RLELossless:
         found += search.in_frame("(7FE0,0010)", pixels.value or b"")
     return found + list(search.in_bytes("bytes", outside))
 

@@ -129,7 +129,7 @@ def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]
     item = transform(file.item, profile, patient, charset)
     item.update(pixels.cleaned(file.item, item, file.transfer_syntax_uid, file.syntax))
     item.update(identity_elements(name))
-    _refuse_residue(file.item, item, charset)
+    _refuse_residue(file.item, item, charset, file.transfer_syntax_uid)
     study, series, sop_instance = (map_uid(context.keys, uid) for uid in originals)
     chunks = part10.write(item, sop_class_uid, sop_instance, file.transfer_syntax_uid)
     digest = sha256()
@@ -193,7 +193,7 @@ def _patient(item: Item, charset: Charset, context: Context) -> tuple[str, Patie
     return name, Patient(context.keys, days)
 
 
-def _refuse_residue(original: Item, item: Item, charset: Charset) -> None:
+def _refuse_residue(original: Item, item: Item, charset: Charset, transfer_syntax_uid: str) -> None:
     """Search everything that is about to leave, except what the engine itself wrote of the patient.
 
     Raises
@@ -213,7 +213,9 @@ def _refuse_residue(original: Item, item: Item, charset: Charset) -> None:
     for tag in pixels.ALL & item.keys():
         value = item[tag].value
         if isinstance(value, Fragments):
-            found += [hit.where for part in value.fragments for hit in search.in_frame(_place((tag,)), part)]
+            # The bytes of RLE are pixels, and smooth pixels spell short words.
+            look = search.in_bytes if transfer_syntax_uid == pixels.RLE else search.in_frame
+            found += [hit.where for part in value.fragments for hit in look(_place((tag,)), part)]
     if found:
         raise StopError(
             "residual_identifier",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from itertools import permutations
 from typing import TYPE_CHECKING, Final
 
@@ -129,7 +130,12 @@ def date_forms(value: str) -> set[str]:
 
 def is_name(tag: int, vr: str) -> bool:
     """Tell whether an attribute is a person's name, by its VR here or in PS3.6."""
-    return vr == "PN" or (dictionary_has_tag(tag) and dictionary_VR(tag) == "PN")
+    return vr == "PN" or _is_name_by_tag(tag)
+
+
+@lru_cache(maxsize=4096)
+def _is_name_by_tag(tag: int) -> bool:
+    return dictionary_has_tag(tag) and dictionary_VR(tag) == "PN"
 
 
 def _is_distinctive(text: str, *, naming: bool) -> bool:

@@ -155,6 +155,16 @@ def test_an_identifier_in_a_compressed_frame_stops_the_instance() -> None:
     assert stop(encode(ds, RLELossless)).reason_code == "residual_identifier"
 
 
+def test_smooth_pixels_that_spell_a_short_name_in_rle_stop_nothing() -> None:
+    ds = ct()
+    ds.PatientName = "Doe^Jane"
+    plane = b"\x3f" + b"abc DOE def".ljust(64, b"x") + b"\0"
+    ds.PixelData = encapsulate([struct.pack("<16L", 2, 64, 130, *[0] * 13) + plane * 2])
+    ds["PixelData"].VR = "OB"
+    ds["PixelData"].is_undefined_length = True
+    assert release(encode(ds, RLELossless))
+
+
 @pytest.mark.parametrize(
     "header", [(1, 64), (3, 64, 70, 80), (2, 64, 64), (2, 60, 80), (2, 64, 9999), (99, 64)]
 )
