@@ -32,7 +32,7 @@ IDENTIFYING: Final = _tags("""
 NAMING: Final = _tags("""
     IssuerOfPatientID IssuerOfAdmissionID IssuerOfServiceEpisodeID StudyID RequestedProcedureID
     ScheduledProcedureStepID PerformedProcedureStepID StationName PerformedStationName ScheduledStationName
-    InstitutionName InstitutionAddress InstitutionalDepartmentName DeviceSerialNumber DeviceID GantryID
+    InstitutionName InstitutionAddress InstitutionalDepartmentName DeviceSerialNumber GantryID
     DetectorID CassetteID PlateID GeneratorID PerformedLocation ScheduledProcedureStepLocation
     CurrentPatientLocation PatientInstitutionResidence ClinicalTrialSubjectID ClinicalTrialSubjectReadingID
     ClinicalTrialSiteID ClinicalTrialSiteName

@@ -7,7 +7,8 @@ from pydicom.sequence import Sequence
 
 from anonymizer.checker import find_residue
 from anonymizer.engine import Quarantined, deidentify
-from anonymizer.identifiers import identifiers_of
+from anonymizer.identifiers import IDENTIFYING, NAMING, identifiers_of
+from anonymizer.rules import rule_for
 from tests.anonymizer.material import CONTEXT, STUDY_UID, ct, encode, item, release, stop
 
 
@@ -132,3 +133,10 @@ def test_a_removed_text_outside_its_character_set_stops_nothing() -> None:
 def test_the_same_word_in_another_normal_form_is_residue() -> None:
     ds = item(Manufacturer="cafe\u0301 Zu\u0308rich")
     assert [residue.identifier for residue in find_residue(ds, ["Zürich", "Café", "Genf"])] == [0, 1]
+
+
+def test_what_names_the_hospital_is_never_an_attribute_that_the_rules_keep() -> None:
+    assert [hex(tag) for tag in NAMING | IDENTIFYING if rule_for(tag) is None] == []
+    ds = ct()
+    ds.DeviceSequence = Sequence([item(DeviceID="CATH-7F", Manufacturer="Maker")])
+    assert release(ds)
