@@ -1,49 +1,35 @@
 """An independent check that no identifier of the original is in what would leave.
 
-Independent of the rule tables: what identifies is listed here again, and every value is searched, whatever
-its attribute. A hit stops a release; a missing hit proves nothing beyond the identifiers that were searched
-for.
+Every value is searched, whatever its attribute. A hit stops a release; a missing hit proves nothing beyond
+the identifiers that were searched for.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import permutations
 from typing import TYPE_CHECKING, Final
 
 from pydicom import Dataset, dcmread
-from pydicom.datadict import tag_for_keyword
-from pydicom.multival import MultiValue
+from pydicom.uid import RLELossless
+
+from anonymizer.identifiers import fold, is_wide, names_somebody, text_of_value, words_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from anonymizer.elements import Bytes
 
-IDENTIFYING: Final = frozenset(
-    tag
-    for tag in map(
-        tag_for_keyword,
-        """
-        PatientID OtherPatientIDs PatientBirthDate PatientAddress PatientTelephoneNumbers AccessionNumber
-        MedicalRecordLocator InsurancePlanIdentification AdmissionID ServiceEpisodeID
-        PlacerOrderNumberImagingServiceRequest FillerOrderNumberImagingServiceRequest
-        """.split(),  # noqa: SIM905 - a list of words reads better than quotes
-    )
-    if tag is not None
-)
 NUMERIC_VRS: Final = frozenset({
     "AS", "AT", "DA", "DS", "DT", "FD", "FL", "IS", "OD", "OF", "OL", "OV", "OW", "SL", "SS", "SV", "TM",
     "UL", "US", "UV",
 })  # fmt: skip
 PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+_PRINTED: Final = re.compile(rb"[\x20-\x7e]{10,}")  # shorter runs are frequent in compressed data
 _UID: Final = re.compile(rb"[0-9]+(?:\.[0-9]+){3,}")
-_WORD: Final = re.compile(r"[^\W_]+")
+_BINARY: Final = frozenset({"OB", "UN", ""})
 _SUBSTRING_LENGTH: Final = 6
-_WORD_LENGTH: Final = 3
-_IDEOGRAPHIC_LENGTH: Final = 2
 _DIGITS_EVERYWHERE: Final = 8
 
 
@@ -67,8 +53,16 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class _Needle:
+    """An identifier in the shapes that are searched for; an empty shape is too short to be searched.
+
+    ``words`` stand in text as whole words, ``folded`` anywhere in text, ``core`` in text without separators,
+    ``forms`` anywhere in bytes.
+    """
+
     number: int
     words: tuple[str, ...]
+    folded: bytes
+    core: str
     forms: tuple[bytes, ...]
     digits: bool
     in_numbers: bool
@@ -78,6 +72,12 @@ class _Needle:
         if not self.digits:
             return any(form in lowered for form in self.forms)
         return any(_whole_number(form, lowered) for form in self.forms)
+
+    def in_text(self, folded: bytes) -> bool:
+        """Tell whether it stands in folded text, in whatever surroundings."""
+        if not self.folded or self.folded not in folded:
+            return False
+        return not self.digits or _whole_number(self.folded, folded)
 
 
 def _whole_number(form: bytes, lowered: bytes) -> bool:
@@ -114,15 +114,25 @@ def _forms(text: str) -> tuple[bytes, ...]:
 
 
 def _needle(number: int, text: str) -> _Needle:
-    words = tuple(word.casefold() for word in _WORD.findall(text))
+    words = tuple(words_of(text))
+    core = "".join(words)
     long_enough, digits = len(text) >= _SUBSTRING_LENGTH, text.isascii() and text.isdigit()
     return _Needle(
         number=number,
         words=words,
+        folded=fold(text).encode("utf-8") if long_enough or is_wide(text) else b"",
+        core=core if _is_number(core) else "",
         forms=_forms(text) if long_enough else (),
         digits=digits,
         in_numbers=long_enough and (not digits or len(text) >= _DIGITS_EVERYWHERE),
     )
+
+
+def _is_number(core: str) -> bool:
+    """Tell whether an identifier is long enough to be recognised when other separators divide it."""
+    if core.isdigit():
+        return len(core) >= _DIGITS_EVERYWHERE
+    return len(core) >= _SUBSTRING_LENGTH and any(c.isdigit() for c in core)
 
 
 class Search:
@@ -136,22 +146,27 @@ class Search:
             raw = text.encode("utf-8")
             if _UID.fullmatch(raw):
                 self._uids[raw] = number
-            elif _names_somebody(text):
+            elif names_somebody(text):
                 self._needles.append(_needle(number, text))
 
     def in_values(self, values: Sequence[Value]) -> Iterator[Residue]:
-        """Search values: their bytes, and text also by whole words."""
+        """Search values: the bytes of binary ones, the words and letters of text."""
         numbers = b"\0".join(value.raw for value in values if value.vr in NUMERIC_VRS).lower()
-        others = b"\0".join(value.raw for value in values if value.vr not in NUMERIC_VRS).lower()
-        words = set(_words("\0".join(value.text or "" for value in values if _has_words(value))))
+        binary = b"\0".join(value.raw for value in values if _is_binary(value)).lower()
+        texts = fold("\0".join(value.text or "" for value in values if _is_text(value))).encode("utf-8")
+        worded = [words_of(value.text or "") for value in values if _has_words(value)]
+        words = {word for found in worded for word in found}
+        cores = "\0".join("".join(found) for found in worded)
         suspects = [
             needle
             for needle in self._needles
-            if needle.in_raw(others)
-            or (needle.in_numbers and needle.in_raw(numbers))
+            if needle.in_text(texts)
+            or (needle.core and needle.core in cores)
             or (needle.words and words.issuperset(needle.words))
+            or (binary and needle.in_raw(binary))
+            or (needle.in_numbers and needle.in_raw(numbers))
         ]
-        if suspects or self._uids.keys() & set(_UID.findall(others)):
+        if suspects or self._uids.keys() & set(_UID.findall(binary + b"\0" + texts)):
             for value in values:
                 yield from self._in_value(value, suspects)
 
@@ -159,11 +174,16 @@ class Search:
         lowered = value.raw.lower()
         for uid in set(_UID.findall(lowered)) & self._uids.keys():
             yield Residue(value.where, self._uids[uid])
-        words = _words(value.text or "") if _has_words(value) else []
-        numeric = value.vr in NUMERIC_VRS
+        words = words_of(value.text or "") if _has_words(value) else []
+        text = fold(value.text or "").encode("utf-8") if _is_text(value) else b""
+        core = "".join(words)
         for needle in needles:
-            if ((needle.in_numbers or not numeric) and needle.in_raw(lowered)) or _contains(
-                words, needle.words
+            if (
+                needle.in_text(text)
+                or (needle.core and needle.core in core)
+                or _contains(words, needle.words)
+                or (_is_binary(value) and needle.in_raw(lowered))
+                or (value.vr in NUMERIC_VRS and needle.in_numbers and needle.in_raw(lowered))
             ):
                 yield Residue(value.where, needle.number)
 
@@ -176,13 +196,27 @@ class Search:
             if needle.in_numbers and needle.in_raw(lowered):
                 yield Residue(where, needle.number)
 
+    def in_frame(self, where: str, raw: Bytes) -> Iterator[Residue]:
+        """Search an entropy-coded frame: its bytes, and what is printed in them for short words."""
+        found = set(self.in_bytes(where, raw))
+        for run in _PRINTED.findall(bytes(raw)):
+            words = words_of(run.decode("ascii"))
+            found |= {
+                Residue(where, needle.number) for needle in self._needles if _contains(words, needle.words)
+            }
+        yield from sorted(found, key=lambda residue: residue.identifier)
+
+
+def _is_text(value: Value) -> bool:
+    return value.text is not None and value.vr not in NUMERIC_VRS and value.vr not in _BINARY
+
+
+def _is_binary(value: Value) -> bool:
+    return value.vr in _BINARY or (value.text is None and value.vr not in NUMERIC_VRS)
+
 
 def _has_words(value: Value) -> bool:
     return value.text is not None and value.vr not in NUMERIC_VRS and value.vr != "UI"
-
-
-def _words(text: str) -> list[str]:
-    return [word.casefold() for word in _WORD.findall(text)]
 
 
 def _contains(words: list[str], wanted: tuple[str, ...]) -> bool:
@@ -190,57 +224,6 @@ def _contains(words: list[str], wanted: tuple[str, ...]) -> bool:
     if not size or wanted[0] not in words:
         return False
     return any(tuple(words[i : i + size]) == wanted for i in range(len(words) - size + 1))
-
-
-def _names_somebody(word: str) -> bool:
-    return len(word) >= (_WORD_LENGTH if word.isascii() else _IDEOGRAPHIC_LENGTH)
-
-
-def name_parts(name: str) -> set[str]:
-    """Return the parts of a PN value that identify: each word of it, and the words in any order of two."""
-    words = [word for word in _WORD.findall(name) if _names_somebody(word)]
-    pairs = {f"{a}{glue}{b}" for a, b in permutations(words[:4], 2) for glue in (" ", "^", "", ", ")}
-    return set(words) | pairs
-
-
-def identifiers(values: Iterable[tuple[int, str, str]]) -> tuple[str, ...]:
-    """Return the identifiers in the values of a data set.
-
-    Parameters
-    ----------
-    values : iterable of (tag, vr, text)
-        Every text value, nested ones included, as read.
-    """
-    found: set[str] = set()
-    for tag, vr, text in values:
-        if vr == "PN":
-            for value in text.split("\\"):
-                found |= name_parts(value)
-        elif vr == "UI" or tag in IDENTIFYING:
-            found.update(value.strip(" \0") for value in text.split("\\"))
-        if tag in IDENTIFYING and vr == "DA":
-            found |= {
-                f"{d[:4]}{s}{d[4:6]}{s}{d[6:8]}" for d in text.split("\\") for s in "-./" if len(d) == 8
-            }
-    return tuple(sorted(text for text in found if _names_somebody(text)))
-
-
-def identifiers_of(ds: Dataset, known: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the identifiers of a data set, without UIDs that ``known`` lists (those of the standard)."""
-    values = [
-        (int(element.tag), element.VR, _text(element.value))
-        for element in ds.iterall()
-        if element.VR in {"PN", "UI"} or int(element.tag) in IDENTIFYING
-    ]
-    return tuple(text for text in identifiers(values) if text not in set(known))
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, (MultiValue, list, tuple)):
-        return "\\".join(map(str, value))
-    return str(value)
 
 
 def find_residue(source: Dataset | Path, wanted: Sequence[str]) -> list[Residue]:
@@ -264,6 +247,8 @@ def find_residue(source: Dataset | Path, wanted: Sequence[str]) -> list[Residue]
     native = pixels is not None and not ds.file_meta.get("TransferSyntaxUID", "").is_compressed
     size = len(pixels.value or b"") if native and pixels is not None else 0
     outside = content if not size else content.replace(bytes(pixels.value), b"", 1)
+    if pixels is not None and not native and ds.file_meta.TransferSyntaxUID != RLELossless:
+        found += search.in_frame("(7FE0,0010)", pixels.value or b"")
     return found + list(search.in_bytes("bytes", outside))
 
 
@@ -275,5 +260,5 @@ def _values(ds: Dataset) -> Iterator[Value]:
         if isinstance(value, bytes):
             yield Value(str(element.tag), element.VR, value, value.decode("latin-1"))
         else:
-            text = _text(value)
+            text = text_of_value(value)
             yield Value(str(element.tag), element.VR, text.encode("utf-8"), text)

@@ -1,7 +1,8 @@
 """Compressed frames: what they say of themselves, and a copy without comments and application segments.
 
-JPEG (ITU-T T.81), JPEG-LS (T.87), JPEG 2000 and HTJ2K (T.800, T.814), RLE (PS3.5 annex G). Comments and
-application segments are free text that no DICOM attribute rule reaches.
+JPEG (ITU-T T.81), JPEG-LS (T.87), JPEG 2000 and HTJ2K (T.800, T.814). Comments and application segments are
+free text that no DICOM attribute rule reaches; every other segment must have the length that its content asks
+for. Entropy-coded data is not decoded: text in it is noticed only where it stands last.
 """
 
 from __future__ import annotations
@@ -9,14 +10,22 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
-from typing import Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 from anonymizer.errors import StopError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 _U16: Final = struct.Struct(">H").unpack_from
 _U32: Final = struct.Struct(">L").unpack_from
 _SOF: Final = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7})
-_TABLES: Final = frozenset({0xC4, 0xCC, 0xDB, 0xDD, 0xF8})  # DHT, DAC, DQT, DRI, LSE
+_JPEG_LS: Final = 0xF7
+_DHT, _DQT, _DRI, _LSE, _SOS = 0xC4, 0xDB, 0xDD, 0xF8, 0xDA
+_JFIF: Final = b"\xff\xe0\x00\x10JFIF\0\1\1\0\0\1\0\1\0\0"  # no density, thumbnail of no size
+_ADOBE: Final = b"\xff\xee\x00\x0eAdobe\0\x64\0\0\0\0"  # the transform follows
+_TEXT_LENGTH, _TEXT_VARIETY = 12, 5  # a run of code words repeats fewer bytes than text does
 _AFTER_SCAN: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 _AFTER_LS_SCAN: Final = re.compile(rb"\xff+[\x80-\xcf\xd8-\xfe]")
 _J2K_COMMENT: Final = 0x64
@@ -42,7 +51,7 @@ def _broken(what: str) -> StopError:
 def clean_jpeg(frame: bytes) -> Frame:
     """Copy a JPEG or JPEG-LS stream without comments, thumbnails and application segments.
 
-    Kept of those: JFIF (without thumbnail), Adobe's and HP's colour transform marks, which say how to decode.
+    Kept of those: that there is a JFIF mark, and Adobe's and HP's colour transforms, which say how to decode.
     """
     if frame[:2] != b"\xff\xd8":
         raise _broken("expected a JPEG start of image")
@@ -59,12 +68,15 @@ def clean_jpeg(frame: bytes) -> Frame:
         at += len(segment)
         if marker in _SOF:
             size = _U16(segment, 5)[0], _U16(segment, 7)[0], segment[9]
-            lossless = marker == 0xF7
+            lossless = marker == _JPEG_LS
+            _expect(len(segment) == 10 + 3 * segment[9])
             out.append(segment)
-        elif marker == 0xDA:
+        elif marker == _SOS:
+            _expect(len(segment) >= 10 and len(segment) == 8 + 2 * segment[4] <= 16)
             end = (_AFTER_LS_SCAN if lossless else _AFTER_SCAN).search(frame, at)
             if end is None:
                 raise _broken("no JPEG end of image")
+            _refuse_text_at_the_end(frame[at : end.start()])
             out += [segment, frame[at : end.start()]]
             at = end.end() - 2
         else:
@@ -84,19 +96,70 @@ def _segment(frame: bytes, at: int) -> bytes:
     return segment
 
 
-def _kept_segment(marker: int, segment: bytes) -> bytes:
-    if marker in _TABLES:
-        return segment
-    body = segment[4:]
-    if marker == 0xE0 and body[:5] == b"JFIF\0" and len(body) >= 14:
-        return b"\xff\xe0\x00\x10" + body[:12] + b"\0\0"  # thumbnail of no size
-    if (marker == 0xEE and body[:5] == b"Adobe" and len(body) == 12) or (
-        marker == 0xE8 and body[:4] == b"mrfx" and len(body) == 5
+def _expect(fits: bool) -> None:
+    if not fits:
+        raise _broken("a segment longer or shorter than its content")
+
+
+def _refuse_text_at_the_end(coded: bytes) -> None:
+    """Refuse entropy-coded data that ends like text: a decoder stops before it and never tells."""
+    tail = coded[-80:].rstrip(b"\0\t\r\n ")[-_TEXT_LENGTH:]
+    if (
+        len(tail) == _TEXT_LENGTH
+        and len(set(tail)) >= _TEXT_VARIETY
+        and all(0x20 <= byte < 0x7F for byte in tail)
     ):
+        raise _broken("text behind the compressed image")
+
+
+def _kept_segment(marker: int, segment: bytes) -> bytes:
+    body = segment[4:]
+    if marker in _CHECKS:
+        _expect(_CHECKS[marker](body))
+        return segment
+    if marker == 0xE0 and body[:5] == b"JFIF\0" and len(body) >= 14:
+        return _JFIF
+    if marker == 0xEE and body[:5] == b"Adobe" and len(body) == 12 and body[11] <= 2:
+        return _ADOBE + body[11:]
+    if marker == 0xE8 and body[:4] == b"mrfx" and len(body) == 5:
         return segment
     if marker == 0xFE or 0xE0 <= marker <= 0xEF:
         return b""
     raise _broken("a JPEG segment of unknown kind")
+
+
+def _huffman_tables(body: bytes) -> bool:
+    """Tell whether these are Huffman tables: lengths that make a code, each symbol once (T.81 B.2.4.2)."""
+    while len(body) >= 17:
+        kind, lengths = body[0], body[1:17]
+        symbols = body[17 : 17 + sum(lengths)]
+        room = sum(count << 16 - bits for bits, count in enumerate(lengths, 1))
+        if kind & 0xEC or room > 1 << 16 or not len(set(symbols)) == len(symbols) == sum(lengths):
+            return False
+        if kind < 0x10 and any(symbol > 16 for symbol in symbols):
+            return False
+        body = body[17 + len(symbols) :]
+    return not body
+
+
+def _quantization_tables(body: bytes) -> bool:
+    """Tell whether these are tables of 64 numbers of 8 or 16 bits (T.81 B.2.4.1)."""
+    while body:
+        size = 1 + (128 if body[0] >> 4 else 64)
+        if body[0] & 0xEC or len(body) < size:
+            return False
+        body = body[size:]
+    return True
+
+
+_CHECKS: Final[Mapping[int, Callable[[bytes], bool]]] = MappingProxyType(
+    {
+        _DHT: _huffman_tables,
+        _DQT: _quantization_tables,
+        _DRI: lambda body: len(body) in {2, 3, 4},  # T.81 B.2.4.4; JPEG-LS allows longer ones (T.87 C.2.5)
+        _LSE: lambda body: body[:1] == b"\1" and len(body) == 11,  # preset coding parameters (T.87 C.2.4.1.1)
+    }
+)
 
 
 def clean_jpeg2000(frame: bytes) -> Frame:
@@ -117,40 +180,30 @@ def clean_jpeg2000(frame: bytes) -> Frame:
     size = out[1]
     if len(size) < 41:
         raise _broken("the JPEG 2000 size segment is cut off")
+    _expect(len(size) == 40 + 3 * _U16(size, 38)[0])
     width, height, left, top = struct.unpack_from(">4L", size, 6)
-    start = at
-    at = _tile_parts(frame, at)
-    out.append(frame[start:at] + b"\xff\xd9")
-    return Frame(b"".join(out), height - top, width - left, _U16(size, 38)[0])
+    out += _tile_parts(frame, at)
+    return Frame(b"".join(out) + b"\xff\xd9", height - top, width - left, _U16(size, 38)[0])
 
 
-def _tile_parts(frame: bytes, at: int) -> int:
-    """Check every tile-part header; return where the end of the codestream is."""
+def _tile_parts(frame: bytes, at: int) -> list[bytes]:
+    """Check every tile-part and return them; a last one of open length gets its length (T.800 A.4.2)."""
+    found: list[bytes] = []
     while frame[at : at + 2] == b"\xff\x90":
         length = _U32(frame, at + 6)[0] if len(frame) >= at + 12 else 0
-        end = at + length if length else frame.rfind(b"\xff\xd9")
+        end = at + length if length else frame.find(b"\xff\xd9", at)
         if not at + 14 <= end <= len(frame):
             raise _broken("a JPEG 2000 tile-part is cut off")
+        _expect(_U16(frame, at + 2)[0] == 10)
         header = at + 12
         while frame[header : header + 2] != b"\xff\x93":
             segment = _segment(frame, header)
             if segment[0] != 0xFF or segment[1] == _J2K_COMMENT or header + len(segment) > end:
                 raise _broken("a JPEG 2000 tile-part header with a comment or out of bounds")
             header += len(segment)
+        _refuse_text_at_the_end(frame[header + 2 : end])
+        found.append(frame[at : at + 6] + struct.pack(">L", end - at) + frame[at + 10 : end])
         at = end
     if frame[at : at + 2] != b"\xff\xd9":
         raise _broken("no JPEG 2000 end of codestream")
-    return at
-
-
-def check_rle(frame: bytes, segments: int) -> bytes:
-    """Check the RLE header (PS3.5 G.5): number of segments, ascending offsets within the frame."""
-    if len(frame) < 64:
-        raise _broken("the RLE header is cut off")
-    count, *offsets = struct.unpack_from("<16L", frame)
-    used = offsets[:count]
-    if count != segments or any(offsets[count:]) or used[:1] != [64] or used != sorted(set(used)):
-        raise _broken("the RLE header does not fit the image's description")
-    if used[-1] >= len(frame):
-        raise _broken("an RLE segment is cut off")
-    return frame
+    return found

@@ -35,7 +35,10 @@ _SHORT_VRS: Final = frozenset({
 _NAMES: Final = {vr: vr.decode("ascii") for vr in _LONG_VRS | _SHORT_VRS}
 _LONG_NAMES: Final = frozenset(_NAMES[vr] for vr in _LONG_VRS)
 MAX_DEPTH: Final = 24
-MAX_INFLATED_BYTES: Final = 2 * 1024**3
+MAX_INFLATED_BYTES: Final = 512 * 1024**2
+_MAX_RATIO: Final = 200
+_ANY_RATIO_BYTES: Final = 64 * 1024**2  # empty images and masks deflate to next to nothing
+_READ_BYTES, _CHUNK_BYTES = 64 * 1024, 1024**2
 
 IMPLICIT: Final = "1.2.840.10008.1.2"
 DEFLATED: Final = "1.2.840.10008.1.2.1.99"
@@ -230,22 +233,44 @@ def read(buffer: Bytes, syntax: Syntax) -> Item:
     return _Reader(view, syntax).elements(0, len(view), 0, delimited=False)[0]
 
 
-def inflate(buffer: Bytes) -> bytes:
-    """Undo deflation (PS3.5 A.5), within a limit.
+def inflate(buffer: Bytes, max_bytes: int = MAX_INFLATED_BYTES) -> memoryview:
+    """Undo deflation (PS3.5 A.5), within a limit; never hold more than the limit and a chunk.
+
+    Parameters
+    ----------
+    buffer : bytes or memoryview
+        The deflated data set.
+    max_bytes : int
+        Most bytes of the data set; well below that a stream may not grow more than two hundredfold.
 
     Raises
     ------
     DecodingError
-        Code ``malformed`` for a broken or oversized stream.
+        Code ``malformed`` for a broken or cut-off stream, ``inflated_too_large`` beyond the limit.
     """
+    limit = min(max_bytes, max(_ANY_RATIO_BYTES, _MAX_RATIO * len(buffer)))
+    content = bytearray()
+    for chunk in _inflated(memoryview(buffer)):
+        content += chunk
+        if len(content) > limit:
+            raise DecodingError("inflated_too_large", "deflated data set: larger than the limit")
+    return memoryview(content)
+
+
+def _inflated(buffer: memoryview) -> Iterator[bytes]:
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        content = stream.decompress(bytes(buffer), MAX_INFLATED_BYTES)
+        for at in range(0, len(buffer), _READ_BYTES):
+            waiting: Bytes = buffer[at : at + _READ_BYTES]
+            while waiting and not stream.eof:
+                yield stream.decompress(waiting, _CHUNK_BYTES)
+                waiting = stream.unconsumed_tail
+        while not stream.eof and (rest := stream.decompress(b"", _CHUNK_BYTES)):
+            yield rest
     except zlib.error as error:
         raise DecodingError("malformed", "deflated data set: a broken stream") from error
-    if not stream.eof or stream.unconsumed_tail:
-        raise DecodingError("malformed", "deflated data set: incomplete or larger than the limit")
-    return content
+    if not stream.eof:
+        raise DecodingError("malformed", "deflated data set: an incomplete stream")
 
 
 def deflate(content: bytes) -> bytes:

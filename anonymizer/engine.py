@@ -8,14 +8,16 @@ write the file.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-from anonymizer import part10, pixels, profiles
-from anonymizer.checker import IDENTIFYING, Search, Value, identifiers
+from anonymizer import part10, pixels, profiles, rules
+from anonymizer.checker import Search, Value
 from anonymizer.dates import shift_days
-from anonymizer.elements import Element, Fragments
+from anonymizer.elements import MAX_INFLATED_BYTES, Element, Fragments
 from anonymizer.errors import DecodingError, StopError, UnusablePatientIDError
+from anonymizer.identifiers import TEXT_VRS, identifiers, identifies_alone, may_identify
 from anonymizer.identity import WRITTEN, identity_elements
 from anonymizer.judgement import refuse_unjudgeable
 from anonymizer.pseudonyms import pseudonym
@@ -47,6 +49,7 @@ class Context:
     keys: ProjectKeys
     project: str
     max_date_shift_days: int = 365
+    max_inflated_bytes: int = MAX_INFLATED_BYTES
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]]
 
 
 def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]]:
-    file = part10.read(content)
+    file = part10.read(content, context.max_inflated_bytes)
     sop_class_uid = _required_uid(file.item, _SOP_CLASS, "SOPClassUID (0008,0016)")
     if sop_class_uid != file.sop_class_uid:
         raise StopError(
@@ -120,15 +123,14 @@ def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]
         raise StopError(
             "unknown_sop_class", "SOPClassUID (0008,0016): a class without an entry in the keep list"
         )
+    originals = [_own_uid(file.item, tag, what) for tag, what in _UIDS]
     charset = Charset.of(_bytes_of(file.item, CHARSET))
     name, patient = _patient(file.item, charset, context)
     item = transform(file.item, profile, patient, charset)
     item.update(pixels.cleaned(file.item, item, file.transfer_syntax_uid, file.syntax))
     item.update(identity_elements(name))
-    _refuse_residue(file.item, item, charset)
-    study, series, sop_instance = (
-        map_uid(context.keys, _required_uid(file.item, tag, what)) for tag, what in _UIDS
-    )
+    _refuse_residue(file.item, item, charset, file.transfer_syntax_uid)
+    study, series, sop_instance = (map_uid(context.keys, uid) for uid in originals)
     chunks = part10.write(item, sop_class_uid, sop_instance, file.transfer_syntax_uid)
     digest = sha256()
     for chunk in chunks:
@@ -158,6 +160,14 @@ def _required_uid(item: Item, tag: int, what: str) -> str:
     return uid
 
 
+def _own_uid(item: Item, tag: int, what: str) -> str:
+    """Return a UID of the patient's object; one of the standard's own would stay and name nothing."""
+    uid = _required_uid(item, tag, what)
+    if uid in well_known():
+        raise StopError("well_known_uid", f"{what}: a UID that PS3.6 registers; expected one of its own")
+    return uid
+
+
 def read_patient(content: Bytes) -> tuple[str, str]:
     """Return PatientID and issuer of a file, trimmed, as the pseudonym is made of them.
 
@@ -183,7 +193,7 @@ def _patient(item: Item, charset: Charset, context: Context) -> tuple[str, Patie
     return name, Patient(context.keys, days)
 
 
-def _refuse_residue(original: Item, item: Item, charset: Charset) -> None:
+def _refuse_residue(original: Item, item: Item, charset: Charset, transfer_syntax_uid: str) -> None:
     """Search everything that is about to leave, except what the engine itself wrote of the patient.
 
     Raises
@@ -191,16 +201,7 @@ def _refuse_residue(original: Item, item: Item, charset: Charset) -> None:
     StopError
         If an identifier of the original is still there.
     """
-    wanted = [
-        text
-        for text in identifiers(
-            (path[-1], element.vr, inner.decode(element.value))
-            for path, element, inner in _values(original, charset)
-            if _may_identify(path[-1], element.vr) and isinstance(element.value, (bytes, memoryview))
-        )
-        if text not in well_known()
-    ]
-    search = Search(wanted)
+    search = Search(_identifiers(original, charset))
     values = [
         Value(_place(path), element.vr, bytes(element.value), _loose_text(element, inner))
         for path, element, inner in _values(item, charset)
@@ -212,7 +213,9 @@ def _refuse_residue(original: Item, item: Item, charset: Charset) -> None:
     for tag in pixels.ALL & item.keys():
         value = item[tag].value
         if isinstance(value, Fragments):
-            found += [hit.where for part in value.fragments for hit in search.in_bytes(_place((tag,)), part)]
+            # The bytes of RLE are pixels, and smooth pixels spell short words.
+            look = search.in_bytes if transfer_syntax_uid == pixels.RLE else search.in_frame
+            found += [hit.where for part in value.fragments for hit in look(_place((tag,)), part)]
     if found:
         raise StopError(
             "residual_identifier",
@@ -233,8 +236,30 @@ def _values(
             yield from _values(nested, inner, (*path, tag))
 
 
-def _may_identify(tag: int, vr: str) -> bool:
-    return vr in {"PN", "UI"} or tag in IDENTIFYING
+def _identifiers(original: Item, charset: Charset) -> list[str]:
+    texts = (
+        (path[-1], element.vr, _text_to_find(path[-1], element.vr, element.value, inner))
+        for path, element, inner in _values(original, charset)
+        if isinstance(element.value, (bytes, memoryview))
+        and (may_identify(path[-1], element.vr) or (element.vr in TEXT_VRS and _is_removed(path[-1])))
+    )
+    return [text for text in identifiers(texts, _is_removed) if text not in well_known()]
+
+
+def _text_to_find(tag: int, vr: str, value: Bytes, charset: Charset) -> str:
+    """Return a text; what is removed anyway and names no person need not fit its character set."""
+    try:
+        return charset.decode(value)
+    except StopError:
+        if identifies_alone(tag, vr):
+            raise
+        return bytes(value).decode("latin-1")
+
+
+@lru_cache(maxsize=4096)
+def _is_removed(tag: int) -> bool:
+    """Tell whether Table E.1-1 lets no text of an attribute leave."""
+    return rules.rule_for(tag) is not None
 
 
 def _place(path: tuple[int, ...]) -> str:

@@ -31,13 +31,20 @@ class File:
     syntax: Syntax
 
 
-def read(content: Bytes) -> File:
+def read(content: Bytes, max_inflated_bytes: int = elements.MAX_INFLATED_BYTES) -> File:
     """Read a file.
+
+    Parameters
+    ----------
+    content : bytes or memoryview
+        The file.
+    max_inflated_bytes : int
+        Most bytes of a data set that was deflated.
 
     Raises
     ------
     DecodingError
-        Code ``not_dicom``, ``truncated`` or ``malformed``.
+        Code ``not_dicom``, ``truncated``, ``malformed`` or ``inflated_too_large``.
     StopError
         Code ``transfer_syntax_not_judged``.
     """
@@ -51,7 +58,7 @@ def read(content: Bytes) -> File:
         raise StopError("transfer_syntax_not_judged", "TransferSyntaxUID (0002,0010): expected a known one")
     body: Bytes = view[end:]
     if transfer_syntax_uid == elements.DEFLATED:
-        body = elements.inflate(body)
+        body = elements.inflate(body, max_inflated_bytes)
     syntax = syntax_of(transfer_syntax_uid)
     return File(elements.read(body, syntax), pixels.text_of(meta, _SOP_CLASS), transfer_syntax_uid, syntax)
 

@@ -7,9 +7,10 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from anonymizer.codestreams import check_rle, clean_jpeg, clean_jpeg2000
+from anonymizer.codestreams import clean_jpeg, clean_jpeg2000
 from anonymizer.elements import Element, Fragments
 from anonymizer.errors import StopError
+from anonymizer.rle import clean_rle
 
 if TYPE_CHECKING:
     from anonymizer.elements import Bytes, Item, Syntax
@@ -18,10 +19,13 @@ PIXEL_DATA: Final = 0x7FE00010
 FLOAT_PIXEL_DATA: Final = 0x7FE00008
 DOUBLE_PIXEL_DATA: Final = 0x7FE00009
 ALL: Final = frozenset({PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA})
-_OFFSETS_AND_LENGTH: Final = (0x7FE00001, 0x7FE00002, 0x7FE00003)
+_EXTENDED_OFFSETS, _EXTENDED_LENGTHS = 0x7FE00001, 0x7FE00002
+OFFSETS_AND_LENGTH: Final = frozenset({_EXTENDED_OFFSETS, _EXTENDED_LENGTHS, 0x7FE00003})
+"""Where the original's frames lie: never true of the cleaned ones."""
 _ROWS, _COLUMNS, _SAMPLES = 0x00280010, 0x00280011, 0x00280002
 _BITS_ALLOCATED: Final = 0x00280100
 _FRAMES, _PHOTOMETRIC = 0x00280008, 0x00280004
+_IS_LENGTH: Final = 12
 
 NATIVE: Final = frozenset({
     "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2",
@@ -48,6 +52,10 @@ class Description:
         if self.photometric == "YBR_FULL_422":  # two chrominance samples for two pixels (PS3.3 C.7.6.3.1.2)
             values = self.rows * self.columns * 2 * self.frames
         return (values * self.bits_allocated + 7) // 8
+
+    def plane_bytes(self) -> int:
+        """Return the size in bytes of one frame's byte plane, as RLE splits it (PS3.5 G.2)."""
+        return (self.rows * self.columns * min(self.bits_allocated, 8) + 7) // 8
 
 
 def _mismatch(what: str) -> StopError:
@@ -78,7 +86,7 @@ def describe(item: Item, syntax: Syntax) -> Description:
         If an attribute is missing or impossible.
     """
     frames = text_of(item, _FRAMES) or "1"
-    if not frames.isdecimal() or int(frames) < 1:
+    if not frames.isdecimal() or len(frames) > _IS_LENGTH or int(frames) < 1:
         raise _mismatch("NumberOfFrames (0028,0008): expected a positive number")
     found = Description(
         rows=_number(item, _ROWS, syntax),
@@ -127,7 +135,7 @@ def cleaned(original: Item, item: Item, transfer_syntax_uid: str, syntax: Syntax
     frames = [
         _clean(frame, description, transfer_syntax_uid) for frame in split_frames(element.value, description)
     ]
-    return {element.tag: Element(element.tag, "OB", _encapsulated(frames))}
+    return encapsulated(frames)
 
 
 def _native(element: Element, description: Description) -> Element:
@@ -166,7 +174,8 @@ def split_frames(value: Fragments, description: Description) -> list[bytes]:
 
 def _clean(frame: bytes, description: Description, transfer_syntax_uid: str) -> bytes:
     if transfer_syntax_uid == RLE:
-        return check_rle(frame, description.samples * max(description.bits_allocated // 8, 1))
+        planes = description.samples * max(description.bits_allocated // 8, 1)
+        return clean_rle(frame, planes, description.plane_bytes())
     if transfer_syntax_uid in JPEG:
         found = clean_jpeg(frame)
     elif transfer_syntax_uid in JPEG2000:
@@ -184,12 +193,27 @@ def _clean(frame: bytes, description: Description, transfer_syntax_uid: str) -> 
     return found.content
 
 
-def _encapsulated(frames: list[bytes]) -> Fragments:
+def encapsulated(frames: list[bytes], widest_offset: int = 0xFFFFFFFF) -> Item:
+    """Return the elements that hold one fragment per frame, with the offsets of these frames (PS3.5 A.4).
+
+    The basic offset table's numbers are 32 bits wide; frames that lie further away are found by an extended
+    offset table, and the basic one is then empty.
+    """
     padded = [frame + b"\0" * (len(frame) % 2) for frame in frames]
     offsets, at = [], 0
     for frame in padded:
         offsets.append(at)
         at += 8 + len(frame)
-    # Offsets are 32 bits wide; an empty table is legal where they do not fit (PS3.5 A.4).
-    table = struct.pack(f"<{len(offsets)}L", *offsets) if at < 1 << 32 else b""
-    return Fragments(table, tuple(padded))
+    if at <= widest_offset:
+        basic = struct.pack(f"<{len(offsets)}L", *offsets)
+        return {PIXEL_DATA: Element(PIXEL_DATA, "OB", Fragments(basic, tuple(padded)))}
+    lengths = [len(frame) for frame in padded]
+    return {
+        _EXTENDED_OFFSETS: _very_longs(_EXTENDED_OFFSETS, offsets),
+        _EXTENDED_LENGTHS: _very_longs(_EXTENDED_LENGTHS, lengths),
+        PIXEL_DATA: Element(PIXEL_DATA, "OB", Fragments(b"", tuple(padded))),
+    }
+
+
+def _very_longs(tag: int, numbers: list[int]) -> Element:
+    return Element(tag, "OV", struct.pack(f"<{len(numbers)}Q", *numbers))

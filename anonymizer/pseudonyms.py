@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+import re
 import unicodedata
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
@@ -24,6 +25,10 @@ PLACEHOLDERS: Final = frozenset(
 )
 """PatientIDs that stand for "no ID", letters and digits only, case-folded."""
 
+_NUMBERED: Final = re.compile(
+    r"(?:anon|anonym|anonymous|anonymi[sz]ed|anonymisiert|test|testpatient|unknown|unbekannt|patient)[0-9]{1,4}"
+)
+"""A counter behind such a word starts anew every day; a longer number may well be a person's."""
 _COUNTING: Final = ("1234567890" * 7, "0123456789" * 7, "abcdefghijklmnopqrstuvwxyz")
 _PSEUDONYM_BYTES: Final = 15
 
@@ -41,9 +46,14 @@ def pseudonym(keys: ProjectKeys, patient_id: str, issuer: str) -> str:
     Raises
     ------
     UnusablePatientIDError
-        If the ID is empty, a placeholder, or multi-valued: two persons would share one pseudonym.
+        If the ID is empty, a placeholder, or multi-valued, or the issuer is: two persons would share one
+        pseudonym, or one would have two.
     """
     trimmed = patient_id.strip(" \0")
+    if "\\" in issuer:
+        raise UnusablePatientIDError(
+            "IssuerOfPatientID (0010,0021): more than one value; expected one at most"
+        )
     _refuse_unusable(trimmed)
     parts = (issuer.strip(" \0"), trimmed)
     message = b"".join(len(raw).to_bytes(4, "big") + raw for raw in (part.encode("utf-8") for part in parts))
@@ -59,6 +69,7 @@ def _refuse_unusable(patient_id: str) -> None:
         raise UnusablePatientIDError("PatientID (0010,0020): empty; expected an identifier")
     if (
         core in PLACEHOLDERS
+        or _NUMBERED.fullmatch(core)
         or len(set(core)) == 1
         or (len(core) > 2 and any(run.startswith(core) for run in _COUNTING))
     ):

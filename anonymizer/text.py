@@ -19,14 +19,18 @@ CHARSET_VRS: Final = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 MULTI_LINE: Final = frozenset({"LT", "ST", "UT"})
 _DELIMITERS: Final = {ord(c) for c in "\n\r\t\f\\^="}
 _LEXICAL: Final = {
-    "AE": re.compile(rb"[\x20-\x7e]*"),
-    "AS": re.compile(rb"(?:\d{3}[DWMY])? *"),
-    "CS": re.compile(rb"[\x20-\x7e]*"),
-    "DS": re.compile(rb"[0-9+\-.eE \\]*"),
-    "IS": re.compile(rb"[0-9+\- \\]*"),
-    "UI": re.compile(rb"[0-9.\\ ]*"),
-    "UR": re.compile(rb"[\x21-\x7e]* *"),
+    "AE": re.compile(rb"[\x20-\x7e]{0,16}"),
+    "AS": re.compile(rb"(?:[0-9]{3}[DWMY])?"),
+    "CS": re.compile(rb"[A-Z0-9 _]{0,16}"),
+    # PS3.5 6.2 has 16 bytes for DS; writers of images use up to twice as many digits
+    "DS": re.compile(rb"(?=.{0,32}\Z)(?:[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)?"),
+    "IS": re.compile(rb"(?=.{0,12}\Z)(?:[+-]?[0-9]+)?"),
+    "UI": re.compile(rb"[0-9.]{0,64}"),
+    "UR": re.compile(rb"[\x21-\x7e]*"),
 }
+"""One value of each VR, padding stripped (PS3.5 Table 6.2-1)."""
+_LONGEST: Final = {"LO": 64, "SH": 16, "ST": 1024, "LT": 10240}
+"""Characters of one value."""
 _SIZES: Final = {
     "AT": 4, "FD": 8, "FL": 4, "OD": 8, "OF": 4, "OL": 4, "OV": 8, "OW": 2, "SL": 4, "SS": 2, "SV": 8, "UL":
     4, "US": 2, "UV": 8,
@@ -96,9 +100,15 @@ def fits(vr: str, value: Bytes, charset: Charset) -> bool:
     """
     if vr in CHARSET_VRS:
         text = charset.decode(value).rstrip("\0")
-        return not (_CONTROL_MULTI_LINE if vr in MULTI_LINE else _CONTROL).search(text)
+        if (_CONTROL_MULTI_LINE if vr in MULTI_LINE else _CONTROL).search(text):
+            return False
+        longest = _LONGEST.get(vr, len(text))
+        parts = [text] if vr in MULTI_LINE else text.split("\\")
+        return all(len(part.strip(" ")) <= longest for part in parts)
     pattern = _LEXICAL.get(vr)
     if pattern is not None:
-        return pattern.fullmatch(bytes(value).rstrip(b"\0")) is not None
+        raw = bytes(value).rstrip(b"\0")
+        values = [raw] if vr == "UR" else raw.split(b"\\")
+        return all(pattern.fullmatch(one.strip(b" ")) for one in values)
     size = _SIZES.get(vr)
     return size is None or len(value) % size == 0

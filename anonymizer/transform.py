@@ -13,6 +13,7 @@ from anonymizer import dates, rules, uids
 from anonymizer.elements import Element, Fragments, Item
 from anonymizer.errors import StopError
 from anonymizer.pixels import ALL as PIXELS
+from anonymizer.pixels import OFFSETS_AND_LENGTH
 from anonymizer.profiles import Decision
 from anonymizer.rules import Action
 from anonymizer.text import Charset, fits
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from anonymizer.keys import ProjectKeys
 
 CHARSET: Final = 0x00080005
+_BODY_PART: Final = 0x00180015
 DUMMY_TEXT: Final = b"REMOVED"
 _DUMMIES: Final[Mapping[str, bytes]] = MappingProxyType({
     **{vr: value.encode("ascii") for vr, value in dates.DUMMIES.items()},
@@ -34,6 +36,7 @@ _DUMMIES: Final[Mapping[str, bytes]] = MappingProxyType({
 })  # fmt: skip
 _BINARY: Final = frozenset({"AT", "FD", "FL", "SL", "SS", "SV", "UL", "US", "UV"})
 _REQUIRED: Final = frozenset({"1", "1C"})
+_PIXELS_AND_OFFSETS: Final = PIXELS | OFFSETS_AND_LENGTH
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ class Patient:
 
 
 def transform(item: Item, decisions: Mapping[int, Decision], patient: Patient, charset: Charset) -> Item:
-    """Return the elements of a data set or item that may leave. Pixel data is judged elsewhere, and left out.
+    """Return the elements of a data set or item that may leave.
+
+    Pixel data and the tables of where its frames lie are judged and made elsewhere, and left out.
 
     Raises
     ------
@@ -55,7 +60,7 @@ def transform(item: Item, decisions: Mapping[int, Decision], patient: Patient, c
     out: Item = {}
     for tag, element in item.items():
         decision = decisions.get(tag) or _outside(tag)
-        if decision is None or tag in PIXELS:
+        if decision is None or tag in _PIXELS_AND_OFFSETS:
             continue
         changed = _apply(element, decision, patient, charset)
         if changed is not None:
@@ -155,9 +160,23 @@ def _kept(element: Element, decision: Decision, patient: Patient, charset: Chars
             transform(item, decision.children, patient, _charset_of(item, charset)) for item in value
         )
         return Element(element.tag, "SQ", items)
-    if isinstance(value, Fragments) or not fits(element.vr, value, charset):
+    if (
+        isinstance(value, Fragments)
+        or not fits(element.vr, value, charset)
+        or (element.tag == _BODY_PART and not _is_body_part(value))
+    ):
         return _unfit(element, decision, patient)
     return element
+
+
+def _is_body_part(value: Bytes) -> bool:
+    """Tell whether a value is a defined term (PS3.16 Annex L): people write more than that into it."""
+    return _text(value).strip(" \0") in _body_parts()
+
+
+@lru_cache(maxsize=1)
+def _body_parts() -> frozenset[str]:
+    return frozenset({"", *rules.read_table("body_parts.json")["terms"]})
 
 
 def _charset_of(item: Item, inherited: Charset) -> Charset:

@@ -60,16 +60,19 @@ def _comparable(value: object) -> str:
 
 
 def check_same_patient(instances: Sequence[Dataset]) -> None:
-    """Refuse to make a result of pictures that name different patients.
+    """Refuse to make a result of pictures that name different patients, or none.
 
     Raises
     ------
     ResultError
-        ``identity.mismatch``, naming the attributes, never their values.
+        ``identity.mismatch``, naming the attributes, never their values; ``identity.missing`` without a
+        Patient ID: a result that nobody can file is never delivered.
     """
     wrong = differing(instances)
     if wrong:
         raise ResultError("identity.mismatch", f"instances of the study disagree in {', '.join(wrong)}")
+    if not all(_comparable(instance.get("PatientID")) for instance in instances):
+        raise ResultError("identity.missing", "PatientID (0010,0020): empty; expected one")
 
 
 def copy_identity(source: Dataset, target: Dataset, texts: Sequence[str] = ()) -> None:

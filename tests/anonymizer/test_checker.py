@@ -7,7 +7,7 @@ from pydicom import DataElement, Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ImplicitVRLittleEndian
 
-from anonymizer.checker import find_residue, identifiers_of
+from anonymizer.checker import find_residue
 from tests.anonymizer.material import STUDY_UID, ct, encode, item
 
 if TYPE_CHECKING:
@@ -76,21 +76,3 @@ def test_chance_digits_in_native_pixels_are_no_residue(tmp_path: Path) -> None:
     path = tmp_path / "x.dcm"
     path.write_bytes(encode(ds, ImplicitVRLittleEndian))
     assert not find_residue(path, ["12345678"])
-
-
-def test_the_identifiers_of_an_instance_are_gathered() -> None:
-    ds = ct()
-    ds.OtherPatientIDsSequence = Sequence([item(PatientID="ALT-1")])
-    found = identifiers_of(ds, known={ds.SOPClassUID})
-    for expected in (
-        "MRN-4711-X",
-        "ALT-1",
-        "ACC-998877",
-        "19560708",
-        "1956-07-08",
-        "Müstermann",
-        "Jörg",
-        STUDY_UID,
-    ):
-        assert expected in found
-    assert ds.SOPClassUID not in found

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import pytest
@@ -106,12 +107,31 @@ def test_a_thousand_undefined_levels_end_no_process() -> None:
         elements.read(level * 1000, EXPLICIT)
 
 
-def test_a_deflated_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elements, "MAX_INFLATED_BYTES", 1000)
-    stream = zlib.compressobj(wbits=-15)
-    bomb = stream.compress(bytes(100_000)) + stream.flush()
-    with pytest.raises(DecodingError):
-        elements.inflate(bomb)
+def _deflated_zeros(size: int) -> bytes:
+    stream = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    chunks = [stream.compress(bytes(1024**2)) for _ in range(size // 1024**2)]
+    return b"".join(chunks) + stream.flush()
+
+
+def test_a_deflated_stream_beyond_the_limit_is_refused() -> None:
+    content = _deflated_zeros(4 * 1024**2)
+    assert len(elements.inflate(content)) == len(elements.inflate(content, 4 * 1024**2)) == 4 * 1024**2
+    with pytest.raises(DecodingError) as caught:
+        elements.inflate(content, 3 * 1024**2)
+    assert caught.value.code == "inflated_too_large"
+
+
+def test_a_deflated_bomb_is_refused_early_and_takes_little_memory() -> None:
+    bomb = _deflated_zeros(300 * 1024**2)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DecodingError) as caught:
+            elements.inflate(bomb)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert caught.value.code == "inflated_too_large"
+    assert peak_bytes < 160 * 1024**2
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xff\xff", elements.deflate(b"x" * 999)[:-3]])

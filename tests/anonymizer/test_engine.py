@@ -8,6 +8,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -198,6 +199,9 @@ def test_a_second_pass_removes_nothing_more() -> None:
         ("PatientID", "ANONYMOUS", "unusable_patient_id"),
         ("StudyInstanceUID", "", "missing_uid"),
         ("SOPInstanceUID", "../../etc/passwd", "missing_uid"),
+        ("StudyInstanceUID", "1.2.840.10008.1.1", "well_known_uid"),
+        ("SeriesInstanceUID", "1.2.840.10008.1.4.1.1", "well_known_uid"),
+        ("SOPInstanceUID", CTImageStorage, "well_known_uid"),
         ("Rows", 9, "pixel_data_mismatch"),
         ("BitsAllocated", 8, "pixel_data_mismatch"),
         ("SamplesPerPixel", 7, "pixel_data_mismatch"),
@@ -206,7 +210,7 @@ def test_a_second_pass_removes_nothing_more() -> None:
 )
 def test_what_cannot_be_judged_waits_with_a_reason(keyword: str, value: Any, code: str) -> None:
     ds = ct()
-    if keyword == "SOPInstanceUID":
+    if value == "../../etc/passwd":
         content = encode(ds).replace(SOP_UID.encode(), str(value).ljust(len(SOP_UID), "\0").encode())
         assert stop(content).reason_code == code
         return
@@ -243,6 +247,12 @@ def test_non_ascii_text_without_a_charset_waits() -> None:
 def test_several_values_of_patient_id_wait() -> None:
     content = encode(ct()).replace(b"MRN-4711-X", b"MRN\\4711-X")
     assert stop(content).reason_code == "unusable_patient_id"
+
+
+def test_several_issuers_of_a_patient_id_wait() -> None:
+    ds = ct()
+    ds.IssuerOfPatientID = ["HOSPITAL-A", "HOSPITAL-B"]
+    assert stop(ds).reason_code == "unusable_patient_id"
 
 
 def test_overlays_in_unused_pixel_bits_wait() -> None:
@@ -323,3 +333,11 @@ def test_the_shift_limit_is_the_context_s() -> None:
     assert not isinstance(outcome, Quarantined)
     ds: Dataset = dcmread(io.BytesIO(b"".join(outcome[1])))
     assert (ds.StudyDate, ds.ContentDate) == ("20240228", "20240229")
+
+
+def test_the_limit_of_a_deflated_data_set_is_the_context_s() -> None:
+    content = encode(ct(rows=64, columns=64), DeflatedExplicitVRLittleEndian)
+    found = deidentify(content, Context(CONTEXT.keys, "trial", max_inflated_bytes=4096))
+    assert isinstance(found, Quarantined)
+    assert found.reason_code == "inflated_too_large"
+    assert release(content)

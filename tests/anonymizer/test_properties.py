@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from typing import Any
 
@@ -11,13 +12,17 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pydicom import DataElement, Dataset, dcmread
 from pydicom.datadict import dictionary_VR, keyword_dict
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
+from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless, XRayAngiographicImageStorage
 
-from anonymizer import profiles
+from anonymizer import part10, pixels, profiles
 from anonymizer.checker import find_residue
+from anonymizer.elements import Element
 from anonymizer.engine import Quarantined, deidentify
+from anonymizer.errors import StopError
 from anonymizer.rules import Action
-from tests.anonymizer.material import CONTEXT, OTHER, ct, encode
+from tests.anonymizer.material import CONTEXT, OTHER, SOP_UID, ct, encode
 
 MARK = "ZQPROPERTY"
 TEXT_VRS = ("AE", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT")
@@ -180,3 +185,67 @@ def test_bytes_that_are_no_dicom_are_named_so(content: bytes) -> None:
     outcome = deidentify(content, CONTEXT)
     assert isinstance(outcome, Quarantined)
     assert outcome.reason_code in {"not_dicom", "transfer_syntax_not_judged"}
+
+
+INTERPRETED = (  # numbers, dates and times that the engine computes with
+    "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "StudyDate", "SeriesTime",
+    "AcquisitionDateTime", "PatientBirthDate", "PixelSpacing", "InstanceNumber",
+)  # fmt: skip
+FRAMES = encapsulate([struct.pack("<16L", 2, 64, 66, *[0] * 13) + b"\xc1x" * 2] * 2)
+
+
+def _two_frames(transfer_syntax: UID) -> part10.File:
+    ds = ct()
+    ds.SOPClassUID, ds.Modality, ds.NumberOfFrames = XRayAngiographicImageStorage, "XA", "2"
+    ds.AcquisitionDateTime = "20240229101112"
+    ds.PixelData = ds.PixelData * 2 if transfer_syntax != RLELossless else FRAMES
+    ds["PixelData"].VR = "OW" if transfer_syntax != RLELossless else "OB"
+    ds["PixelData"].is_undefined_length = transfer_syntax == RLELossless
+    return part10.read(encode(ds, transfer_syntax))
+
+
+NATIVE_AND_COMPRESSED = [_two_frames(ExplicitVRLittleEndian), _two_frames(RLELossless)]
+NUMBERS = st.one_of(
+    st.binary(max_size=24),
+    st.text("0123456789+-.eE \\\0", max_size=40).map(lambda text: text.encode("ascii")),
+    st.integers(1, 6000).map(lambda size: b"1" * size),
+    st.sampled_from([b"\xb2\xb2", b"1e9", b"-1", b"99999999", b"00010101", b"999999999999", b"\xff" * 2]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(NATIVE_AND_COMPRESSED),
+    st.dictionaries(st.sampled_from(INTERPRETED), NUMBERS, min_size=1, max_size=3),
+)
+def test_whatever_stands_in_a_number_is_released_or_stopped_with_a_code(
+    file: part10.File, changes: dict[str, bytes]
+) -> None:
+    item = dict(file.item)
+    for keyword, value in changes.items():
+        tag = keyword_dict[keyword]
+        item[tag] = Element(tag, dictionary_VR(tag), value + b" " * (len(value) % 2))
+    outcome = deidentify(
+        b"".join(part10.write(item, file.sop_class_uid, SOP_UID, file.transfer_syntax_uid)), CONTEXT
+    )
+    assert not isinstance(outcome, Quarantined) or outcome.reason_code
+
+
+def test_a_number_of_frames_that_no_integer_string_can_hold_waits() -> None:
+    file = NATIVE_AND_COMPRESSED[0]
+    frames = Element(keyword_dict["NumberOfFrames"], "IS", b"1" * 5000)
+    content = part10.write(
+        file.item | {frames.tag: frames}, file.sop_class_uid, SOP_UID, file.transfer_syntax_uid
+    )
+    outcome = deidentify(b"".join(content), CONTEXT)
+    assert isinstance(outcome, Quarantined)
+    assert outcome.reason_code == "unfit_value"
+
+
+@pytest.mark.parametrize("frames", [b"1" * 5000, b"0", b"-1", b"\xb2\xb2", b"1\\1"])
+def test_an_impossible_number_of_frames_is_refused_by_name(frames: bytes) -> None:
+    file = NATIVE_AND_COMPRESSED[0]
+    tag = keyword_dict["NumberOfFrames"]
+    with pytest.raises(StopError) as caught:
+        pixels.describe(file.item | {tag: Element(tag, "IS", frames)}, file.syntax)
+    assert caught.value.code == "pixel_data_mismatch"

@@ -25,6 +25,7 @@ def _or_none(keys: ProjectKeys, patient_id: str, issuer: str) -> str | None:
         "", " ", "\0", "\\", "4711\\4712", "ANONYMOUS", "anonymized", "N/A", "none", "Unknown", "UNBEKANNT",
         "0", "000000", "XXXX", "9999", "-", "...",
         "????", "123", "123456", "1234567890", "012345", "test", "T E S T",
+        "ANON123", "TEST-1", "Unknown 1", "anonymized_0042", "Patient.7", "Test Patient 3", "UNBEKANNT/12",
         "test patient", "John Doe", "\uff2e\uff0f\uff21", "\uff10\uff10", "aaa", "AbC",
     ],
 )  # fmt: skip
@@ -35,7 +36,8 @@ def test_an_id_that_names_nobody_or_more_than_one_is_refused(patient_id: str) ->
 
 
 @pytest.mark.parametrize(
-    "patient_id", ["4711", "1CT1", "MRN-0001", "345", "Anon-17", "Müller 3", "山田 12", "A1"]
+    "patient_id",
+    ["4711", "1CT1", "MRN-0001", "345", "ANON-2024-01712", "TESTA-1", "P-1", "Müller 3", "山田 12", "A1"],
 )
 def test_a_usable_id_has_a_pseudonym_of_24_characters(patient_id: str) -> None:
     found = pseudonym(KEYS, patient_id, "")
@@ -50,6 +52,11 @@ def test_blanks_around_id_and_issuer_are_no_part_of_them() -> None:
 def test_issuer_and_id_cannot_be_shifted_into_one_another() -> None:
     assert pseudonym(KEYS, "1AX", "H") != pseudonym(KEYS, "AX", "H1")
     assert pseudonym(KEYS, "4711", "H1") != pseudonym(KEYS, "4711", "H2")
+
+
+def test_several_issuers_are_refused() -> None:
+    with pytest.raises(UnusablePatientIDError):
+        pseudonym(KEYS, "4711", "H1\\H2")
 
 
 def test_projects_and_sites_have_unlinkable_pseudonyms() -> None:

@@ -13,8 +13,9 @@ import pytest
 from pydicom import dcmread
 from pydicom._uid_dict import UID_dictionary
 
-from anonymizer.checker import find_residue, identifiers_of
+from anonymizer.checker import find_residue
 from anonymizer.engine import Quarantined, deidentify_file
+from anonymizer.identifiers import identifiers_of
 from anonymizer.profiles import sop_classes
 from tests.anonymizer.material import CONTEXT
 from tests.shared_data import shared_data_dir
@@ -64,7 +65,7 @@ def test_every_file_comes_out_without_residue_or_is_stopped_with_a_reason(tmp_pa
             leaks.append((path.name, found))
     assert leaks == []
     assert sum(reasons.values()) == len(files) >= 685
-    assert reasons["released"] >= 330
+    assert reasons["released"] >= 320
     assert "internal_error" not in reasons
 
 

@@ -13,8 +13,9 @@ from sqlalchemy import func, select
 
 import appliance.release
 from anonymizer import vault
-from anonymizer.checker import find_residue, identifiers_of
+from anonymizer.checker import find_residue
 from anonymizer.engine import deidentify_file
+from anonymizer.identifiers import identifiers_of
 from anonymizer.uids import well_known
 from appliance import crossing
 from appliance.crossing import BundleWriter, InstanceItem

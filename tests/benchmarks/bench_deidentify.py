@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydicom import dcmread
 
-from anonymizer.checker import find_residue, identifiers_of
+from anonymizer.checker import find_residue
 from anonymizer.engine import Context, Released, deidentify_file
+from anonymizer.identifiers import identifiers_of
 from anonymizer.keys import ProjectKeys
 from anonymizer.uids import well_known
 from tests.anonymizer.material import ct, encode

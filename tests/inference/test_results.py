@@ -223,6 +223,13 @@ def test_instances_of_different_patients_make_no_result() -> None:
         assert "PatientID" in str(caught.value)
 
 
+@pytest.mark.parametrize("empty", ["", " ", None])
+def test_an_instance_of_no_patient_makes_no_result(empty: str | None) -> None:
+    for build in BUILDERS:
+        with pytest.raises(ResultError, match=r"identity\.missing"):
+            build(make_context([make_instance(PatientID=empty)]))
+
+
 @pytest.mark.parametrize(
     ("changes", "wrong"),
     [
