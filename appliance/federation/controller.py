@@ -114,17 +114,18 @@ class RunWorkflow(Controller):  # type: ignore[misc]
             standing = self._round(plan, standing, sites, abort_signal, fl_ctx)
         if last < plan.total_rounds:
             return  # the next job goes on, with the sites that have come or come back meanwhile
-        counted = self._finalize(plan, standing, sites, abort_signal, fl_ctx)
-        self._book.finish_run(self._run_id, self._job_id, counted)
+        self._finalize(plan, standing, sites, abort_signal, fl_ctx)
 
     def _admit(self, plan: Plan, abort_signal: Signal, fl_ctx: FLContext) -> frozenset[str]:
-        """Show every site the plan; return those that take part."""
+        """Show the plan to every site that misses the final model; return those that take part."""
         order = messages.Order(plan.sha256, wait_s=plan.approval_wait_s, plan=plan.to_json())
+        needed = self._book.needed(self._run_id)
         everyone = frozenset(client.name for client in self._engine.get_clients())
+        everyone -= self._book.delivered(self._run_id)
         collection = Collection(
             everyone,
             everyone,
-            plan.min_sites,
+            needed,
             plan.approval_wait_s + GRACE_S,
             plan.approval_wait_s,
             time.monotonic(),
@@ -132,9 +133,9 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         answers = self._ask(policy.TASK_ADMIT, Shareable(), order, collection, abort_signal, fl_ctx)
         if not collection.enough:
             reasons = ", ".join(f"{a.site}: {a.said.code}" for a in answers if a.said.code) or "no answer"
-            refused = len(everyone - collection.refused) < plan.min_sites
+            refused = len(everyone - collection.refused) < needed
             raise (NotAdmittedError if refused else AggregationError)(
-                f"{len(collection.usable)} sites take part of {plan.min_sites} needed ({reasons})"
+                f"{len(collection.usable)} sites take part of {needed} needed ({reasons})"
             )
         self._silent = collection.silent
         return everyone - frozenset(collection.refused)
@@ -159,11 +160,19 @@ class RunWorkflow(Controller):  # type: ignore[misc]
 
     def _finalize(
         self, plan: Plan, standing: Checkpoint, sites: frozenset[str], abort_signal: Signal, fl_ctx: FLContext
-    ) -> list[Counted]:
-        """Give every site the final model; each evaluates it and makes its own package of it."""
+    ) -> None:
+        """Give the sites the final model; each evaluates it and makes its own package of it.
+
+        With fewer than ``min_sites`` the run is not over: the next job offers the model again.
+        """
         number = plan.total_rounds
         answers = self._broadcast(policy.TASK_FINALIZE, plan, standing, number, sites, abort_signal, fl_ctx)
-        return [_counted(answer, None) for answer in answers]
+        counted = [_counted(answer, None) for answer in answers]
+        have = self._book.finish_run(self._run_id, self._job_id, counted)
+        if len(have) < plan.min_sites:
+            raise AggregationError(
+                f"{len(have)} sites have the final model; expected at least {plan.min_sites}"
+            )
 
     def _broadcast(
         self,
@@ -180,7 +189,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         collection = Collection(
             sites,
             sites - self._silent,
-            plan.min_sites,
+            self._book.needed(self._run_id),
             plan.round_timeout_s,
             plan.straggler_wait_s,
             time.monotonic(),

@@ -51,9 +51,8 @@ class _Attempt:
     """The run that is being worked on, and how its jobs fared."""
 
     run_id: str
-    min_sites: int
     job_id: str | None = None
-    round_at_start: int = 0
+    reached_at_start: tuple[int, int] = (0, 0)
     failures: int = 0
     not_before: float = 0.0
     enough_since: float | None = None
@@ -112,7 +111,7 @@ class RunController:
         if self._attempt is None:
             runs = self._book.open_runs()
             if runs:
-                self._attempt = _Attempt(runs[0], self._book.plan(runs[0]).min_sites)
+                self._attempt = _Attempt(runs[0])
         return self._attempt
 
     def _leave(self, attempt: _Attempt, state: RunState) -> None:
@@ -129,16 +128,18 @@ class RunController:
         if at < attempt.not_before:
             return
         here = self._engine.sites()
-        if len(here) < attempt.min_sites:
+        needed = self._book.needed(attempt.run_id)
+        if len(here - self._book.delivered(attempt.run_id)) < needed:
             attempt.enough_since = None
             return
         if attempt.enough_since is None:
             attempt.enough_since = at
         if not self._expected <= here and at - attempt.enough_since < self._gather_s:
             return
-        attempt.round_at_start = self._book.last_round(attempt.run_id)
-        folder = self._book.root / "runs" / attempt.run_id / "jobs" / f"run-after-{attempt.round_at_start}"
-        attempt.job_id = self._engine.submit(job.build(folder, attempt.run_id, attempt.min_sites))
+        attempt.reached_at_start = self._reached(attempt.run_id)
+        name = f"run-after-{attempt.reached_at_start[0]}"
+        folder = self._book.root / "runs" / attempt.run_id / "jobs" / name
+        attempt.job_id = self._engine.submit(job.build(folder, attempt.run_id, needed))
         attempt.enough_since = None
         self._book.set_job(attempt.run_id, attempt.job_id)
         _LOG.info(JOB_SUBMITTED, run_id=attempt.run_id, job_id=attempt.job_id, sites=len(here))
@@ -152,7 +153,7 @@ class RunController:
         """Decide what follows a job that ended before its run did."""
         _LOG.warning(JOB_ENDED, run_id=attempt.run_id, job_id=attempt.job_id, status=why)
         attempt.job_id = None
-        advanced = self._book.last_round(attempt.run_id) > attempt.round_at_start
+        advanced = self._reached(attempt.run_id) > attempt.reached_at_start
         attempt.failures = 0 if advanced else attempt.failures + 1
         if attempt.failures >= MAX_FAILURES:
             _LOG.error(RUN_DEAD, run_id=attempt.run_id)
@@ -162,3 +163,7 @@ class RunController:
             return
         backoff_s = min(FIRST_BACKOFF_S * 2**attempt.failures, LONGEST_BACKOFF_S) if attempt.failures else 0.0
         attempt.not_before = self._clock() + backoff_s
+
+    def _reached(self, run_id: str) -> tuple[int, int]:
+        """Return how far a run is: its last finished round, and how many sites have the final model."""
+        return self._book.last_round(run_id), len(self._book.delivered(run_id))

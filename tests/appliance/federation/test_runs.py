@@ -125,7 +125,7 @@ class TestBook:
         book.set_job(run_id, "job-a")
         for number in (1, 2, 3):
             finish(book, run_id, "job-a", number)
-        book.finish_run(run_id, "job-a", [counted("north")])
+        book.finish_run(run_id, "job-a", [counted("north"), counted("south")])
 
         view = progress.run(book.engine, run_id)
 
@@ -136,7 +136,7 @@ class TestBook:
             ("north", True),
             ("south", False),
         ]
-        assert [one.site for one in view.final] == ["north"]
+        assert [one.site for one in view.final] == ["north", "south"]
         assert progress.run(book.engine, "unknown") is None
 
 
@@ -304,3 +304,25 @@ class TestRunController:
 
         assert engine.aborted == ["job-1"]
         assert book.is_current(other, "job-2")
+
+    def test_a_final_model_that_is_offered_again_waits_for_a_site_that_misses_it(
+        self, controller: RunController, book: Book, run_id: str, engine: ScriptedEngine, clock: Clock
+    ) -> None:
+        controller.step()
+        for number in (1, 2, 3):
+            finish(book, run_id, "job-1", number)
+        book.finish_run(run_id, "job-1", [counted("north"), counted("south")])
+        controller.step()
+        engine.here = {"north", "south"}
+        book.offer(run_id, frozenset({"north", "south", "west"}))
+        for _ in range(3):
+            controller.step()
+            clock.at += 100.0
+        assert engine.submitted == ["job-1"]
+
+        engine.here = {"south", "west"}
+        for _ in range(3):
+            controller.step()
+            clock.at += 100.0
+
+        assert engine.submitted == ["job-1", "job-2"]

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from appliance.db import migrate
+from appliance.db.base import now
+from appliance.db.coordinator import RunState
+from appliance.db.engine import make_engine
+from appliance.federation import policy, progress
+from appliance.federation.book import Book, Checkpoint
+from appliance.federation.errors import CoordinatorError
+from tests.appliance.federation.scripted import Script, ScriptedWorkflow, everyone_admits, said
+from tests.trainer.federation.plans import make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from appliance.federation.controller import Answer
+
+SITES = ("north", "south", "west")
+MODEL = {"weight": np.zeros((2, 2), np.float32)}
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Iterator[Book]:
+    url = f"sqlite:///{tmp_path / 'coordinator.db'}"
+    migrate.upgrade(url, "coordinator")
+    opened = Book(make_engine(url), tmp_path)
+    yield opened
+    opened.engine.dispose()
+
+
+def add_run(book: Book, *, finished: int = 0, **changes: Any) -> str:
+    """Write a run down whose first rounds are finished."""
+    run_id = book.add_run(make_plan(**changes), MODEL)
+    book.set_job(run_id, "before")
+    for number in range(1, finished + 1):
+        book.finish_round(run_id, "before", Checkpoint(number, MODEL, {}, ""), [], now())
+    return run_id
+
+
+def taken_by(*sites: str) -> Script:
+    """Return a script in which these sites alone answer to the final model."""
+
+    def finalize(site: str, *_: Any) -> Answer | None:
+        return said(site) if site in sites else None
+
+    return {**everyone_admits(), policy.TASK_FINALIZE: finalize}
+
+
+class TestFinalModel:
+    def test_a_run_whose_final_model_too_few_sites_took_is_not_done(self, book: Book) -> None:
+        run_id = add_run(book, finished=3)
+        workflow = ScriptedWorkflow(book, run_id, "job-a", taken_by("north"), SITES)
+
+        workflow.work()
+
+        assert book.state(run_id) == RunState.RUNNING
+        assert "1 sites have the final model" in workflow.panics[0]
+        assert book.delivered(run_id) == {"north"}
+
+    def test_the_next_job_offers_it_to_those_who_miss_it_alone(self, book: Book) -> None:
+        run_id = add_run(book, finished=3)
+        ScriptedWorkflow(book, run_id, "job-a", taken_by("north"), SITES).work()
+        later = ScriptedWorkflow(book, run_id, "job-b", taken_by("south"), SITES)
+
+        later.work()
+
+        assert book.state(run_id) == RunState.DONE
+        assert ("finalize", "north") not in later.asked
+        assert book.delivered(run_id) == {"north", "south"}
+
+    def test_a_site_that_was_absent_gets_it_when_it_is_offered_again(self, book: Book) -> None:
+        run_id = add_run(book, finished=3)
+        ScriptedWorkflow(book, run_id, "job-a", taken_by("north", "south"), SITES).work()
+        assert book.state(run_id) == RunState.DONE
+
+        missing = book.offer(run_id, frozenset(SITES))
+        later = ScriptedWorkflow(book, run_id, "job-b", everyone_admits(), SITES)
+        later.work()
+
+        assert missing == {"west"}
+        assert later.asked == [("admit", "west"), ("finalize", "west")]
+        view = progress.run(book.engine, run_id)
+        assert view is not None
+        assert view.state == "done"
+        assert [(one.site, one.accepted) for one in view.final] == [(site, True) for site in SITES]
+
+    def test_an_offer_that_nobody_takes_leaves_the_run_done(self, book: Book) -> None:
+        run_id = add_run(book, finished=3)
+        ScriptedWorkflow(book, run_id, "job-a", taken_by("north", "south"), SITES).work()
+        book.offer(run_id, frozenset(SITES))
+
+        book.end_run(run_id, RunState.DEAD, "nobody came")
+
+        assert book.state(run_id) == RunState.DONE
+
+    def test_only_a_done_run_with_sites_that_miss_its_model_is_offered_again(self, book: Book) -> None:
+        run_id = add_run(book, finished=3)
+
+        with pytest.raises(CoordinatorError, match="expected done"):
+            book.offer(run_id, frozenset(SITES))
+        ScriptedWorkflow(book, run_id, "job-a", everyone_admits(), SITES).work()
+        with pytest.raises(CoordinatorError, match="every site"):
+            book.offer(run_id, frozenset(SITES))
