@@ -44,6 +44,18 @@ GRACE_S: Final = 5.0
 ROUNDS_PER_JOB: Final = 10
 CURRENT_WAIT_S: Final = 30.0
 
+# What reading foreign objects may raise: ours, the engine's (of no common base) and Python's own.
+UNREADABLE: Final = (
+    messages.MessageError,
+    TrainerError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
 
 @dataclass
 class Answer:
@@ -154,7 +166,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
             standing.weights, standing.state, updates, plan.strategy, plan.min_sites
         )
         judged = {judgement.site: judgement for judgement in result.judgements}
-        counted = [_counted(answer, judged.get(answer.site)) for answer in answers]
+        counted = [to_counted(answer, judged.get(answer.site)) for answer in answers]
         reached = Checkpoint(number, result.weights, result.state, "")
         return self._book.finish_round(self._run_id, self._job_id, reached, counted, started_at)
 
@@ -167,7 +179,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         """
         number = plan.total_rounds
         answers = self._broadcast(policy.TASK_FINALIZE, plan, standing, number, sites, abort_signal, fl_ctx)
-        counted = [_counted(answer, None) for answer in answers]
+        counted = [to_counted(answer, None) for answer in answers]
         have = self._book.finish_run(self._run_id, self._job_id, counted)
         if len(have) < plan.min_sites:
             raise AggregationError(
@@ -239,33 +251,46 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         return receive
 
 
-def read_result(site: str, result: Shareable) -> Answer:
-    """Translate a site's result; what cannot be read is a refusal with the reason, never an exception."""
-    code = (
-        result.get_return_code(ReturnCode.OK) if isinstance(result, Shareable) else ReturnCode.BAD_TASK_DATA
-    )
-    if code != ReturnCode.OK:
-        return Answer(site, _refusal("engine_error", str(code)))
+def read_result(site: str, result: object) -> Answer:
+    """Translate a site's result; what cannot be read is a refusal with the reason, never an exception.
+
+    The engine would take an exception here for the end of the whole broadcast and drop all later answers.
+    """
     try:
-        said = messages.read_answer(result.get(messages.ANSWER_KEY))
-        if said.code or "DXO" not in result:
-            return Answer(site, said)
-        model = FLModelUtils.from_shareable(result)
-    except (messages.MessageError, ValueError, TypeError, KeyError) as error:
+        return _read(site, result)
+    except UNREADABLE as error:
         return Answer(site, _refusal("unreadable", type(error).__name__))
+
+
+def _read(site: str, result: object) -> Answer:
+    if not isinstance(result, Shareable):
+        return Answer(site, _refusal("engine_error", ReturnCode.BAD_TASK_DATA))
+    code = result.get_return_code(ReturnCode.OK)
+    if code != ReturnCode.OK:
+        return Answer(site, _refusal("engine_error", _printable(code)))
+    said = messages.read_answer(result.get(messages.ANSWER_KEY))
+    if said.code or "DXO" not in result:
+        return Answer(site, said)
+    model = FLModelUtils.from_shareable(result)
     if model.params_type != ParamsType.DIFF or not isinstance(model.params, dict):
         return Answer(site, _refusal("unreadable", "expected a difference of weights"))
-    return Answer(site, said, model.params, received_bytes(model.params))
+    arrays = aggregation.plain_arrays(model.params)
+    return Answer(site, said, arrays, received_bytes(arrays))
+
+
+def _printable(code: object) -> str:
+    return "".join(character for character in str(code)[:60] if character.isprintable())
 
 
 def _refusal(code: str, message: str) -> messages.SiteAnswer:
     return messages.SiteAnswer(code, message, 0, {}, 0.0, "", "")
 
 
-def _counted(answer: Answer, judgement: aggregation.Judgement | None) -> Counted:
+def to_counted(answer: Answer, judgement: aggregation.Judgement | None) -> Counted:
+    """Return an answer as it goes into the book; ``judgement`` is that of its update, if it has one."""
     said = answer.said
     reason = f"{said.code}: {said.message}" if said.code else None
-    base = Counted(answer.site, max(0, said.samples), "", answer.bytes_received, said.metrics, reason)
+    base = Counted(answer.site, said.samples, "", answer.bytes_received, said.metrics, reason)
     if judgement is None:
         return base
     return replace(

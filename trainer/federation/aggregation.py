@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from trainer.federation.plan import Strategy
 
 Array = NDArray[Any]
+MAX_ARRAYS: Final = 100_000
+MAX_NAME: Final = 500
+_DTYPES: Final = frozenset(
+    np.dtype(name) for name in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
+)
 MAX_SAMPLES: Final = 10_000_000
 
 
@@ -60,6 +65,7 @@ def judge(reference: Mapping[str, Array], update: Update) -> Judgement:
     else:
         try:
             strategies.check_update(reference, update.delta)
+            strategies.apply_step(reference, update.delta)  # one that leaves a range must not end the round
         except UpdateError as error:
             reason = str(error)
     return Judgement(update.site, max(0, min(update.samples, MAX_SAMPLES)), digest, reason)
@@ -97,6 +103,29 @@ def aggregate(
     rule = strategies.get(strategy.name)
     weights, next_state = rule.aggregate(reference, usable, state, strategy.parameters)
     return Aggregate(weights, next_state, judgements)
+
+
+def plain_arrays(received: Mapping[Any, Any]) -> dict[str, Array]:
+    """Return what arrived as plain arrays.
+
+    Raises
+    ------
+    UpdateError
+        For anything but arrays (or their scalars) of numbers under printable names.
+    """
+    if len(received) > MAX_ARRAYS:
+        raise UpdateError("names", f"expected at most {MAX_ARRAYS} arrays")
+    result: dict[str, Array] = {}
+    for name, value in received.items():
+        if not isinstance(name, str) or len(name) > MAX_NAME or not name.isprintable():
+            raise UpdateError("names", f"expected printable names of at most {MAX_NAME} characters")
+        if type(value) is not np.ndarray and not isinstance(value, np.generic):
+            raise UpdateError("dtype", "expected arrays of numbers")
+        array = np.asarray(value)
+        if array.dtype not in _DTYPES or not array.dtype.isnative:
+            raise UpdateError("dtype", "expected arrays of numbers")
+        result[name] = array
+    return result
 
 
 def fitted(reference: Mapping[str, Array], received: Mapping[str, Any]) -> dict[str, Array]:

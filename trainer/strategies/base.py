@@ -153,9 +153,8 @@ def _moved_integers(name: str, array: Array, step: Array) -> Array:
     """Counters: add in integers, since float64 cannot hold every int64."""
     whole = np.rint(step)
     limits = np.iinfo(array.dtype)
-    room_up = limits.max - array.astype(object)
-    room_down = array.astype(object) - limits.min
-    if bool(np.any((whole > room_up) | (-whole > room_down))):
+    exact, before = np.asarray(whole).astype(object), array.astype(object)  # Python compares these exactly
+    if bool(np.any((exact > limits.max - before) | (-exact > before - limits.min))):
         raise UpdateError("not_finite", f"{name}: the new global model leaves the range of {array.dtype}")
     return np.asarray(array + whole.astype(array.dtype))
 

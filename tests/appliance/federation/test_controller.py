@@ -5,10 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from appliance.db import migrate
 from appliance.db.base import now
 from appliance.db.coordinator import RunState
-from appliance.db.engine import make_engine
 from appliance.federation import policy, progress
 from appliance.federation.book import Book, Checkpoint
 from appliance.federation.errors import CoordinatorError
@@ -16,22 +14,10 @@ from tests.appliance.federation.scripted import Script, ScriptedWorkflow, everyo
 from tests.trainer.federation.plans import make_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from appliance.federation.controller import Answer
 
 SITES = ("north", "south", "west")
 MODEL = {"weight": np.zeros((2, 2), np.float32)}
-
-
-@pytest.fixture
-def book(tmp_path: Path) -> Iterator[Book]:
-    url = f"sqlite:///{tmp_path / 'coordinator.db'}"
-    migrate.upgrade(url, "coordinator")
-    opened = Book(make_engine(url), tmp_path)
-    yield opened
-    opened.engine.dispose()
 
 
 def add_run(book: Book, *, finished: int = 0, **changes: Any) -> str:

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from appliance.db import migrate
 from appliance.db.base import now
 from appliance.db.coordinator import Contribution, RunState
-from appliance.db.engine import make_engine, reading
+from appliance.db.engine import reading
 from appliance.federation import progress
 from appliance.federation.book import Book, Checkpoint, Counted, StaleJobError
 from appliance.federation.enginelink import EngineAwayError
@@ -19,20 +18,10 @@ from appliance.federation.runs import MAX_FAILURES, RunController
 from tests.trainer.federation.plans import make_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 PLAN = make_plan()
 MODEL = {"weight": np.zeros((2, 2), np.float32)}
-
-
-@pytest.fixture
-def book(tmp_path: Path) -> Iterator[Book]:
-    url = f"sqlite:///{tmp_path / 'coordinator.db'}"
-    migrate.upgrade(url, "coordinator")
-    opened = Book(make_engine(url), tmp_path)
-    yield opened
-    opened.engine.dispose()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from trainer.errors import UpdateError
 from trainer.federation import aggregation
 from trainer.federation.aggregation import Update
 from trainer.federation.errors import AggregationError
@@ -111,3 +112,22 @@ def test_a_scalar_that_the_dtype_cannot_hold_is_refused(value: np.float64) -> No
     result = run(update("north", 1.0), Update("bad", aggregation.fitted(REFERENCE, received), 10))
 
     assert result.judgements[1].reason
+
+
+def test_only_arrays_of_numbers_under_printable_names_are_taken() -> None:
+    taken = aggregation.plain_arrays({"weight": np.ones(2, np.float32), "steps": np.float64(3.0)})
+
+    assert {name: array.shape for name, array in taken.items()} == {"weight": (2,), "steps": ()}
+    for name, value in [("w", [1.0]), ("w", object()), (5, np.ones(1)), ("a\n", np.ones(1)), ("w", 1.0)]:
+        with pytest.raises(UpdateError):
+            aggregation.plain_arrays({name: value})
+
+
+def test_an_update_that_leaves_a_counters_range_is_refused_alone() -> None:
+    far = Update("bad", {**update("bad", 1.0).delta, "steps": np.asarray(2**63 - 1, np.int64)}, 10)
+    reference = {**REFERENCE, "steps": np.asarray(5, np.int64)}
+
+    result = aggregation.aggregate(reference, {}, [update("north", 1.0), far], FEDAVG, 1)
+
+    assert result.judgements[1].reason
+    assert result.weights["steps"] == 9
