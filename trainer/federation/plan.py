@@ -30,6 +30,11 @@ class Strategy:
     name: str
     parameters: Mapping[str, float]
 
+    def __post_init__(self) -> None:
+        """Take whole numbers as floats, as reading JSON does: the hash must not depend on who wrote them."""
+        floats = {name: _as_float(value) for name, value in self.parameters.items()}
+        object.__setattr__(self, "parameters", floats)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -77,6 +82,8 @@ class Plan:
         _check_range("straggler_wait_s", self.straggler_wait_s, 0.0, MAX_SECONDS)
         if self.expires_at.tzinfo is None:
             raise PlanError("expires_at: expected a moment with a time zone")
+        for name in _FLOATS:
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; :meth:`from_json` reads them back unchanged."""
@@ -161,6 +168,10 @@ def default_expiry(now: datetime, days: float = 30) -> datetime:
     return now + timedelta(days=days)
 
 
+def _as_float(value: float) -> float:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _check_name(field: str, value: str) -> None:
     if not _NAME.fullmatch(value):
         raise PlanError(f"{field}: expected 1 to 64 letters, digits, dots, hyphens or underscores")
@@ -221,6 +232,7 @@ def _strategy(field: str, value: Any) -> Strategy:
     )
 
 
+_FLOATS: Final = ("round_timeout_s", "approval_wait_s", "straggler_wait_s")
 _FIELDS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "run_id": _typed(str),
     "name": _typed(str),

@@ -112,6 +112,26 @@ def test_no_json_value_in_place_of_a_plan_raises_anything_else(value: Any) -> No
         Plan.from_json(content)
 
 
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "round_timeout_s": st.integers(1, 1000) | st.floats(1, 1000),
+            "approval_wait_s": st.integers(0, 1000) | st.floats(0, 1000),
+            "straggler_wait_s": st.integers(0, 1000) | st.floats(0, 1000),
+            "strategy": st.builds(
+                lambda mu: Strategy("fedprox", {"mu": mu}), st.integers(0, 5) | st.floats(0, 5)
+            ),
+        },
+    )
+)
+def test_a_plan_has_one_hash_whoever_wrote_its_numbers(changes: dict[str, Any]) -> None:
+    plan = make_plan(**changes)
+
+    assert Plan.from_json(plan.to_json()).sha256 == plan.sha256
+    assert Plan.loads(plan.dumps()).sha256 == plan.sha256
+
+
 @given(st.text())
 def test_no_text_in_place_of_a_plan_raises_anything_else(text: str) -> None:
     with pytest.raises(PlanError):
