@@ -95,6 +95,7 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
         built.dataset,
         strategy=plan.strategy.name,
         strategy_parameters=plan.strategy.parameters,
+        max_norm=plan.max_update_norm,
         seed=round_seed(plan.seed, row.site, row.number),
         progress=progress,
     )
@@ -115,6 +116,7 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
             "global_model_sha256": row.global_model_sha256,
             "update_sha256": digest,
             "samples": update.samples,
+            "clipped": update.norm > plan.max_update_norm,
         }
         zone.ledger.append(session, kind=ROUND_TRAINED, subject_id=row.id, body=body)
         claim.finish(session)

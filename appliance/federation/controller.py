@@ -43,6 +43,7 @@ POLL_S: Final = 0.05
 GRACE_S: Final = 5.0
 ROUNDS_PER_JOB: Final = 10
 CURRENT_WAIT_S: Final = 30.0
+CLAIMED: Final = "samples_claimed"  # beside a contribution's metrics, where fewer samples counted
 
 # What reading foreign objects may raise: ours, the engine's (of no common base) and Python's own.
 UNREADABLE: Final = (
@@ -163,7 +164,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
             for a in took_part
         ]
         result = aggregation.aggregate(
-            standing.weights, standing.state, updates, plan.strategy, plan.min_sites
+            standing.weights, standing.state, updates, plan.strategy, plan.min_sites, plan.bounds
         )
         judged = {judgement.site: judgement for judgement in result.judgements}
         counted = [to_counted(answer, judged.get(answer.site)) for answer in answers]
@@ -293,6 +294,13 @@ def to_counted(answer: Answer, judgement: aggregation.Judgement | None) -> Count
     base = Counted(answer.site, said.samples, "", answer.bytes_received, said.metrics, reason)
     if judgement is None:
         return base
+    metrics = dict(said.metrics)
+    if judgement.claimed > judgement.samples:
+        metrics[CLAIMED] = judgement.claimed
     return replace(
-        base, samples=judgement.samples, update_sha256=judgement.update_sha256, reason=judgement.reason
+        base,
+        samples=judgement.samples,
+        update_sha256=judgement.update_sha256,
+        metrics=metrics,
+        reason=judgement.reason,
     )

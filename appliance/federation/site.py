@@ -18,6 +18,7 @@ from appliance.db.engine import reading, writing
 from appliance.db.research import DatasetVersion, Protocol, Receipt, Round
 from appliance.federation import protocols
 from appliance.federation.errors import FederationError
+from trainer import strategies
 from trainer.errors import TrainerError
 from trainer.federation import gate, receipt
 from trainer.federation.plan import Plan
@@ -159,13 +160,14 @@ class SiteService:
         Raises
         ------
         ReleaseError
-            If the round is not done, or its file is not what the worker wrote.
+            If the round is not done, its file is not what the worker wrote, or the update is larger than
+            the plan allows.
         """
         with writing(self.zone.engine) as session:
             row = session.get(Round, round_id)
             if row is None or row.state != WorkState.DONE:
                 raise ReleaseError("the round is not done")
-            content = self._output(row)
+            content = self._output(session, row)
             known = session.get(Receipt, row.receipt_id) if row.receipt_id else None
             if known is not None:
                 return content, receipt.SignedReceipt(known.body, known.body_sha256, known.signature)
@@ -256,7 +258,7 @@ class SiteService:
             raise ReleaseError("expected a SHA-256 in hexadecimal")
         return self.zone.root / "federation" / "models" / f"{sha256}.safetensors"
 
-    def _output(self, row: Round) -> bytes:
+    def _output(self, session: Session, row: Round) -> bytes:
         """Read what the worker wrote; an evaluation has no update."""
         if row.kind != TRAIN:
             return b""
@@ -271,6 +273,9 @@ class SiteService:
             raise ReleaseError(f"the update cannot be read ({error.strerror})") from error
         if hashlib.sha256(content).hexdigest() != row.output_sha256:
             raise ReleaseError("the update differs from what the worker wrote")
+        protocol = session.get(Protocol, row.protocol_id)
+        if protocol is None or _norm(content) > Plan.from_json(protocol.plan).max_update_norm:
+            raise ReleaseError("the update is larger than the plan allows")
         return content
 
 
@@ -289,7 +294,12 @@ def _departure(session: Session, row: Round, content: bytes) -> receipt.Departur
         samples=row.samples,
         dataset_sha256=dataset.content_sha256 if dataset is not None else "",
         metric_names=tuple(row.metrics),
+        update_norm=_norm(content),
     )
+
+
+def _norm(content: bytes) -> float:
+    return strategies.update_norm(from_bytes(content)) if content else 0.0
 
 
 def _view(row: Round) -> RoundView:

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from trainer import strategies
 from trainer.errors import UpdateError
 from trainer.federation.errors import AggregationError
+from trainer.federation.plan import MAX_SAMPLES
 from trainer.weights_io import to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from trainer.federation.plan import Strategy
+    from trainer.federation.plan import Bounds, Strategy
 
 Array = NDArray[Any]
 MAX_ARRAYS: Final = 100_000
@@ -25,7 +26,6 @@ MAX_NAME: Final = 500
 _DTYPES: Final = frozenset(
     np.dtype(name) for name in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
 )
-MAX_SAMPLES: Final = 10_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +39,14 @@ class Update:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What became of one update. ``reason`` is None when it was counted."""
+    """What became of one update. ``reason`` is None when it was counted.
+
+    ``samples`` is its weight in the mean, ``claimed`` what the site said.
+    """
 
     site: str
     samples: int
+    claimed: int
     update_sha256: str
     reason: str | None
 
@@ -56,7 +60,7 @@ class Aggregate:
     judgements: tuple[Judgement, ...]
 
 
-def judge(reference: Mapping[str, Array], update: Update) -> Judgement:
+def judge(reference: Mapping[str, Array], update: Update, bounds: Bounds) -> Judgement:
     """Check one update against the global model that it was trained from."""
     digest = fingerprint(update.delta)
     reason: str | None = None
@@ -64,11 +68,12 @@ def judge(reference: Mapping[str, Array], update: Update) -> Judgement:
         reason = f"samples: expected 1 to {MAX_SAMPLES}"
     else:
         try:
-            strategies.check_update(reference, update.delta)
+            strategies.check_update(reference, update.delta, max_norm=bounds.update_norm)
             strategies.apply_step(reference, update.delta)  # one that leaves a range must not end the round
         except UpdateError as error:
             reason = str(error)
-    return Judgement(update.site, max(0, min(update.samples, MAX_SAMPLES)), digest, reason)
+    claimed = max(0, min(update.samples, MAX_SAMPLES))
+    return Judgement(update.site, min(claimed, bounds.samples), claimed, digest, reason)
 
 
 def aggregate(
@@ -77,6 +82,7 @@ def aggregate(
     updates: Sequence[Update],
     strategy: Strategy,
     min_sites: int,
+    bounds: Bounds,
 ) -> Aggregate:
     """Check all updates and aggregate those that pass.
 
@@ -86,15 +92,17 @@ def aggregate(
         The round's global model.
     min_sites : int
         Fewest usable updates; with fewer the round does not count.
+    bounds : Bounds
+        Of the plan: a larger update is refused, more samples count as that many.
 
     Raises
     ------
     AggregationError
         If fewer than ``min_sites`` updates are usable.
     """
-    judgements = tuple(judge(reference, update) for update in updates)
+    judgements = tuple(judge(reference, update, bounds) for update in updates)
     usable = [
-        strategies.Contribution(update.site, update.delta, update.samples)
+        strategies.Contribution(update.site, update.delta, judgement.samples)
         for update, judgement in zip(updates, judgements, strict=True)
         if judgement.reason is None
     ]

@@ -10,7 +10,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from trainer.errors import StrategyError
-from trainer.strategies.base import Contribution, State, Strategy, apply_step, check_update, update_norm
+from trainer.strategies.base import (
+    Contribution,
+    State,
+    Strategy,
+    apply_step,
+    check_update,
+    clip_update,
+    update_norm,
+)
 from trainer.strategies.fedavg import FedAvg
 from trainer.strategies.fedprox import FedProx
 
@@ -41,6 +49,7 @@ __all__ = [
     "Strategy",
     "apply_step",
     "check_update",
+    "clip_update",
     "get",
     "update_norm",
 ]

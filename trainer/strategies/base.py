@@ -98,8 +98,35 @@ def check_update(
 
 def update_norm(delta: Mapping[str, Array]) -> float:
     """Return the L2 norm over all floating-point arrays, computed in float64."""
-    squares = [float(np.sum(np.square(a, dtype=np.float64))) for a in delta.values() if a.dtype.kind == "f"]
+    with np.errstate(over="ignore"):
+        squares = [
+            float(np.sum(np.square(a, dtype=np.float64))) for a in delta.values() if a.dtype.kind == "f"
+        ]
     return math.sqrt(math.fsum(squares))
+
+
+def clip_update(delta: Mapping[str, Array], max_norm: float) -> Weights:
+    """Return an update whose L2 norm is at most ``max_norm``: scaled down as a whole where it was larger.
+
+    Only floating-point arrays are scaled; counters have no part in the norm.
+
+    References
+    ----------
+    Geyer, Klein and Nabi, Differentially Private Federated Learning: A Client Level Perspective, 2017;
+    McMahan et al., Learning Differentially Private Recurrent Language Models, ICLR 2018.
+    """
+    clipped, norm = dict(delta), update_norm(delta)
+    scale = 1.0
+    while not norm <= max_norm:
+        scale *= (1.0 - 1e-6) * max_norm / norm  # the little less is for what rounding adds
+        clipped = {
+            name: np.asarray(array.astype(np.float64) * scale).astype(array.dtype)
+            if array.dtype.kind == "f"
+            else array
+            for name, array in delta.items()
+        }
+        norm = update_norm(clipped)
+    return clipped
 
 
 def weighted_mean(reference: Mapping[str, Array], contributions: Sequence[Contribution]) -> dict[str, Array]:

@@ -93,3 +93,31 @@ class TestFinalModel:
         ScriptedWorkflow(book, run_id, "job-a", everyone_admits(), SITES).work()
         with pytest.raises(CoordinatorError, match="every site"):
             book.offer(run_id, frozenset(SITES))
+
+
+def test_samples_above_the_plans_bound_count_as_the_bound_and_the_claim_is_kept(book: Book) -> None:
+    run_id = add_run(book, total_rounds=1, max_samples_per_site=20)
+    delta = {"weight": np.ones((2, 2), np.float32)}
+
+    def train(site: str, *_: Any) -> Answer:
+        return said(site, samples=10_000_000 if site == "west" else 10, arrays=delta)
+
+    ScriptedWorkflow(book, run_id, "job-a", {**everyone_admits(), policy.TASK_TRAIN: train}, SITES).work()
+
+    view = progress.run(book.engine, run_id)
+    assert view is not None
+    west = view.rounds[0].sites[2]
+    assert (west.samples, west.metrics) == (20, {"samples_claimed": 10_000_000})
+
+
+def test_an_update_that_would_drown_the_others_is_refused_and_the_round_goes_on(book: Book) -> None:
+    run_id = add_run(book, total_rounds=1)
+
+    def train(site: str, *_: Any) -> Answer:
+        value = 1e30 if site == "west" else 1.0
+        return said(site, arrays={"weight": np.full((2, 2), value, np.float32)})
+
+    ScriptedWorkflow(book, run_id, "job-a", {**everyone_admits(), policy.TASK_TRAIN: train}, SITES).work()
+
+    assert book.state(run_id) == RunState.DONE
+    np.testing.assert_allclose(book.checkpoint(run_id).weights["weight"], 1.0)

@@ -165,7 +165,7 @@ def test_whatever_a_site_answers_is_read_and_can_be_stored(
     book.finish_round(run_id, "job", reached, [to_counted(answer, None)], now())
     reference = dict(list(answer.arrays.items())[:1])
     fitted = aggregation.fitted(reference, answer.arrays)
-    aggregation.judge(reference, aggregation.Update("north", fitted, answer.said.samples))
+    aggregation.judge(reference, aggregation.Update("north", fitted, answer.said.samples), make_plan().bounds)
 
 
 def test_a_site_serves_no_shell_no_files_no_logs_and_no_shutdown() -> None:

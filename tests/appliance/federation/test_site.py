@@ -185,6 +185,7 @@ def test_the_receipt_says_what_left_and_is_signed_once(service: SiteService, pla
     receipt.verify(signed, service.zone.keys.signing.public_key())
     assert signed.body["update_sha256"] == digest
     assert signed.body["size_bytes"] == len(content)
+    assert signed.body["update_norm"] == 2.0
     assert signed.body["tensor_names"] == sorted(from_bytes(content))
     assert (signed.body["samples"], signed.body["site"]) == (12, "north")
     with reading(service.zone.engine) as session:
@@ -217,6 +218,17 @@ def test_an_update_that_was_changed_on_disk_does_not_leave(service: SiteService,
     path.write_bytes(path.read_bytes() + b"x")
 
     with pytest.raises(ReleaseError, match="differs"):
+        service.release(view.round_id)
+
+
+def test_an_update_larger_than_the_plan_allows_does_not_leave(
+    service: SiteService, zone: ResearchZone
+) -> None:
+    add_subjects(zone, 6)
+    view = begun(service, make_plan(max_update_norm=1.9))
+    finish_round(zone, view.round_id)  # four ones: norm 2
+
+    with pytest.raises(ReleaseError, match="larger"):
         service.release(view.round_id)
 
 
