@@ -29,6 +29,7 @@ from appliance.federation.errors import CoordinatorError
 from trainer.errors import TrainerError
 from trainer.federation import aggregation
 from trainer.federation.errors import AggregationError
+from trainer.federation.gate import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +44,9 @@ POLL_S: Final = 0.05
 GRACE_S: Final = 5.0
 ROUNDS_PER_JOB: Final = 10
 CURRENT_WAIT_S: Final = 30.0
+# A gate's word, which only people or a new plan change; any other failure of a site may have passed by the
+# next job.
+FINAL_CODES: Final = frozenset({*(refusal.value for refusal in Refusal), "unreadable_plan"})
 CLAIMED: Final = "samples_claimed"  # beside a contribution's metrics, where fewer samples counted
 
 # What reading foreign objects may raise: ours, the engine's (of no common base) and Python's own.
@@ -144,14 +148,15 @@ class RunWorkflow(Controller):  # type: ignore[misc]
             time.monotonic(),
         )
         answers = self._ask(policy.TASK_ADMIT, Shareable(), order, collection, abort_signal, fl_ctx)
+        refused = frozenset(answer.site for answer in answers if answer.said.code in FINAL_CODES)
         if not collection.enough:
             reasons = ", ".join(f"{a.site}: {a.said.code}" for a in answers if a.said.code) or "no answer"
-            refused = len(everyone - collection.refused) < needed
-            raise (NotAdmittedError if refused else AggregationError)(
+            hopeless = len(everyone - refused) < needed
+            raise (NotAdmittedError if hopeless else AggregationError)(
                 f"{len(collection.usable)} sites take part of {needed} needed ({reasons})"
             )
-        self._silent = collection.silent
-        return everyone - frozenset(collection.refused)
+        self._silent = everyone - refused - collection.usable
+        return everyone - refused
 
     def _round(
         self, plan: Plan, standing: Checkpoint, sites: frozenset[str], abort_signal: Signal, fl_ctx: FLContext

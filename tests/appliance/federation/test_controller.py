@@ -38,6 +38,21 @@ def taken_by(*sites: str) -> Script:
     return {**everyone_admits(), policy.TASK_FINALIZE: finalize}
 
 
+def trains() -> Script:
+    """Return a script in which every site sends an update."""
+    delta = {"weight": np.ones((2, 2), np.float32)}
+    return {**everyone_admits(), policy.TASK_TRAIN: lambda site, *_: said(site, arrays=delta)}
+
+
+def refused_by(name: str, code: str) -> Script:
+    """Return a script in which one site is not admitted, with this code."""
+
+    def admit(site: str, *_: Any) -> Answer:
+        return said(site, code if site == name else "")
+
+    return {**trains(), policy.TASK_ADMIT: admit}
+
+
 class TestFinalModel:
     def test_a_run_whose_final_model_too_few_sites_took_is_not_done(self, book: Book) -> None:
         run_id = add_run(book, finished=3)
@@ -93,6 +108,37 @@ class TestFinalModel:
         ScriptedWorkflow(book, run_id, "job-a", everyone_admits(), SITES).work()
         with pytest.raises(CoordinatorError, match="every site"):
             book.offer(run_id, frozenset(SITES))
+
+
+class TestAdmission:
+    @pytest.mark.parametrize("code", ["engine_error", "site_error", "unreadable"])
+    def test_a_passing_failure_of_a_site_does_not_end_the_run(self, book: Book, code: str) -> None:
+        run_id = add_run(book, min_sites=3)
+        ScriptedWorkflow(book, run_id, "job-a", refused_by("west", code), SITES).work()
+        assert book.state(run_id) == RunState.RUNNING
+
+        ScriptedWorkflow(book, run_id, "job-b", trains(), SITES).work()
+
+        assert book.state(run_id) == RunState.DONE
+
+    @pytest.mark.parametrize("code", ["not_approved", "refused", "suspended", "expired", "cohort_too_small"])
+    def test_a_gates_refusal_that_leaves_too_few_sites_ends_the_run(self, book: Book, code: str) -> None:
+        run_id = add_run(book, min_sites=3)
+
+        ScriptedWorkflow(book, run_id, "job-a", refused_by("west", code), SITES).work()
+
+        assert book.state(run_id) == RunState.DEAD
+
+    def test_a_site_that_failed_at_admission_is_asked_in_the_rounds_and_one_that_refused_is_not(
+        self, book: Book
+    ) -> None:
+        for code, asked in (("engine_error", True), ("refused", False)):
+            run_id = add_run(book, run_id=f"run-{code}")
+            workflow = ScriptedWorkflow(book, run_id, "job-a", refused_by("west", code), SITES)
+
+            workflow.work()
+
+            assert (("train", "west") in workflow.asked) is asked
 
 
 def test_samples_above_the_plans_bound_count_as_the_bound_and_the_claim_is_kept(book: Book) -> None:
