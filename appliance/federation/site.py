@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, Select, select
 
+from appliance import logs
 from appliance.db.base import WorkState, now
 from appliance.db.engine import reading, writing
-from appliance.db.research import DatasetVersion, Protocol, Receipt, Round
+from appliance.db.research import DatasetVersion, Protocol, Receipt, ResearchLedgerEntry, Round
 from appliance.federation import protocols
 from appliance.federation.errors import FederationError
 from trainer import strategies
@@ -33,12 +34,15 @@ if TYPE_CHECKING:
 
 ROUND_REQUESTED: Final = "round.requested"
 ROUND_RELEASED: Final = "round.released"
+ROUND_OTHER_MODEL: Final = "round.other_model"
 REWAKE_S: Final = 10.0
 MAX_ATTEMPTS: Final = 4
 KEPT_MODELS: Final = 4
 TRAIN: Final = "train"
 FINALIZE: Final = "finalize"
 KINDS: Final = (TRAIN, FINALIZE)
+
+_LOG = logs.logger(__name__)
 
 
 class ReleaseError(FederationError):
@@ -101,7 +105,7 @@ class SiteService:
             if other is not None and protocol.state != gate.Standing.APPROVED:
                 message = "this run was proposed here with another plan; a person must look"
                 protocol.reason = message
-            return self._decide(session, protocol, plan, announced_sha256, 1)
+            return self._decide(session, protocol, plan, announced_sha256, 1, on_other_model=False)
 
     def store_model(self, sha256: str, content: bytes) -> Path:
         """Keep a global model by its hash; raises ReleaseError when the bytes are others."""
@@ -126,7 +130,12 @@ class SiteService:
                     "refused", gate.Refusal.NOT_APPROVED.value, "the plan is not known here"
                 ), None
             plan = Plan.from_json(protocol.plan)
-            decision = self._decide(session, protocol, plan, asked.plan_sha256, asked.number)
+            other = session.scalar(_rounds(protocol, asked).where(~_on_model(asked)).limit(1))
+            decision = self._decide(
+                session, protocol, plan, asked.plan_sha256, asked.number, on_other_model=other is not None
+            )
+            if other is not None and decision.code == gate.Refusal.OTHER_MODEL:
+                self._note_other_model(session, other)
             if decision.standing != "admitted":
                 return decision, None
             if not self._model_path(asked.model_sha256).is_file():
@@ -188,7 +197,14 @@ class SiteService:
         return content, signed
 
     def _decide(
-        self, session: Session, protocol: Protocol, plan: Plan, announced: str, number: int
+        self,
+        session: Session,
+        protocol: Protocol,
+        plan: Plan,
+        announced: str,
+        number: int,
+        *,
+        on_other_model: bool,
     ) -> Decision:
         facts = gate.Facts(
             now=now(),
@@ -198,6 +214,7 @@ class SiteService:
             cohort=protocols.cohort(session, plan.task),
             site_minimum_cohort=self.zone.settings.federation.minimum_cohort,
             number=number,
+            on_other_model=on_other_model,
         )
         match gate.decide(plan, facts):
             case gate.Admit():
@@ -208,17 +225,7 @@ class SiteService:
                 return Decision("refused", reason.value, message)
 
     def _row(self, session: Session, protocol: Protocol, plan: Plan, asked: Asked) -> tuple[Round, bool]:
-        site = self.zone.settings.federation.site
-        known = session.scalar(
-            select(Round).where(
-                Round.run_id == plan.run_id,
-                Round.number == asked.number,
-                Round.kind == asked.kind,
-                Round.site == site,
-                Round.global_model_sha256 == asked.model_sha256,
-                Round.plan_sha256 == asked.plan_sha256,
-            )
-        )
+        known = session.scalar(_rounds(protocol, asked).where(_on_model(asked)))
         deadline = now() + timedelta(seconds=plan.round_timeout_s)
         if known is not None:
             return known, _revived(known, deadline)
@@ -226,7 +233,7 @@ class SiteService:
             run_id=plan.run_id,
             number=asked.number,
             kind=asked.kind,
-            site=site,
+            site=self.zone.settings.federation.site,
             plan_sha256=asked.plan_sha256,
             global_model_sha256=asked.model_sha256,
             protocol_id=protocol.id,
@@ -240,6 +247,15 @@ class SiteService:
         body = {"round_id": row.id, "protocol_id": protocol.id, "number": asked.number, "kind": asked.kind}
         self.zone.ledger.append(session, kind=ROUND_REQUESTED, subject_id=row.id, body=body)
         return row, True
+
+    def _note_other_model(self, session: Session, row: Round) -> None:
+        """Record once per round that it was asked for on another model; whoever asks often fills nothing."""
+        _LOG.warning(ROUND_OTHER_MODEL, round_id=row.id)
+        entry = ResearchLedgerEntry
+        known = select(entry.sequence).where(entry.subject_id == row.id, entry.kind == ROUND_OTHER_MODEL)
+        if session.scalar(known.limit(1)) is None:
+            body = {"round_id": row.id, "number": row.number, "kind": row.kind}
+            self.zone.ledger.append(session, kind=ROUND_OTHER_MODEL, subject_id=row.id, body=body)
 
     def _remove_old_models(self, session: Session) -> None:
         """Keep the newest global models and those of rounds that are not over."""
@@ -277,6 +293,17 @@ class SiteService:
         if protocol is None or _norm(content) > Plan.from_json(protocol.plan).max_update_norm:
             raise ReleaseError("the update is larger than the plan allows")
         return content
+
+
+def _rounds(protocol: Protocol, asked: Asked) -> Select[Round]:
+    """Return this round as it was asked for here, on whatever model."""
+    return select(Round).where(
+        Round.protocol_id == protocol.id, Round.number == asked.number, Round.kind == asked.kind
+    )
+
+
+def _on_model(asked: Asked) -> ColumnElement[bool]:
+    return Round.global_model_sha256 == asked.model_sha256
 
 
 def _departure(session: Session, row: Round, content: bytes) -> receipt.Departure:

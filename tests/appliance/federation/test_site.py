@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from appliance import ledger, node
 from appliance.db.base import WorkState, now
 from appliance.db.engine import reading, writing
-from appliance.db.research import Protocol, ProtocolState, Receipt, Round, Subject
+from appliance.db.research import Protocol, ProtocolState, Receipt, ResearchLedgerEntry, Round, Subject
 from appliance.federation import protocols
 from appliance.federation.protocols import ProtocolDecisionError, UnknownProtocolError
 from appliance.federation.site import Asked, ReleaseError, RoundView, SiteService
@@ -95,6 +95,39 @@ def test_an_approved_plan_gets_one_row_however_often_it_is_asked_for(
     assert second is not None
     assert second.round_id == first.round_id
     assert count_rounds(service.zone) == 1
+
+
+def test_a_round_is_worked_on_for_one_global_model_alone(service: SiteService, plan: Plan) -> None:
+    first = begun(service, plan)
+    finish_round(service.zone, first.round_id)
+    others = [to_bytes({"weight": np.full((2, 2), value, np.float32)}) for value in (2, 3)]
+
+    decisions = []
+    for content in (*others, *others):
+        digest = hashlib.sha256(content).hexdigest()
+        service.store_model(digest, content)
+        decisions.append(service.begin(Asked(plan.sha256, "train", 1, digest)))
+    _, again = SiteService(service.zone).begin(asked(service, plan))
+
+    assert {decision.code for decision, _ in decisions} == {"other_model"}
+    assert all(view is None for _, view in decisions)
+    assert again is not None
+    assert (again.round_id, again.state) == (first.round_id, WorkState.DONE)
+    assert count_rounds(service.zone) == 1
+    with reading(service.zone.engine) as session:
+        kinds = list(session.scalars(select(ResearchLedgerEntry.kind)))
+    assert kinds.count("round.other_model") == 1
+
+
+def test_the_same_number_of_another_kind_has_its_own_model(service: SiteService, plan: Plan) -> None:
+    begun(service, plan)
+    content = to_bytes({"weight": np.full((2, 2), 2, np.float32)})
+    digest = hashlib.sha256(content).hexdigest()
+    service.store_model(digest, content)
+
+    decision, _ = service.begin(Asked(plan.sha256, "finalize", 1, digest))
+
+    assert decision.standing == "admitted"
 
 
 def test_an_altered_plan_under_the_approved_hash_is_refused(service: SiteService, plan: Plan) -> None:
