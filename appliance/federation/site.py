@@ -17,13 +17,13 @@ from appliance import logs
 from appliance.db.base import WorkState, now
 from appliance.db.engine import reading, writing
 from appliance.db.research import DatasetVersion, Protocol, Receipt, ResearchLedgerEntry, Round
-from appliance.federation import protocols
-from appliance.federation.errors import FederationError
+from appliance.federation import protocols, roundfiles
+from appliance.federation.errors import ReleaseError
 from trainer import strategies
 from trainer.errors import TrainerError
 from trainer.federation import gate, receipt
 from trainer.federation.plan import Plan
-from trainer.weights_io import from_bytes, save
+from trainer.weights_io import from_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,16 +37,11 @@ ROUND_RELEASED: Final = "round.released"
 ROUND_OTHER_MODEL: Final = "round.other_model"
 REWAKE_S: Final = 10.0
 MAX_ATTEMPTS: Final = 4
-KEPT_MODELS: Final = 4
 TRAIN: Final = "train"
 FINALIZE: Final = "finalize"
 KINDS: Final = (TRAIN, FINALIZE)
 
 _LOG = logs.logger(__name__)
-
-
-class ReleaseError(FederationError):
-    """An update must not leave the building, or is not there."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Decision:
-    """The gate's answer: ``admitted``, ``pending`` or ``refused``, with the reason and its code."""
+    """The gate's answer: ``admitted``, ``pending`` or ``refused``, with the reason and its code.
+
+    ``wanted``: admitted, but the global model has to be stored first.
+    """
 
     standing: str
     code: str = ""
@@ -107,46 +105,62 @@ class SiteService:
                 protocol.reason = message
             return self._decide(session, protocol, plan, announced_sha256, 1, on_other_model=False)
 
-    def store_model(self, sha256: str, content: bytes) -> Path:
-        """Keep a global model by its hash; raises ReleaseError when the bytes are others."""
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise ReleaseError("the model differs from its announced hash")
-        path = self._model_path(sha256)
-        if not path.is_file():
-            save(path, from_bytes(content))
-        return path
-
     def begin(self, asked: Asked) -> tuple[Decision, RoundView | None]:
         """Ask the gate; when it admits, find or insert the round's row and wake the worker.
 
-        The row is unique by run, number, kind, site, model and plan: asked twice, the same row answers.
+        The row is unique by run, number, kind, site, model and plan: asked twice, the same row answers. While
+        the model is not here the decision is ``wanted``: store it, then ask again.
         """
-        if asked.kind not in KINDS:
-            return Decision("refused", "unknown_kind", "no such kind of round"), None
         with writing(self.zone.engine) as session:
-            protocol = session.scalar(select(Protocol).where(Protocol.plan_sha256 == asked.plan_sha256))
-            if protocol is None:
-                return Decision(
-                    "refused", gate.Refusal.NOT_APPROVED.value, "the plan is not known here"
-                ), None
-            plan = Plan.from_json(protocol.plan)
-            other = session.scalar(_rounds(protocol, asked).where(~_on_model(asked)).limit(1))
-            decision = self._decide(
-                session, protocol, plan, asked.plan_sha256, asked.number, on_other_model=other is not None
-            )
-            if other is not None and decision.code == gate.Refusal.OTHER_MODEL:
-                self._note_other_model(session, other)
-            if decision.standing != "admitted":
+            protocol, plan, decision = self._admitted(session, asked)
+            if protocol is None or plan is None:
                 return decision, None
-            if not self._model_path(asked.model_sha256).is_file():
-                return Decision("refused", "no_model", "the global model did not arrive"), None
+            if not roundfiles.model_path(self.zone.root, asked.model_sha256).is_file():
+                return Decision("wanted", "no_model", "the global model is not here"), None
             row, is_new = self._row(session, protocol, plan, asked)
             view = _view(row)
             if is_new:
-                self._remove_old_models(session)
+                roundfiles.remove_old_models(session, self.zone.root)
         if is_new:
             self.zone.wake(view.round_id)
         return decision, view
+
+    def store_model(self, asked: Asked, content: bytes) -> Path:
+        """Keep the global model of a round that the gate admits; older ones make room.
+
+        Raises
+        ------
+        ReleaseError
+            If the gate does not admit the round on this model, or the bytes are others or too many.
+        """
+        with writing(self.zone.engine) as session:
+            protocol, _, decision = self._admitted(session, asked)
+        if protocol is None:
+            raise ReleaseError(f"no model is wanted: {decision.code or decision.standing}")
+        max_bytes = self.zone.settings.federation.max_model_mib * 2**20
+        path = roundfiles.store_model(self.zone.root, asked.model_sha256, content, max_bytes)
+        with reading(self.zone.engine) as session:
+            roundfiles.remove_old_models(session, self.zone.root)
+        return path
+
+    def _admitted(
+        self, session: Session, asked: Asked
+    ) -> tuple[Protocol, Plan, Decision] | tuple[None, None, Decision]:
+        """Ask the gate about a round; protocol and plan come with an admission alone."""
+        if asked.kind not in KINDS:
+            return None, None, Decision("refused", "unknown_kind", "no such kind of round")
+        protocol = session.scalar(select(Protocol).where(Protocol.plan_sha256 == asked.plan_sha256))
+        if protocol is None:
+            unknown = Decision("refused", gate.Refusal.NOT_APPROVED.value, "the plan is not known here")
+            return None, None, unknown
+        plan = Plan.from_json(protocol.plan)
+        other = session.scalar(_rounds(protocol, asked).where(~_on_model(asked)).limit(1))
+        decision = self._decide(
+            session, protocol, plan, asked.plan_sha256, asked.number, on_other_model=other is not None
+        )
+        if other is not None and decision.code == gate.Refusal.OTHER_MODEL:
+            self._note_other_model(session, other)
+        return (protocol, plan, decision) if decision.standing == "admitted" else (None, None, decision)
 
     def watch(self, round_id: str) -> RoundView | None:
         """Return a round's row; one that waits for long is announced to the workers again."""
@@ -237,7 +251,9 @@ class SiteService:
             plan_sha256=asked.plan_sha256,
             global_model_sha256=asked.model_sha256,
             protocol_id=protocol.id,
-            input_path=str(self._model_path(asked.model_sha256).relative_to(self.zone.root)),
+            input_path=str(
+                roundfiles.model_path(self.zone.root, asked.model_sha256).relative_to(self.zone.root)
+            ),
             max_attempts=MAX_ATTEMPTS,
             woken_at=now(),
             deadline_at=deadline,
@@ -256,23 +272,6 @@ class SiteService:
         if session.scalar(known.limit(1)) is None:
             body = {"round_id": row.id, "number": row.number, "kind": row.kind}
             self.zone.ledger.append(session, kind=ROUND_OTHER_MODEL, subject_id=row.id, body=body)
-
-    def _remove_old_models(self, session: Session) -> None:
-        """Keep the newest global models and those of rounds that are not over."""
-        still_open = (WorkState.QUEUED, WorkState.RUNNING, WorkState.FAILED)
-        needed = set(session.scalars(select(Round.input_path).where(Round.state.in_(still_open))))
-        files = sorted(
-            (self.zone.root / "federation" / "models").glob("*.safetensors"),
-            key=lambda path: path.stat().st_mtime,
-        )
-        for path in files[:-KEPT_MODELS]:
-            if str(path.relative_to(self.zone.root)) not in needed:
-                path.unlink(missing_ok=True)
-
-    def _model_path(self, sha256: str) -> Path:
-        if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
-            raise ReleaseError("expected a SHA-256 in hexadecimal")
-        return self.zone.root / "federation" / "models" / f"{sha256}.safetensors"
 
     def _output(self, session: Session, row: Round) -> bytes:
         """Read what the worker wrote; an evaluation has no update."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,10 @@ from appliance.db.base import WorkState, now
 from appliance.db.engine import reading, writing
 from appliance.db.research import Protocol, ProtocolState, Receipt, ResearchLedgerEntry, Round, Subject
 from appliance.federation import protocols
+from appliance.federation.errors import ReleaseError
 from appliance.federation.protocols import ProtocolDecisionError, UnknownProtocolError
-from appliance.federation.site import Asked, ReleaseError, RoundView, SiteService
+from appliance.federation.roundfiles import KEPT_MODELS
+from appliance.federation.site import Asked, RoundView, SiteService
 from tests.appliance.federation.research import add_subjects, finish_round
 from tests.trainer.federation.plans import make_plan
 from trainer.federation import receipt
@@ -55,16 +58,20 @@ def approve(zone: ResearchZone, plan: Plan) -> None:
         protocols.decide(session, zone.ledger, row.id, ProtocolState.APPROVED, "officer")
 
 
-def asked(service: SiteService, plan: Plan, *, number: int = 1, kind: str = "train") -> Asked:
-    digest = hashlib.sha256(CONTENT).hexdigest()
-    service.store_model(digest, CONTENT)
-    return Asked(plan.sha256, kind, number, digest)
+def asked(plan: Plan, *, number: int = 1, kind: str = "train", content: bytes = CONTENT) -> Asked:
+    return Asked(plan.sha256, kind, number, hashlib.sha256(content).hexdigest())
+
+
+def stored_models(zone: ResearchZone) -> list[str]:
+    return [path.stem for path in (zone.root / "federation" / "models").glob("*")]
 
 
 def begun(service: SiteService, plan: Plan) -> RoundView:
     service.propose(plan.to_json(), plan.sha256)
     approve(service.zone, plan)
-    decision, view = service.begin(asked(service, plan))
+    assert service.begin(asked(plan))[0].standing == "wanted"
+    service.store_model(asked(plan), CONTENT)
+    decision, view = service.begin(asked(plan))
     assert decision.standing == "admitted"
     assert view is not None
     return view
@@ -79,7 +86,7 @@ def test_a_new_plan_waits_for_a_person(service: SiteService, plan: Plan) -> None
     assert service.propose(plan.to_json(), plan.sha256).standing == "pending"
     assert service.propose(plan.to_json(), plan.sha256).standing == "pending"
 
-    decision, view = service.begin(asked(service, plan))
+    decision, view = service.begin(asked(plan))
 
     assert (decision.standing, view) == ("pending", None)
     assert count_rounds(service.zone) == 0
@@ -90,7 +97,7 @@ def test_an_approved_plan_gets_one_row_however_often_it_is_asked_for(
 ) -> None:
     first = begun(service, plan)
 
-    _, second = service.begin(asked(service, plan))
+    _, second = service.begin(asked(plan))
 
     assert second is not None
     assert second.round_id == first.round_id
@@ -104,10 +111,10 @@ def test_a_round_is_worked_on_for_one_global_model_alone(service: SiteService, p
 
     decisions = []
     for content in (*others, *others):
-        digest = hashlib.sha256(content).hexdigest()
-        service.store_model(digest, content)
-        decisions.append(service.begin(Asked(plan.sha256, "train", 1, digest)))
-    _, again = SiteService(service.zone).begin(asked(service, plan))
+        with pytest.raises(ReleaseError, match="other_model"):
+            service.store_model(asked(plan, content=content), content)
+        decisions.append(service.begin(asked(plan, content=content)))
+    _, again = SiteService(service.zone).begin(asked(plan))
 
     assert {decision.code for decision, _ in decisions} == {"other_model"}
     assert all(view is None for _, view in decisions)
@@ -122,10 +129,10 @@ def test_a_round_is_worked_on_for_one_global_model_alone(service: SiteService, p
 def test_the_same_number_of_another_kind_has_its_own_model(service: SiteService, plan: Plan) -> None:
     begun(service, plan)
     content = to_bytes({"weight": np.full((2, 2), 2, np.float32)})
-    digest = hashlib.sha256(content).hexdigest()
-    service.store_model(digest, content)
+    final = asked(plan, kind="finalize", content=content)
+    service.store_model(final, content)
 
-    decision, _ = service.begin(Asked(plan.sha256, "finalize", 1, digest))
+    decision, _ = service.begin(final)
 
     assert decision.standing == "admitted"
 
@@ -151,7 +158,7 @@ def test_an_altered_plan_under_its_own_hash_waits_for_a_person_of_its_own(
 
 
 def test_a_round_of_a_plan_that_was_never_shown_is_refused(service: SiteService, plan: Plan) -> None:
-    decision, view = service.begin(asked(service, plan))
+    decision, view = service.begin(asked(plan))
 
     assert (decision.standing, decision.code, view) == ("refused", "not_approved", None)
 
@@ -167,7 +174,7 @@ def test_a_small_cohort_is_refused(service: SiteService, zone: ResearchZone) -> 
     with writing(zone.engine) as session:
         protocols.decide(session, zone.ledger, plan.sha256, ProtocolState.APPROVED, "officer")
 
-    decision, _ = service.begin(asked(service, plan))
+    decision, _ = service.begin(asked(plan))
 
     assert decision.code == "cohort_too_small"
 
@@ -185,17 +192,53 @@ def test_the_cohort_leaves_out_other_modalities_other_labels_and_people_who_opte
         assert protocols.cohort(session, make_plan().task) == 5
 
 
-def test_a_model_other_than_announced_is_refused(service: SiteService) -> None:
+def test_a_model_other_than_announced_is_refused(service: SiteService, plan: Plan) -> None:
+    begun(service, plan)
+
     with pytest.raises(ReleaseError, match="announced"):
-        service.store_model("0" * 64, CONTENT)
+        service.store_model(Asked(plan.sha256, "train", 2, "0" * 64), CONTENT)
 
 
-def test_a_round_on_a_model_that_never_arrived_is_refused(service: SiteService, plan: Plan) -> None:
+def test_a_model_is_stored_for_an_approved_plan_alone(service: SiteService, plan: Plan) -> None:
+    with pytest.raises(ReleaseError, match="not_approved"):
+        service.store_model(asked(plan), CONTENT)
+    service.propose(plan.to_json(), plan.sha256)
+    with pytest.raises(ReleaseError, match="pending"):
+        service.store_model(asked(plan), CONTENT)
+    approve(service.zone, plan)
+    with pytest.raises(ReleaseError, match="not_in_plan"):
+        service.store_model(asked(plan, number=99), CONTENT)
+
+    assert stored_models(service.zone) == []
+
+
+def test_a_model_above_the_sites_size_is_not_stored(service: SiteService, plan: Plan) -> None:
+    begun(service, plan)
+    content = to_bytes({"weight": np.zeros(2**18 + 1, np.float32)})
+    settings = service.zone.settings
+    small = settings.federation.model_copy(update={"max_model_mib": 1})
+    zone = replace(service.zone, settings=settings.model_copy(update={"federation": small}))
+
+    with pytest.raises(ReleaseError, match="too large"):
+        SiteService(zone).store_model(asked(plan, number=2, content=content), content)
+
+
+def test_models_that_no_round_follows_do_not_pile_up(service: SiteService, plan: Plan) -> None:
+    begun(service, plan)
+    for value in range(20):
+        content = to_bytes({"weight": np.full((2, 2), value, np.float32)})
+        service.store_model(asked(plan, number=2, content=content), content)
+
+    assert len(stored_models(service.zone)) <= KEPT_MODELS + 1
+
+
+def test_a_round_on_a_model_that_never_arrived_has_no_row(service: SiteService, plan: Plan) -> None:
     begun(service, plan)
 
     decision, view = service.begin(Asked(plan.sha256, "train", 2, "1" * 64))
 
-    assert (decision.code, view) == ("no_model", None)
+    assert (decision.standing, decision.code, view) == ("wanted", "no_model", None)
+    assert count_rounds(service.zone) == 1
 
 
 @pytest.mark.parametrize("digest", ["../../etc/passwd", "A" * 64, "", "0" * 63])
@@ -229,7 +272,7 @@ def test_a_finished_round_is_answered_again_without_work(service: SiteService, p
     view = begun(service, plan)
     finish_round(service.zone, view.round_id)
 
-    _, again = service.begin(asked(service, plan))
+    _, again = service.begin(asked(plan))
 
     assert again is not None
     assert (again.round_id, again.state, again.samples) == (view.round_id, WorkState.DONE, 12)
@@ -286,7 +329,7 @@ def test_a_round_that_missed_its_deadline_is_worked_on_when_asked_for_again(
         assert row is not None
         row.state, row.deadline_at, row.attempts = WorkState.DEAD, now() - timedelta(seconds=1), 4
 
-    _, again = service.begin(asked(service, plan))
+    _, again = service.begin(asked(plan))
 
     assert again is not None
     assert (again.round_id, again.state) == (view.round_id, WorkState.QUEUED)
@@ -300,9 +343,10 @@ def test_models_of_rounds_that_are_over_are_removed_at_last(service: SiteService
     digests = []
     for number in range(1, 9):
         content = to_bytes({"weight": np.full((2, 2), number, np.float32)})
-        digests.append(hashlib.sha256(content).hexdigest())
-        service.store_model(digests[-1], content)
-        _, view = service.begin(Asked(plan.sha256, "train", number, digests[-1]))
+        one = asked(plan, number=number, content=content)
+        digests.append(one.model_sha256)
+        service.store_model(one, content)
+        _, view = service.begin(one)
         assert view is not None
         if number != 2:
             finish_round(zone, view.round_id)
@@ -319,7 +363,7 @@ def test_a_suspended_plan_admits_no_further_round(service: SiteService, plan: Pl
             session, service.zone.ledger, plan.sha256[:8], ProtocolState.SUSPENDED, "officer", "vacation"
         )
 
-    decision, view = service.begin(asked(service, plan, number=2))
+    decision, view = service.begin(asked(plan, number=2))
 
     assert (decision.code, view) == ("suspended", None)
 
