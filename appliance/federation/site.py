@@ -37,6 +37,8 @@ ROUND_RELEASED: Final = "round.released"
 ROUND_OTHER_MODEL: Final = "round.other_model"
 REWAKE_S: Final = 10.0
 MAX_ATTEMPTS: Final = 4
+REVIVE_AFTER_S: Final = 10.0
+MAX_REVIVALS: Final = 3  # of one round before its deadline
 TRAIN: Final = "train"
 FINALIZE: Final = "finalize"
 KINDS: Final = (TRAIN, FINALIZE)
@@ -335,13 +337,27 @@ def _view(row: Round) -> RoundView:
 
 
 def _revived(row: Round, deadline: datetime) -> bool:
-    """Give a round that nobody worked on in time another chance, since it is asked for again."""
+    """Give a round another chance, since it is asked for again.
+
+    One that nobody worked on in time starts anew. One that died before its deadline is tried again too, a few
+    times and not at once: the coordinator would give the run up before that deadline.
+    """
     late = row.deadline_at is not None and row.deadline_at <= now()
-    if not late or row.state not in {WorkState.QUEUED, WorkState.FAILED, WorkState.DEAD}:
+    if late and row.state in {WorkState.QUEUED, WorkState.FAILED, WorkState.DEAD}:
+        row.attempts, row.max_attempts = 0, MAX_ATTEMPTS
+    elif _may_try_again(row):
+        row.max_attempts += MAX_ATTEMPTS
+    else:
         return False
-    row.state, row.attempts, row.reason, row.next_try_at = WorkState.QUEUED, 0, None, None
+    row.state, row.reason, row.next_try_at = WorkState.QUEUED, None, None
     row.deadline_at, row.woken_at = deadline, now()
     return True
+
+
+def _may_try_again(row: Round) -> bool:
+    """Whether a dead row has rested and has revivals left; each raises ``max_attempts``, which so counts."""
+    rested = now() - row.updated_at >= timedelta(seconds=REVIVE_AFTER_S)
+    return row.state == WorkState.DEAD and rested and row.max_attempts < MAX_ATTEMPTS * (1 + MAX_REVIVALS)
 
 
 def _forgotten(row: Round) -> bool:

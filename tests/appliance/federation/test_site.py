@@ -17,7 +17,7 @@ from appliance.federation import protocols
 from appliance.federation.errors import ReleaseError
 from appliance.federation.protocols import ProtocolDecisionError, UnknownProtocolError
 from appliance.federation.roundfiles import KEPT_MODELS
-from appliance.federation.site import Asked, RoundView, SiteService
+from appliance.federation.site import MAX_REVIVALS, REVIVE_AFTER_S, Asked, RoundView, SiteService
 from tests.appliance.federation.research import add_subjects, finish_round
 from tests.trainer.federation.plans import make_plan
 from trainer.federation import receipt
@@ -333,6 +333,37 @@ def test_a_round_that_missed_its_deadline_is_worked_on_when_asked_for_again(
 
     assert again is not None
     assert (again.round_id, again.state) == (view.round_id, WorkState.QUEUED)
+
+
+def die(zone: ResearchZone, round_id: str, *, ago_s: float) -> None:
+    """Let a round's row die as a worker does, some time ago."""
+    with writing(zone.engine) as session:
+        row = session.get(Round, round_id)
+        assert row is not None
+        row.state, row.attempts, row.updated_at = (
+            WorkState.DEAD,
+            row.attempts + 1,
+            now() - timedelta(seconds=ago_s),
+        )
+
+
+def test_a_dead_round_is_tried_again_before_its_deadline_after_a_rest_and_not_for_ever(
+    service: SiteService, plan: Plan
+) -> None:
+    view = begun(service, plan)
+    die(service.zone, view.round_id, ago_s=0.0)
+    _, at_once = service.begin(asked(plan))
+    assert at_once is not None
+    assert at_once.state == WorkState.DEAD
+
+    states = []
+    for _ in range(MAX_REVIVALS + 2):
+        die(service.zone, view.round_id, ago_s=REVIVE_AFTER_S + 1)
+        _, again = service.begin(asked(plan))
+        assert again is not None
+        states.append(again.state)
+
+    assert states == [WorkState.QUEUED] * MAX_REVIVALS + [WorkState.DEAD] * 2
 
 
 def test_models_of_rounds_that_are_over_are_removed_at_last(service: SiteService, zone: ResearchZone) -> None:
