@@ -210,6 +210,10 @@ class SiteService:
             row.receipt_id = stored.id
             body = {"round_id": row.id, "receipt_sha256": signed.body_sha256, "size_bytes": len(content)}
             self.zone.ledger.append(session, kind=ROUND_RELEASED, subject_id=row.id, body=body)
+            session.flush()
+            old = roundfiles.forget_old_updates(session)
+        with reading(self.zone.engine) as session:
+            roundfiles.remove_updates(session, self.zone.root, old)
         return content, signed
 
     def _decide(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from appliance.db.research import Protocol, ProtocolState, Receipt, ResearchLedg
 from appliance.federation import protocols
 from appliance.federation.errors import ReleaseError
 from appliance.federation.protocols import ProtocolDecisionError, UnknownProtocolError
-from appliance.federation.roundfiles import KEPT_MODELS
+from appliance.federation.roundfiles import KEPT_MODELS, KEPT_UPDATES
 from appliance.federation.site import MAX_REVIVALS, REVIVE_AFTER_S, Asked, RoundView, SiteService
 from tests.appliance.federation.research import add_subjects, finish_round
 from tests.trainer.federation.plans import make_plan
@@ -74,6 +75,17 @@ def begun(service: SiteService, plan: Plan) -> RoundView:
     decision, view = service.begin(asked(plan))
     assert decision.standing == "admitted"
     assert view is not None
+    return view
+
+
+def worked(service: SiteService, plan: Plan, number: int) -> RoundView:
+    """Ask for a round on a model of its own and do its work."""
+    content = to_bytes({"weight": np.full((2, 2), number, np.float32)})
+    one = asked(plan, number=number, content=content)
+    service.store_model(one, content)
+    _, view = service.begin(one)
+    assert view is not None
+    finish_round(service.zone, view.round_id)
     return view
 
 
@@ -385,6 +397,48 @@ def test_models_of_rounds_that_are_over_are_removed_at_last(service: SiteService
     left = {path.stem for path in (zone.root / "federation" / "models").iterdir()}
 
     assert left == {digests[1], *digests[-4:]}
+
+
+def test_updates_are_removed_some_rounds_after_their_receipt(
+    service: SiteService, zone: ResearchZone
+) -> None:
+    add_subjects(zone, 6)
+    plan = make_plan(total_rounds=20)
+    service.propose(plan.to_json(), plan.sha256)
+    approve(zone, plan)
+    folder = zone.root / "federation" / "updates"
+    folder.mkdir(parents=True, exist_ok=True)
+    stray, fresh = folder / "stray.safetensors", folder / "fresh.safetensors"
+    for path in (stray, fresh):
+        path.write_bytes(CONTENT)
+    os.utime(stray, (0, 0))
+    rounds = []
+    for number in range(1, KEPT_UPDATES + 4):
+        view = worked(service, plan, number)
+        first, again = service.release(view.round_id), service.release(view.round_id)
+        assert first == again
+        rounds.append(view.round_id)
+
+    left = {path.stem for path in folder.iterdir()}
+
+    assert left == {*rounds[-KEPT_UPDATES:], "fresh"}
+    with pytest.raises(ReleaseError, match="no update"):
+        service.release(rounds[0])
+    with reading(zone.engine) as session:
+        assert session.scalar(select(func.count(Receipt.id))) == len(rounds)
+
+
+def test_an_update_without_a_receipt_stays(service: SiteService, zone: ResearchZone) -> None:
+    add_subjects(zone, 6)
+    plan = make_plan(total_rounds=20)
+    service.propose(plan.to_json(), plan.sha256)
+    approve(zone, plan)
+    rounds = [worked(service, plan, number).round_id for number in range(1, KEPT_UPDATES + 4)]
+
+    for round_id in rounds:
+        service.release(round_id)
+
+    assert len(list((zone.root / "federation" / "updates").iterdir())) == KEPT_UPDATES
 
 
 def test_a_suspended_plan_admits_no_further_round(service: SiteService, plan: Plan) -> None:
