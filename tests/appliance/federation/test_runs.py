@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from appliance.db import migrate
 from appliance.db.base import now
 from appliance.db.coordinator import Contribution, Run, RunState
 from appliance.db.engine import reading, writing
-from appliance.federation import newrun, progress, provision
+from appliance.federation import progress
 from appliance.federation.book import Book, Checkpoint, Counted, StaleJobError
 from appliance.federation.enginelink import EngineAwayError
 from appliance.federation.errors import CoordinatorError
@@ -398,14 +397,3 @@ class TestRunController:
 
         assert book.state(run_id) == RunState.DEAD
         assert engine.submitted == []
-
-
-def test_a_run_that_needs_more_sites_than_there_are_is_not_written_down(tmp_path: Path) -> None:
-    root = tmp_path / "coordinator"
-    federation = provision.create(root, ["north", "south"], "localhost", 0)
-    migrate.upgrade(federation.database_url, "coordinator")
-    path = tmp_path / "plan.json"
-    path.write_text(make_plan(min_sites=3).dumps())
-
-    with pytest.raises(CoordinatorError, match="min_sites"):
-        newrun.add(root, path)
