@@ -17,7 +17,7 @@ from appliance.db.base import new_id
 from appliance.db.clinical import Study
 from appliance.db.engine import reading, writing
 from appliance.release import project_keys
-from trainer.labels import LabelProblem, read_labels_csv
+from trainer.labels import LabelProblem, conflicts, read_labels_csv
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,7 +52,8 @@ def import_labels(zone: ClinicalZone, csv_path: Path, actor: str) -> Report:
     """Read a label file and hand its good rows over, by pseudonym and mapped study UID.
 
     Rows of patients or studies that this node never received are reported and left out, as are rows that the
-    reader of the file reports (malformed, contradictory).
+    reader of the file reports (malformed, contradictory), and rows that contradict one another once their
+    patients are known.
 
     Parameters
     ----------
@@ -71,14 +72,17 @@ def import_labels(zone: ClinicalZone, csv_path: Path, actor: str) -> Report:
     table = read_labels_csv(csv_path)
     known = _known(zone, sorted({row.patient_id for row in table.rows}))
     keys = project_keys(zone)
-    items: list[LabelItem] = []
-    problems = list(table.problems)
-    for row in table.rows:
-        judged = _judge(row, known, keys)
-        if isinstance(judged, LabelItem):
-            items.append(judged)
-        else:
-            problems.append(judged)
+    judged = {row.line: _judge(row, known, keys) for row in table.rows}
+    # Two spellings of one patient, with and without the issuer, are the same from here on.
+    found = {line: item for line, item in judged.items() if isinstance(item, LabelItem)}
+    clashes = conflicts(
+        (line, (item.pseudonym, item.study_instance_uid, item.name), item.value)
+        for line, item in found.items()
+    )
+    left_out = {problem.line for problem in clashes}
+    items = [item for line, item in found.items() if line not in left_out]
+    unknown = (item for item in judged.values() if isinstance(item, LabelProblem))
+    problems = [*table.problems, *unknown, *clashes]
     problems.sort(key=lambda problem: problem.line)
     bundle_id = new_id() if items else None
     if bundle_id is not None:

@@ -190,6 +190,7 @@ class FederationSettings(_Section):
     site: Name = "site"
     kit: Path | None = None
     minimum_cohort: int = Field(default=20, ge=1)
+    max_model_mib: int = Field(default=512, ge=1, le=2048)
 
 
 class LoggingSettings(_Section):

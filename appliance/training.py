@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from appliance import datasets, logs
+from appliance.db.base import new_id
 from appliance.db.engine import reading, writing
 from appliance.db.research import Protocol, ProtocolState, Round
 from appliance.errors import ApplianceError
@@ -95,11 +96,13 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
         built.dataset,
         strategy=plan.strategy.name,
         strategy_parameters=plan.strategy.parameters,
+        max_norm=plan.max_update_norm,
         seed=round_seed(plan.seed, row.site, row.number),
         progress=progress,
     )
-    # An attempt's own file: one that lost its lease cannot replace what the row names.
-    relative = f"federation/updates/{row.id}-{claim.row.attempts}.safetensors"
+    # An attempt's own file: one that lost its lease cannot replace what the row names. The attempt's number
+    # would not do, since a row that is retried or asked for again starts counting anew.
+    relative = f"federation/updates/{row.id}-{new_id()}.safetensors"
     digest = weights_io.save(zone.root / relative, update.delta)
     with writing(zone.engine) as session:
         stored = _again(session, row.id)
@@ -115,6 +118,7 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
             "global_model_sha256": row.global_model_sha256,
             "update_sha256": digest,
             "samples": update.samples,
+            "clipped": update.norm > plan.max_update_norm,
         }
         zone.ledger.append(session, kind=ROUND_TRAINED, subject_id=row.id, body=body)
         claim.finish(session)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from trainer.errors import LabelFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Sequence
     from pathlib import Path
 
 REQUIRED: Final = ("patient_id", "label", "value")
@@ -89,8 +89,33 @@ def read_labels_csv(path: Path) -> LabelTable:
             rows.append(parsed)
         else:
             problems.append(parsed)
-    accepted, conflicts = _without_conflicts(rows)
-    return LabelTable(accepted, tuple(sorted([*problems, *conflicts], key=lambda problem: problem.line)))
+    clashes = conflicts((row.line, row.key, row.value) for row in rows)
+    left_out = {problem.line for problem in clashes}
+    accepted = tuple(row for row in rows if row.line not in left_out)
+    return LabelTable(accepted, tuple(sorted([*problems, *clashes], key=lambda problem: problem.line)))
+
+
+def conflicts(rows: Iterable[tuple[int, Hashable, int]]) -> list[LabelProblem]:
+    """Return the lines to leave out of what says something about the same thing more than once.
+
+    Parameters
+    ----------
+    rows : iterable of (int, hashable, int)
+        Line, what it is about, value. Contradictory lines are all left out, of equal ones the first stays.
+    """
+    groups: dict[Hashable, list[tuple[int, int]]] = defaultdict(list)
+    for line, key, value in rows:
+        groups[key].append((line, value))
+    problems: list[LabelProblem] = []
+    for group in groups.values():
+        if len({value for _, value in group}) > 1:
+            lines = ", ".join(str(line) for line, _ in group[:10])
+            message = f"lines {lines} contradict one another; none of them is used"
+            problems.extend(LabelProblem(line, "contradiction", message) for line, _ in group)
+        else:
+            message = f"says the same as line {group[0][0]}"
+            problems.extend(LabelProblem(line, "duplicate", message) for line, _ in group[1:])
+    return problems
 
 
 def _malformed(line: int) -> LabelProblem:
@@ -167,23 +192,3 @@ def _parse(line: int, columns: Sequence[str], fields: Sequence[str]) -> LabelRow
 
 def _is_lo(value: str) -> bool:
     return len(value) <= 64 and "\\" not in value and (value.isprintable() or value == "")
-
-
-def _without_conflicts(rows: Sequence[LabelRow]) -> tuple[tuple[LabelRow, ...], list[LabelProblem]]:
-    groups: dict[_Key, list[LabelRow]] = defaultdict(list)
-    for row in rows:
-        groups[row.key].append(row)
-    accepted: list[LabelRow] = []
-    problems: list[LabelProblem] = []
-    for group in groups.values():
-        first = group[0].line
-        if len({row.value for row in group}) > 1:
-            lines = ", ".join(str(row.line) for row in group[:10])
-            message = f"lines {lines} contradict one another; none of them is used"
-            problems.extend(LabelProblem(row.line, "contradiction", message) for row in group)
-            continue
-        accepted.append(group[0])
-        problems.extend(
-            LabelProblem(row.line, "duplicate", f"says the same as line {first}") for row in group[1:]
-        )
-    return tuple(sorted(accepted, key=lambda row: row.line)), problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,9 @@ class LocalUpdate:
     Parameters
     ----------
     delta : dict of ndarray
-        New minus global weights, in the dtypes of the global model.
+        New minus global weights, in the dtypes of the global model, scaled down to the largest norm.
+    norm : float
+        L2 norm of the difference before it was scaled down.
     samples : int
         Training cases: the weight in the mean.
     metrics : Metrics
@@ -46,6 +49,7 @@ class LocalUpdate:
     """
 
     delta: Weights
+    norm: float
     samples: int
     metrics: Metrics
     train_loss: float
@@ -59,6 +63,7 @@ def local_round(
     *,
     strategy: str = "fedavg",
     strategy_parameters: Mapping[str, Any] | None = None,
+    max_norm: float = math.inf,
     seed: int,
     progress: Progress = silent,
 ) -> LocalUpdate:
@@ -74,6 +79,8 @@ def local_round(
         Of :func:`trainer.datasets.build`.
     strategy, strategy_parameters : str, Mapping
         The plan's strategy; FedProx adds its proximal term to the local loss.
+    max_norm : float
+        The plan's bound: a larger update is scaled down to it, so that it is counted and not refused.
     seed : int
         Take :func:`trainer.optimisation.seed_of` of plan seed, site and round.
     progress : Progress
@@ -106,7 +113,9 @@ def local_round(
     seconds = time.perf_counter() - started
     delta = difference(weights_of(network), global_weights)
     strategies.check_update(global_weights, delta)
-    return LocalUpdate(delta, len(dataset.train), before, loss, seconds)
+    norm = strategies.update_norm(delta)
+    clipped = strategies.clip_update(delta, max_norm)
+    return LocalUpdate(clipped, norm, len(dataset.train), before, loss, seconds)
 
 
 def evaluate(

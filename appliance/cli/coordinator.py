@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     group.command("run")(run)
     group.command("stop")(stop)
     group.command("resume")(resume)
+    group.command("offer")(offer)
     group.command("status")(status)
     app.add_typer(group, name="coordinator")
 
@@ -105,6 +106,15 @@ def resume(folder: _Folder, run_id: Annotated[str, typer.Argument()]) -> None:
     typer.echo(f"{run_id}: goes on when enough sites are there")
 
 
+def offer(folder: _Folder, run_id: Annotated[str, typer.Argument()]) -> None:
+    """Offer the final model of a done run once more, to the sites that miss it."""
+    from appliance.federation import coordinator, provision  # noqa: PLC0415 - other commands start without it
+
+    federation = provision.load(folder)
+    missing = coordinator.open_book(federation).offer(run_id, frozenset(federation.sites))
+    typer.echo(f"{run_id}: offered to {', '.join(sorted(missing))} when one of them is there")
+
+
 def status(
     folder: _Folder,
     run_id: Annotated[str | None, typer.Option("--run", help="This run alone.")] = None,
@@ -150,6 +160,9 @@ def _line(run: "RunProgress") -> str:
     if run.rounds:
         counted = [one.site for one in run.rounds[-1].sites if one.accepted]
         line += f", last with {', '.join(counted)}"
+    if run.final:
+        have = [one.site for one in run.final if one.accepted]
+        line += f", final model at {', '.join(have) or 'no site'}"
     return f"{line}  ({run.reason})" if run.reason and run.state != "done" else line
 
 

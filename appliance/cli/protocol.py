@@ -75,5 +75,6 @@ def _line(view: "ProtocolView") -> str:
     expiry = "" if view.expires_at is None else f", until {view.expires_at:%Y-%m-%d}"
     return (
         f"{view.plan_sha256[:12]}  {view.state:<9}  {view.name}: {view.label}, {view.strategy}, "
-        f"{view.total_rounds} rounds, cohort {view.cohort} (at least {view.minimum_cohort}){expiry}"
+        f"{view.total_rounds} rounds, cohort {view.cohort} (at least {view.minimum_cohort}), "
+        f"update norm at most {view.max_update_norm:g}, weight at most {view.max_samples_per_site}{expiry}"
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, Select, func, select
 
 from appliance import keys
 from appliance.db.base import now
@@ -175,14 +175,67 @@ class Book:
             self._record(session, ROUND_FINISHED, run_id, body)
         return Checkpoint(checkpoint.number, checkpoint.weights, checkpoint.state, digest)
 
-    def finish_run(self, run_id: str, job_id: str, counted: Sequence[Counted]) -> None:
-        """Mark a run done; the sites' evaluations of the final model stand one round after the last."""
+    def finish_run(self, run_id: str, job_id: str, counted: Sequence[Counted]) -> frozenset[str]:
+        """Write down which sites took the final model; with ``min_sites`` of them the run is done.
+
+        The sites' evaluations of the final model stand one round after the last. A site that has the model
+        keeps it, whatever it answers later.
+
+        Returns
+        -------
+        frozenset of str
+            All sites that have the final model by now.
+        """
         with writing(self.engine) as session:
             run = self._check_job(session, run_id, job_id)
-            session.add_all(_contribution(run_id, run.total_rounds + 1, one) for one in counted)
-            run.state = RunState.DONE
-            run.reason = None
-            self._record(session, RUN_ENDED, run_id, {"state": RunState.DONE.value})
+            number = run.total_rounds + 1
+            known = {row.site: row for row in session.scalars(_contributions(run_id, number))}
+            for one in counted:
+                row = known.get(one.site)
+                if row is not None and row.accepted:
+                    continue
+                if row is not None:
+                    session.delete(row)
+                    session.flush()
+                session.add(_contribution(run_id, number, one))
+            session.flush()
+            have = _delivered(session, run)
+            if len(have) >= run.min_sites:
+                run.state, run.reason = RunState.DONE, None
+                body = {"state": RunState.DONE.value, "delivered": len(have)}
+                self._record(session, RUN_ENDED, run_id, body)
+        return have
+
+    def delivered(self, run_id: str) -> frozenset[str]:
+        """Return the sites that have the final model."""
+        with reading(self.engine) as session:
+            return _delivered(session, _run(session, run_id))
+
+    def needed(self, run_id: str) -> int:
+        """Return how many sites a job needs that do not have the final model yet."""
+        with reading(self.engine) as session:
+            run = _run(session, run_id)
+            return max(1, run.min_sites - len(_delivered(session, run)))
+
+    def offer(self, run_id: str, sites: frozenset[str]) -> frozenset[str]:
+        """Let a done run offer its final model once more; return those of ``sites`` that miss it.
+
+        Raises
+        ------
+        CoordinatorError
+            If the run is not done, its plan has expired, or nobody misses the model.
+        """
+        with writing(self.engine) as session:
+            run = _run(session, run_id)
+            missing = sites - _delivered(session, run)
+            if run.state != RunState.DONE:
+                raise CoordinatorError(f"the run is {run.state}; expected done")
+            if Plan.from_json(run.plan).expires_at <= now():
+                raise CoordinatorError("the plan has expired; no site would take the model")
+            if not missing:
+                raise CoordinatorError("every site has the final model")
+            run.state, run.reason = RunState.QUEUED, None
+        return missing
 
     def note(self, run_id: str, job_id: str, reason: str) -> None:
         """Keep why a run does not advance, for people; a stale job's word does not count."""
@@ -225,10 +278,14 @@ class Book:
             run.state = RunState.RUNNING
 
     def end_run(self, run_id: str, state: RunState, reason: str) -> None:
-        """Give a run up (dead) or stop it at a person's wish (stopped)."""
+        """Give a run up (dead) or stop it at a person's wish (stopped).
+
+        A run whose final model enough sites have stays done: what ended is the offer to the others.
+        """
         with writing(self.engine) as session:
             run = _run(session, run_id)
             if run.state in OPEN:
+                state = RunState.DONE if len(_delivered(session, run)) >= run.min_sites else state
                 run.state = state
                 run.reason = reason[:500]
                 self._record(session, RUN_ENDED, run_id, {"state": state.value})
@@ -289,6 +346,15 @@ def _run(session: Session, run_id: str) -> Run:
     if run is None:
         raise CoordinatorError("there is no such run")
     return run
+
+
+def _contributions(run_id: str, number: int) -> Select[Contribution]:
+    return select(Contribution).where(Contribution.run_id == run_id, Contribution.number == number)
+
+
+def _delivered(session: Session, run: Run) -> frozenset[str]:
+    rows = session.scalars(_contributions(run.id, run.total_rounds + 1))
+    return frozenset(row.site for row in rows if row.accepted)
 
 
 def _contribution(run_id: str, number: int, one: Counted) -> Contribution:

@@ -29,6 +29,7 @@ from appliance.federation.errors import CoordinatorError
 from trainer.errors import TrainerError
 from trainer.federation import aggregation
 from trainer.federation.errors import AggregationError
+from trainer.federation.gate import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +44,22 @@ POLL_S: Final = 0.05
 GRACE_S: Final = 5.0
 ROUNDS_PER_JOB: Final = 10
 CURRENT_WAIT_S: Final = 30.0
+# A gate's word, which only people or a new plan change; any other failure of a site may have passed by the
+# next job.
+FINAL_CODES: Final = frozenset({*(refusal.value for refusal in Refusal), "unreadable_plan"})
+CLAIMED: Final = "samples_claimed"  # beside a contribution's metrics, where fewer samples counted
+
+# What reading foreign objects may raise: ours, the engine's (of no common base) and Python's own.
+UNREADABLE: Final = (
+    messages.MessageError,
+    TrainerError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass
@@ -114,30 +131,32 @@ class RunWorkflow(Controller):  # type: ignore[misc]
             standing = self._round(plan, standing, sites, abort_signal, fl_ctx)
         if last < plan.total_rounds:
             return  # the next job goes on, with the sites that have come or come back meanwhile
-        counted = self._finalize(plan, standing, sites, abort_signal, fl_ctx)
-        self._book.finish_run(self._run_id, self._job_id, counted)
+        self._finalize(plan, standing, sites, abort_signal, fl_ctx)
 
     def _admit(self, plan: Plan, abort_signal: Signal, fl_ctx: FLContext) -> frozenset[str]:
-        """Show every site the plan; return those that take part."""
+        """Show the plan to every site that misses the final model; return those that take part."""
         order = messages.Order(plan.sha256, wait_s=plan.approval_wait_s, plan=plan.to_json())
+        needed = self._book.needed(self._run_id)
         everyone = frozenset(client.name for client in self._engine.get_clients())
+        everyone -= self._book.delivered(self._run_id)
         collection = Collection(
             everyone,
             everyone,
-            plan.min_sites,
+            needed,
             plan.approval_wait_s + GRACE_S,
             plan.approval_wait_s,
             time.monotonic(),
         )
         answers = self._ask(policy.TASK_ADMIT, Shareable(), order, collection, abort_signal, fl_ctx)
+        refused = frozenset(answer.site for answer in answers if answer.said.code in FINAL_CODES)
         if not collection.enough:
             reasons = ", ".join(f"{a.site}: {a.said.code}" for a in answers if a.said.code) or "no answer"
-            refused = len(everyone - collection.refused) < plan.min_sites
-            raise (NotAdmittedError if refused else AggregationError)(
-                f"{len(collection.usable)} sites take part of {plan.min_sites} needed ({reasons})"
+            hopeless = len(everyone - refused) < needed
+            raise (NotAdmittedError if hopeless else AggregationError)(
+                f"{len(collection.usable)} sites take part of {needed} needed ({reasons})"
             )
-        self._silent = collection.silent
-        return everyone - frozenset(collection.refused)
+        self._silent = everyone - refused - collection.usable
+        return everyone - refused
 
     def _round(
         self, plan: Plan, standing: Checkpoint, sites: frozenset[str], abort_signal: Signal, fl_ctx: FLContext
@@ -150,20 +169,28 @@ class RunWorkflow(Controller):  # type: ignore[misc]
             for a in took_part
         ]
         result = aggregation.aggregate(
-            standing.weights, standing.state, updates, plan.strategy, plan.min_sites
+            standing.weights, standing.state, updates, plan.strategy, plan.min_sites, plan.bounds
         )
         judged = {judgement.site: judgement for judgement in result.judgements}
-        counted = [_counted(answer, judged.get(answer.site)) for answer in answers]
+        counted = [to_counted(answer, judged.get(answer.site)) for answer in answers]
         reached = Checkpoint(number, result.weights, result.state, "")
         return self._book.finish_round(self._run_id, self._job_id, reached, counted, started_at)
 
     def _finalize(
         self, plan: Plan, standing: Checkpoint, sites: frozenset[str], abort_signal: Signal, fl_ctx: FLContext
-    ) -> list[Counted]:
-        """Give every site the final model; each evaluates it and makes its own package of it."""
+    ) -> None:
+        """Give the sites the final model; each evaluates it and makes its own package of it.
+
+        With fewer than ``min_sites`` the run is not over: the next job offers the model again.
+        """
         number = plan.total_rounds
         answers = self._broadcast(policy.TASK_FINALIZE, plan, standing, number, sites, abort_signal, fl_ctx)
-        return [_counted(answer, None) for answer in answers]
+        counted = [to_counted(answer, None) for answer in answers]
+        have = self._book.finish_run(self._run_id, self._job_id, counted)
+        if len(have) < plan.min_sites:
+            raise AggregationError(
+                f"{len(have)} sites have the final model; expected at least {plan.min_sites}"
+            )
 
     def _broadcast(
         self,
@@ -180,7 +207,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         collection = Collection(
             sites,
             sites - self._silent,
-            plan.min_sites,
+            self._book.needed(self._run_id),
             plan.round_timeout_s,
             plan.straggler_wait_s,
             time.monotonic(),
@@ -230,35 +257,55 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         return receive
 
 
-def read_result(site: str, result: Shareable) -> Answer:
-    """Translate a site's result; what cannot be read is a refusal with the reason, never an exception."""
-    code = (
-        result.get_return_code(ReturnCode.OK) if isinstance(result, Shareable) else ReturnCode.BAD_TASK_DATA
-    )
-    if code != ReturnCode.OK:
-        return Answer(site, _refusal("engine_error", str(code)))
+def read_result(site: str, result: object) -> Answer:
+    """Translate a site's result; what cannot be read is a refusal with the reason, never an exception.
+
+    The engine would take an exception here for the end of the whole broadcast and drop all later answers.
+    """
     try:
-        said = messages.read_answer(result.get(messages.ANSWER_KEY))
-        if said.code or "DXO" not in result:
-            return Answer(site, said)
-        model = FLModelUtils.from_shareable(result)
-    except (messages.MessageError, ValueError, TypeError, KeyError) as error:
+        return _read(site, result)
+    except UNREADABLE as error:
         return Answer(site, _refusal("unreadable", type(error).__name__))
+
+
+def _read(site: str, result: object) -> Answer:
+    if not isinstance(result, Shareable):
+        return Answer(site, _refusal("engine_error", ReturnCode.BAD_TASK_DATA))
+    code = result.get_return_code(ReturnCode.OK)
+    if code != ReturnCode.OK:
+        return Answer(site, _refusal("engine_error", _printable(code)))
+    said = messages.read_answer(result.get(messages.ANSWER_KEY))
+    if said.code or "DXO" not in result:
+        return Answer(site, said)
+    model = FLModelUtils.from_shareable(result)
     if model.params_type != ParamsType.DIFF or not isinstance(model.params, dict):
         return Answer(site, _refusal("unreadable", "expected a difference of weights"))
-    return Answer(site, said, model.params, received_bytes(model.params))
+    arrays = aggregation.plain_arrays(model.params)
+    return Answer(site, said, arrays, received_bytes(arrays))
+
+
+def _printable(code: object) -> str:
+    return "".join(character for character in str(code)[:60] if character.isprintable())
 
 
 def _refusal(code: str, message: str) -> messages.SiteAnswer:
     return messages.SiteAnswer(code, message, 0, {}, 0.0, "", "")
 
 
-def _counted(answer: Answer, judgement: aggregation.Judgement | None) -> Counted:
+def to_counted(answer: Answer, judgement: aggregation.Judgement | None) -> Counted:
+    """Return an answer as it goes into the book; ``judgement`` is that of its update, if it has one."""
     said = answer.said
     reason = f"{said.code}: {said.message}" if said.code else None
-    base = Counted(answer.site, max(0, said.samples), "", answer.bytes_received, said.metrics, reason)
+    base = Counted(answer.site, said.samples, "", answer.bytes_received, said.metrics, reason)
     if judgement is None:
         return base
+    metrics = dict(said.metrics)
+    if judgement.claimed > judgement.samples:
+        metrics[CLAIMED] = judgement.claimed
     return replace(
-        base, samples=judgement.samples, update_sha256=judgement.update_sha256, reason=judgement.reason
+        base,
+        samples=judgement.samples,
+        update_sha256=judgement.update_sha256,
+        metrics=metrics,
+        reason=judgement.reason,
     )

@@ -21,6 +21,10 @@ class CoordinatorError(FederationError):
     """The coordinator's folder or database is not as expected."""
 
 
+class ReleaseError(FederationError):
+    """A file of a round is not what it should be: an update must not leave, a global model not stay."""
+
+
 class SiteServiceError(FederationError):
     """The site's research zone could not be asked, or refused the request.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
 
 from appliance.federation.errors import SiteServiceError
 
@@ -62,12 +63,14 @@ class Exchange:
         return self._until_decided(lambda: _mapping(self._ask("POST", "/v1/plans", body)), wait_s)
 
     def run(self, asked: Mapping[str, Any], model: bytes, wait_s: float) -> Finished | Refused:
-        """Run one round: store the model, have the row worked on, fetch the update with its receipt."""
-        self._retrying(lambda: self.client.send("PUT", f"/v1/models/{asked['model_sha256']}", model))
+        """Run one round: ask, store the model if it is wanted, have the row worked on, fetch the update."""
         view: dict[str, Any] = {}
 
         def begin() -> dict[str, Any]:
             answer = self._ask("POST", "/v1/rounds", asked)
+            if answer["decision"]["standing"] == "wanted":
+                self._store(asked, model)
+                answer = self._ask("POST", "/v1/rounds", asked)
             view.update(answer["round"] or {})
             return _mapping(answer["decision"])
 
@@ -88,6 +91,12 @@ class Exchange:
             receipt_sha256=reply.headers.get("X-Receipt", ""),
             signature=reply.headers.get("X-Signature", ""),
         )
+
+    def _store(self, asked: Mapping[str, Any], model: bytes) -> None:
+        """Store the global model of a round that the site admits; unasked it would take none."""
+        query = urlencode({name: asked[name] for name in ("plan_sha256", "kind", "number")})
+        path = f"/v1/models/{asked['model_sha256']}?{query}"
+        self._retrying(lambda: self.client.send("PUT", path, model))
 
     def _until_decided(self, ask: Callable[[], Mapping[str, Any]], wait_s: float) -> Refused | None:
         deadline, pause = time.monotonic() + wait_s, POLL_S

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +17,12 @@ ORDER_KEY: Final = "cloister_order"
 ANSWER_KEY: Final = "cloister_answer"
 MAX_TEXT: Final = 1024 * 1024
 MAX_METRICS: Final = 64
+MAX_METRIC_VALUES: Final = 1000
+MAX_METRIC_DEPTH: Final = 4
+MAX_CHARACTERS: Final = 500
+MAX_COUNT: Final = 2**31 - 1  # what an integer column holds
+MAX_SECONDS: Final = 366 * 24 * 3600.0
+MAX_NUMBER: Final = 1e300
 
 
 class MessageError(FederationError):
@@ -59,9 +64,9 @@ def read_order(text: object) -> Order:
     number, wait_s = content.get("number", 0), content.get("wait_s", 0.0)
     texts = [content.get("plan_sha256"), content.get("model_sha256", "")]
     plan = content.get("plan", {})
-    if not all(isinstance(item, str) for item in texts) or not isinstance(plan, dict):
+    if not all(_is_text(item) for item in texts) or not isinstance(plan, dict):
         raise MessageError("order: expected hashes and a plan")
-    if not isinstance(number, int) or not isinstance(wait_s, int | float):
+    if not _is_count(number) or not _is_number(wait_s, 0.0, MAX_SECONDS):
         raise MessageError("order: expected a round and a time")
     return Order(str(texts[0]), number, str(texts[1]), float(wait_s), plan)
 
@@ -86,18 +91,64 @@ def answer_of(finished: Finished) -> dict[str, Any]:
 
 
 def read_answer(text: object) -> SiteAnswer:
-    """Read a site's answer; raises MessageError. Nothing in it is trusted beyond its form."""
+    """Read a site's answer; raises MessageError.
+
+    Nothing in it is trusted beyond its form, but that form fits the book: counts fit a column, texts can be
+    encoded, numbers are finite.
+    """
     content = _object(text)
     samples, seconds = content.get("samples", 0), content.get("train_seconds", 0.0)
     metrics = content.get("metrics", {})
-    if not isinstance(samples, int) or isinstance(samples, bool) or not isinstance(metrics, dict):
-        raise MessageError("answer: expected samples and metrics")
-    if not isinstance(seconds, int | float) or not math.isfinite(seconds) or len(metrics) > MAX_METRICS:
-        raise MessageError("answer: expected a finite time and few metrics")
+    if not _is_count(samples) or not _is_number(seconds, 0.0, MAX_SECONDS):
+        raise MessageError("answer: expected a count of samples and a time")
+    if not isinstance(metrics, dict) or len(metrics) > MAX_METRICS:
+        raise MessageError("answer: expected few metrics")
+    _check_metrics(metrics)
     texts = {name: content.get(name, "") for name in ("code", "message", "receipt_sha256", "signature")}
-    if not all(isinstance(item, str) and len(item) <= 500 for item in texts.values()):
+    if not all(_is_text(item) for item in texts.values()):
         raise MessageError("answer: expected short texts")
     return SiteAnswer(samples=samples, metrics=metrics, train_seconds=float(seconds), **texts)
+
+
+def _check_metrics(metrics: dict[str, Any]) -> None:
+    """Raise MessageError unless the metrics are a shallow object of few, finite, storable values."""
+    left, level = MAX_METRIC_VALUES, [metrics]
+    for _ in range(MAX_METRIC_DEPTH):
+        left -= sum(len(group) for group in level)
+        if left < 0:
+            raise MessageError("answer: expected few metrics")
+        deeper = []
+        for group in level:
+            for name, value in group.items():
+                if isinstance(value, dict):
+                    deeper.append(value)
+                elif not _is_plain(value):
+                    raise MessageError("answer: expected metrics that are finite numbers or short texts")
+                if not _is_text(name):
+                    raise MessageError("answer: expected metrics with short names")
+        level = deeper
+    if level:
+        raise MessageError("answer: expected metrics of few levels")
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, bool) or _is_text(value) or _is_number(value, -MAX_NUMBER)
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is a short text that a database and a log can take: no lone surrogate, no NUL."""
+    if not isinstance(value, str) or len(value) > MAX_CHARACTERS:
+        return False
+    return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
+
+
+def _is_number(value: object, low: float, high: float = MAX_NUMBER) -> bool:
+    """Compare before converting: JSON has integers that no float holds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def _object(text: object) -> dict[str, Any]:
@@ -105,7 +156,7 @@ def _object(text: object) -> dict[str, Any]:
         raise MessageError("expected a text of at most 1 MiB")
     try:
         value = json.loads(text, parse_constant=_no_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MessageError("expected JSON") from error
     if not isinstance(value, dict):
         raise MessageError("expected a JSON object")

@@ -25,10 +25,13 @@ def add(root: Path, plan_file: Path) -> str:
     Raises
     ------
     CoordinatorError, TrainerError
-        If the plan cannot be read or asks for a strategy or parameters that do not exist.
+        If the plan cannot be read, needs more sites than there are, or asks for a strategy or parameters
+        that do not exist.
     """
     federation = provision.load(root)
     plan = read_plan(plan_file)
+    if plan.min_sites > len(federation.sites):
+        raise CoordinatorError(f"min_sites: expected at most {len(federation.sites)}, the federation's sites")
     strategies.get(plan.strategy.name).check_parameters(plan.strategy.parameters)
     book = coordinator.open_book(federation)
     return book.add_run(plan, initial_model(plan, federation.runs / plan.run_id))

@@ -177,6 +177,8 @@ def _protocol(session: Session, zone: ResearchZone, row: Protocol) -> views.Prot
         total_rounds=plan.total_rounds,
         min_sites=plan.min_sites,
         minimum_cohort=max(plan.minimum_cohort, zone.settings.federation.minimum_cohort),
+        max_update_norm=plan.max_update_norm,
+        max_samples_per_site=plan.max_samples_per_site,
         cohort=protocols.cohort(session, plan.task),
         plan=dict(row.plan),
     )

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from appliance import logs
+from appliance.db.base import now
 from appliance.db.coordinator import RunState
 from appliance.federation import job
 from appliance.federation.enginelink import EngineAwayError, has_ended
+from appliance.federation.errors import CoordinatorError
+from trainer.errors import TrainerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,10 +24,12 @@ MAX_FAILURES: Final = 6
 FIRST_BACKOFF_S: Final = 1.0
 LONGEST_BACKOFF_S: Final = 60.0
 GATHER_S: Final = 15.0
+PATIENCE_S: Final = 120.0  # longer than a restarted engine's sites take to come back
 
 JOB_SUBMITTED: Final = "federation.job_submitted"
 JOB_ENDED: Final = "federation.job_ended"
 RUN_DEAD: Final = "federation.run_dead"
+RUN_STEPPED_ASIDE: Final = "federation.run_stepped_aside"
 ENGINE_AWAY: Final = "federation.engine_away"
 
 _LOG = logs.logger(__name__)
@@ -51,16 +56,18 @@ class _Attempt:
     """The run that is being worked on, and how its jobs fared."""
 
     run_id: str
-    min_sites: int
     job_id: str | None = None
-    round_at_start: int = 0
+    reached_at_start: tuple[int, int] = (0, 0)
     failures: int = 0
     not_before: float = 0.0
     enough_since: float | None = None
+    short_since: float | None = None
 
 
 class RunController:
-    """Continues the oldest open run, one job at a time; call :meth:`step` about once a second.
+    """Continues open runs, the oldest first, one job at a time; call :meth:`step` about once a second.
+
+    A run that lacks sites for ``patience_s`` steps aside for a later one that has enough, between jobs alone.
 
     Parameters
     ----------
@@ -75,17 +82,21 @@ class RunController:
         expected: frozenset[str],
         *,
         gather_s: float = GATHER_S,
+        patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._book = book
         self._engine = engine
         self._expected = expected
         self._gather_s = gather_s
+        self._patience_s = patience_s
         self._clock = clock
         self._attempt: _Attempt | None = None
+        self._others: dict[str, _Attempt] = {}  # that stepped aside
 
     def step(self) -> None:
         """Look once, and do what is due; an engine that does not answer is asked again at the next step."""
+        self._end_hopeless()
         attempt = self._current()
         if attempt is None:
             return
@@ -95,7 +106,7 @@ class RunController:
             else:
                 self._watch(attempt, attempt.job_id)
         except EngineAwayError:
-            attempt.enough_since = None
+            attempt.enough_since = attempt.short_since = None
             _LOG.warning(ENGINE_AWAY, run_id=attempt.run_id)
 
     def engine_restarted(self) -> None:
@@ -111,9 +122,40 @@ class RunController:
                 self._leave(attempt, state)
         if self._attempt is None:
             runs = self._book.open_runs()
+            self._others = {run_id: self._others[run_id] for run_id in runs if run_id in self._others}
             if runs:
-                self._attempt = _Attempt(runs[0], self._book.plan(runs[0]).min_sites)
+                self._attempt = self._others.pop(runs[0], None) or _Attempt(runs[0])
         return self._attempt
+
+    def _end_hopeless(self) -> None:
+        """End open runs whose plan has expired or cannot be read: no site works on them any more."""
+        for run_id in self._book.open_runs():
+            try:
+                reason = "the plan has expired" if self._book.plan(run_id).expires_at <= now() else None
+            except (CoordinatorError, TrainerError) as error:
+                reason = str(error)
+            if reason is not None:
+                _LOG.error(RUN_DEAD, run_id=run_id)
+                self._book.end_run(run_id, RunState.DEAD, reason)
+
+    def _step_aside(self, attempt: _Attempt, here: frozenset[str]) -> None:
+        """Let the oldest other run go first that has enough sites, when this one has lacked them for long."""
+        at = self._clock()
+        attempt.enough_since = None
+        if attempt.short_since is None:
+            attempt.short_since = at
+        if at - attempt.short_since < self._patience_s:
+            return
+        for run_id in self._book.open_runs():
+            if run_id != attempt.run_id and self._has_sites(run_id, here):
+                _LOG.warning(RUN_STEPPED_ASIDE, run_id=attempt.run_id, sites=len(here))
+                attempt.short_since = None
+                self._others[attempt.run_id] = attempt
+                self._attempt = self._others.pop(run_id, None) or _Attempt(run_id)
+                return
+
+    def _has_sites(self, run_id: str, here: frozenset[str]) -> bool:
+        return len(here - self._book.delivered(run_id)) >= self._book.needed(run_id)
 
     def _leave(self, attempt: _Attempt, state: RunState) -> None:
         """Let go of a run that is over; a job of a run that was stopped is aborted."""
@@ -129,16 +171,20 @@ class RunController:
         if at < attempt.not_before:
             return
         here = self._engine.sites()
-        if len(here) < attempt.min_sites:
-            attempt.enough_since = None
+        if not self._has_sites(attempt.run_id, here):
+            self._step_aside(attempt, here)
             return
+        attempt.short_since = None
         if attempt.enough_since is None:
             attempt.enough_since = at
         if not self._expected <= here and at - attempt.enough_since < self._gather_s:
             return
-        attempt.round_at_start = self._book.last_round(attempt.run_id)
-        folder = self._book.root / "runs" / attempt.run_id / "jobs" / f"run-after-{attempt.round_at_start}"
-        attempt.job_id = self._engine.submit(job.build(folder, attempt.run_id, attempt.min_sites))
+        attempt.reached_at_start = self._reached(attempt.run_id)
+        name = f"run-after-{attempt.reached_at_start[0]}"
+        folder = self._book.root / "runs" / attempt.run_id / "jobs" / name
+        attempt.job_id = self._engine.submit(
+            job.build(folder, attempt.run_id, self._book.needed(attempt.run_id))
+        )
         attempt.enough_since = None
         self._book.set_job(attempt.run_id, attempt.job_id)
         _LOG.info(JOB_SUBMITTED, run_id=attempt.run_id, job_id=attempt.job_id, sites=len(here))
@@ -152,7 +198,7 @@ class RunController:
         """Decide what follows a job that ended before its run did."""
         _LOG.warning(JOB_ENDED, run_id=attempt.run_id, job_id=attempt.job_id, status=why)
         attempt.job_id = None
-        advanced = self._book.last_round(attempt.run_id) > attempt.round_at_start
+        advanced = self._reached(attempt.run_id) > attempt.reached_at_start
         attempt.failures = 0 if advanced else attempt.failures + 1
         if attempt.failures >= MAX_FAILURES:
             _LOG.error(RUN_DEAD, run_id=attempt.run_id)
@@ -162,3 +208,7 @@ class RunController:
             return
         backoff_s = min(FIRST_BACKOFF_S * 2**attempt.failures, LONGEST_BACKOFF_S) if attempt.failures else 0.0
         attempt.not_before = self._clock() + backoff_s
+
+    def _reached(self, run_id: str) -> tuple[int, int]:
+        """Return how far a run is: its last finished round, and how many sites have the final model."""
+        return self._book.last_round(run_id), len(self._book.delivered(run_id))

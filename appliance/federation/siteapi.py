@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from appliance import node
 from appliance.federation.site import Asked, SiteService
 from appliance.federation.unixclient import FEDERATION_SOCKET
-from appliance.federation.unixhttp import MAX_BODY_BYTES, Answer, Request, RequestError, Route, UnixServer
+from appliance.federation.unixhttp import Answer, Request, RequestError, Route, UnixServer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from appliance.settings import Settings
@@ -39,7 +40,12 @@ def routes(service: SiteService) -> list[Route]:
         return asdict(service.propose(plan, digest))
 
     def store(request: Request) -> object:
-        service.store_model(request.parameters["sha256"], request.content)
+        query, digest = request.query, request.parameters["sha256"]
+        number = query.get("number", "")
+        if not number.isascii() or not number.isdigit() or len(number) > 9:
+            raise RequestError(400, "expected plan_sha256, kind and number in the query")
+        asked = {**query, "number": int(number), "model_sha256": digest}
+        service.store_model(_asked(asked), request.content)
         return {}
 
     def begin(request: Request) -> object:
@@ -57,16 +63,17 @@ def routes(service: SiteService) -> list[Route]:
         headers = {"X-Receipt": signed.body_sha256, "X-Signature": signed.signature}
         return Answer(content, headers=headers)
 
+    max_bytes = service.zone.settings.federation.max_model_mib * 2**20
     return [
         Route("POST", "/v1/plans", propose),
-        Route("PUT", "/v1/models/{sha256}", store, MAX_BODY_BYTES),
+        Route("PUT", "/v1/models/{sha256}", store, max_bytes),
         Route("POST", "/v1/rounds", begin),
         Route("GET", "/v1/rounds/{round_id}", watch),
         Route("POST", "/v1/rounds/{round_id}/update", release),
     ]
 
 
-def _asked(body: dict[str, Any]) -> Asked:
+def _asked(body: Mapping[str, Any]) -> Asked:
     number = body.get("number")
     texts = [body.get(name) for name in ("plan_sha256", "kind", "model_sha256")]
     if not isinstance(number, int) or isinstance(number, bool) or not all(isinstance(t, str) for t in texts):

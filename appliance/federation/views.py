@@ -62,6 +62,8 @@ class ProtocolView:
     total_rounds: int
     min_sites: int
     minimum_cohort: int  # the greater of the plan's and the site's own
+    max_update_norm: float
+    max_samples_per_site: int
     cohort: int  # subjects here that the plan could use now
     plan: dict[str, Any]
 

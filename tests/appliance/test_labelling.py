@@ -110,6 +110,30 @@ def test_one_id_of_two_issuers_needs_the_issuer(node: Node, tmp_path: Path) -> N
     assert [item.pseudonym for item in bundle.items] == [pseudonym(keys, "MRN-4711-X", "HOSPITAL-B")]
 
 
+def test_a_contradiction_between_two_spellings_of_a_patient_is_reported_and_neither_is_used(
+    node: Node, tmp_path: Path
+) -> None:
+    own = study_of(1, patient_id="ZZ-1", study=6)
+    own[0].IssuerOfPatientID = "HB"
+    node.add_study(own)
+    path = _csv(
+        tmp_path,
+        "ZZ-1,,,pneumonia,1",
+        "ZZ-1,HB,,pneumonia,0",
+        "ZZ-1,,,edema,1",
+        "ZZ-1,HB,,edema,1",
+    )
+
+    report = import_labels(node.clinical, path, "test")
+
+    assert report.accepted == 1
+    assert [(problem.line, problem.code) for problem in report.problems] == [
+        (2, "contradiction"), (3, "contradiction"), (5, "duplicate"),
+    ]  # fmt: skip
+    [bundle] = crossing.read_bundles(node.settings)
+    assert [item.name for item in bundle.items if isinstance(item, LabelItem)] == ["edema"]
+
+
 def test_a_placeholder_patient_gets_no_label(node: Node, tmp_path: Path) -> None:
     node.add_study(study_of(1, patient_id="UNKNOWN", study=5))
     report = import_labels(node.clinical, _csv(tmp_path, "UNKNOWN,,,pneumonia,1"), "test")

@@ -118,7 +118,8 @@ def test_who_lost_the_lease_cannot_name_an_update(
             finished_by_other.append(row_of(node, round_id))
             foreign = "slow@elsewhere:1:1:0"  # nobody here can tell whether that process lives
             past = now() - timedelta(seconds=1)
-            _set(node, Round, lease_owner=foreign, lease_until=past)
+            # attempts=0: the round was asked for again meanwhile, which starts counting anew.
+            _set(node, Round, lease_owner=foreign, lease_until=past, attempts=0)
             assert deliver(node, round_id)
             finished_by_other[0] = row_of(node, round_id)
         return genuine(*arguments)
@@ -132,6 +133,7 @@ def test_who_lost_the_lease_cannot_name_an_update(
     row, other = row_of(node, round_id), finished_by_other[0]
     assert other.output_path is not None
     assert (row.state, row.output_path) == (WorkState.DONE, other.output_path)
+    assert len(list((node.zone.root / "federation" / "updates").iterdir())) == 2
     assert sha256(node.zone.root / other.output_path) == row.output_sha256
     assert ledger_kinds(node, training.ROUND_TRAINED) == 1
 

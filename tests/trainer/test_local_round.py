@@ -33,6 +33,20 @@ def test_a_local_round_is_deterministic_by_seed_and_its_update_fits_the_model() 
     assert one.train_seconds > 0
 
 
+def test_an_update_above_the_plans_norm_is_scaled_down_to_it() -> None:
+    weights, dataset = initial_weights(TASK), drawn_dataset(1, TASK)
+    free = local_round(TASK, weights, dataset, seed=5)
+    bound = free.norm / 3
+
+    held = local_round(TASK, weights, dataset, max_norm=bound, seed=5)
+
+    assert held.norm == free.norm == update_norm(free.delta)
+    check_update(weights, held.delta, max_norm=bound)
+    assert update_norm(held.delta) == pytest.approx(bound, rel=1e-4)
+    for name in weights:
+        np.testing.assert_allclose(held.delta[name], free.delta[name] / 3, rtol=1e-3, atol=1e-7)
+
+
 def test_a_local_round_does_not_change_the_global_model() -> None:
     weights = initial_weights(TASK)
     before = {name: array.copy() for name, array in weights.items()}

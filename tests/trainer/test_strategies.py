@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from trainer.errors import StrategyError, UpdateError
-from trainer.strategies import STRATEGIES, Contribution, check_update, get, update_norm
+from trainer.strategies import STRATEGIES, Contribution, check_update, clip_update, get, update_norm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -199,3 +199,23 @@ def test_an_unknown_strategy_is_refused_and_the_known_ones_are_listed() -> None:
     assert sorted(STRATEGIES) == ["fedavg", "fedprox"]
     with pytest.raises(StrategyError, match="fedavg"):
         get("median")
+
+
+@settings(max_examples=100)
+@given(
+    hnp.arrays(np.float16, 6, elements=st.floats(-1000, 1000, width=16)),
+    hnp.arrays(np.float32, 6, elements=st.floats(-(2.0**60), 2.0**60, width=32)),
+    st.floats(0.01, 100.0),
+)
+def test_a_clipped_update_keeps_to_the_bound_its_dtypes_and_its_counters(
+    half: NDArray[Any], single: NDArray[Any], max_norm: float
+) -> None:
+    delta: Arrays = {"half": np.asarray(half), "single": np.asarray(single), "steps": np.array(7)}
+
+    clipped = clip_update(delta, max_norm)
+
+    assert update_norm(clipped) <= max_norm
+    assert all(clipped[name].dtype == delta[name].dtype for name in delta)
+    assert clipped["steps"] == 7
+    if update_norm(delta) <= max_norm:
+        assert all(np.array_equal(clipped[name], delta[name]) for name in delta)

@@ -12,15 +12,20 @@ from numpy.typing import NDArray
 from trainer import strategies
 from trainer.errors import UpdateError
 from trainer.federation.errors import AggregationError
+from trainer.federation.plan import MAX_SAMPLES
 from trainer.weights_io import to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from trainer.federation.plan import Strategy
+    from trainer.federation.plan import Bounds, Strategy
 
 Array = NDArray[Any]
-MAX_SAMPLES: Final = 10_000_000
+MAX_ARRAYS: Final = 100_000
+MAX_NAME: Final = 500
+_DTYPES: Final = frozenset(
+    np.dtype(name) for name in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +39,14 @@ class Update:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What became of one update. ``reason`` is None when it was counted."""
+    """What became of one update. ``reason`` is None when it was counted.
+
+    ``samples`` is its weight in the mean, ``claimed`` what the site said.
+    """
 
     site: str
     samples: int
+    claimed: int
     update_sha256: str
     reason: str | None
 
@@ -51,7 +60,7 @@ class Aggregate:
     judgements: tuple[Judgement, ...]
 
 
-def judge(reference: Mapping[str, Array], update: Update) -> Judgement:
+def judge(reference: Mapping[str, Array], update: Update, bounds: Bounds) -> Judgement:
     """Check one update against the global model that it was trained from."""
     digest = fingerprint(update.delta)
     reason: str | None = None
@@ -59,10 +68,12 @@ def judge(reference: Mapping[str, Array], update: Update) -> Judgement:
         reason = f"samples: expected 1 to {MAX_SAMPLES}"
     else:
         try:
-            strategies.check_update(reference, update.delta)
+            strategies.check_update(reference, update.delta, max_norm=bounds.update_norm)
+            strategies.apply_step(reference, update.delta)  # one that leaves a range must not end the round
         except UpdateError as error:
             reason = str(error)
-    return Judgement(update.site, max(0, min(update.samples, MAX_SAMPLES)), digest, reason)
+    claimed = max(0, min(update.samples, MAX_SAMPLES))
+    return Judgement(update.site, min(claimed, bounds.samples), claimed, digest, reason)
 
 
 def aggregate(
@@ -71,6 +82,7 @@ def aggregate(
     updates: Sequence[Update],
     strategy: Strategy,
     min_sites: int,
+    bounds: Bounds,
 ) -> Aggregate:
     """Check all updates and aggregate those that pass.
 
@@ -80,15 +92,17 @@ def aggregate(
         The round's global model.
     min_sites : int
         Fewest usable updates; with fewer the round does not count.
+    bounds : Bounds
+        Of the plan: a larger update is refused, more samples count as that many.
 
     Raises
     ------
     AggregationError
         If fewer than ``min_sites`` updates are usable.
     """
-    judgements = tuple(judge(reference, update) for update in updates)
+    judgements = tuple(judge(reference, update, bounds) for update in updates)
     usable = [
-        strategies.Contribution(update.site, update.delta, update.samples)
+        strategies.Contribution(update.site, update.delta, judgement.samples)
         for update, judgement in zip(updates, judgements, strict=True)
         if judgement.reason is None
     ]
@@ -97,6 +111,29 @@ def aggregate(
     rule = strategies.get(strategy.name)
     weights, next_state = rule.aggregate(reference, usable, state, strategy.parameters)
     return Aggregate(weights, next_state, judgements)
+
+
+def plain_arrays(received: Mapping[Any, Any]) -> dict[str, Array]:
+    """Return what arrived as plain arrays.
+
+    Raises
+    ------
+    UpdateError
+        For anything but arrays (or their scalars) of numbers under printable names.
+    """
+    if len(received) > MAX_ARRAYS:
+        raise UpdateError("names", f"expected at most {MAX_ARRAYS} arrays")
+    result: dict[str, Array] = {}
+    for name, value in received.items():
+        if not isinstance(name, str) or len(name) > MAX_NAME or not name.isprintable():
+            raise UpdateError("names", f"expected printable names of at most {MAX_NAME} characters")
+        if type(value) is not np.ndarray and not isinstance(value, np.generic):
+            raise UpdateError("dtype", "expected arrays of numbers")
+        array = np.asarray(value)
+        if array.dtype not in _DTYPES or not array.dtype.isnative:
+            raise UpdateError("dtype", "expected arrays of numbers")
+        result[name] = array
+    return result
 
 
 def fitted(reference: Mapping[str, Array], received: Mapping[str, Any]) -> dict[str, Array]:

@@ -31,6 +31,7 @@ class Refusal(StrEnum):
     EXPIRED = "expired"
     COHORT_TOO_SMALL = "cohort_too_small"
     NOT_IN_PLAN = "not_in_plan"
+    OTHER_MODEL = "other_model"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ class Facts:
         The site's own floor, from its configuration.
     number : int
         Round asked for, 1-based; for the final model, the last round.
+    on_other_model : bool
+        Whether this round ran here on another global model than the one that is offered now. An approved plan
+        gives the coordinator one question per round, not as many as it has models.
     """
 
     now: datetime
@@ -60,6 +64,7 @@ class Facts:
     cohort: int
     site_minimum_cohort: int
     number: int
+    on_other_model: bool
 
 
 @dataclass(frozen=True)
@@ -93,10 +98,16 @@ def decide(plan: Plan, facts: Facts) -> Admit | Wait | Refuse:
         case Standing.REFUSED:
             return Refuse(Refusal.REFUSED, "the plan was refused at this site")
         case Standing.APPROVED:
-            pass
+            return _approved(plan, facts)
+
+
+def _approved(plan: Plan, facts: Facts) -> Admit | Refuse:
+    """Decide over a round of an approved plan."""
     needed = max(plan.minimum_cohort, facts.site_minimum_cohort)
     if facts.cohort < needed:
         return Refuse(Refusal.COHORT_TOO_SMALL, f"fewer than {needed} labelled subjects at this site")
+    if facts.on_other_model:
+        return Refuse(Refusal.OTHER_MODEL, "this round ran here on another global model")
     return Admit()
 
 

@@ -21,6 +21,9 @@ MAX_TITLE: Final = 64
 MAX_ROUNDS: Final = 10_000
 MAX_SITES: Final = 1_000
 MAX_SECONDS: Final = 30 * 24 * 3600.0
+MIN_NORM: Final = 1e-6
+MAX_NORM: Final = 1e6
+MAX_SAMPLES: Final = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,19 @@ class Strategy:
 
     name: str
     parameters: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        """Take whole numbers as floats, as reading JSON does: the hash must not depend on who wrote them."""
+        floats = {name: _as_float(value) for name, value in self.parameters.items()}
+        object.__setattr__(self, "parameters", floats)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far one site may move the global model in one round: norm of its update, weight in the mean."""
+
+    update_norm: float
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,11 @@ class Plan:
         How long a round goes on waiting for the other sites once ``min_sites`` have answered.
     approval_wait_s : float
         How long sites wait for a person's approval before they refuse.
+    max_update_norm : float
+        Largest L2 norm of an update over all floating-point tensors: sites scale theirs down to it, the
+        coordinator refuses a larger one.
+    max_samples_per_site : int
+        Most samples that count as a site's weight in the mean, however many it claims.
     """
 
     run_id: str
@@ -63,6 +84,8 @@ class Plan:
     approval_wait_s: float
     seed: int
     straggler_wait_s: float = 60.0
+    max_update_norm: float = 100.0
+    max_samples_per_site: int = 100_000
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have, wherever the plan was made."""
@@ -75,8 +98,12 @@ class Plan:
         _check_range("round_timeout_s", self.round_timeout_s, 1.0, MAX_SECONDS)
         _check_range("approval_wait_s", self.approval_wait_s, 0.0, MAX_SECONDS)
         _check_range("straggler_wait_s", self.straggler_wait_s, 0.0, MAX_SECONDS)
+        _check_range("max_update_norm", self.max_update_norm, MIN_NORM, MAX_NORM)
+        _check_range("max_samples_per_site", self.max_samples_per_site, 1, MAX_SAMPLES)
         if self.expires_at.tzinfo is None:
             raise PlanError("expires_at: expected a moment with a time zone")
+        for name in _FLOATS:
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; :meth:`from_json` reads them back unchanged."""
@@ -92,8 +119,15 @@ class Plan:
             "round_timeout_s": self.round_timeout_s,
             "approval_wait_s": self.approval_wait_s,
             "straggler_wait_s": self.straggler_wait_s,
+            "max_update_norm": self.max_update_norm,
+            "max_samples_per_site": self.max_samples_per_site,
             "seed": self.seed,
         }
+
+    @property
+    def bounds(self) -> Bounds:
+        """What one site may do in one round."""
+        return Bounds(self.max_update_norm, self.max_samples_per_site)
 
     @property
     def sha256(self) -> str:
@@ -115,7 +149,7 @@ class Plan:
         values: dict[str, Any] = {}
         for name, read in _FIELDS.items():
             if name not in content:
-                if name == "straggler_wait_s":
+                if name in _OPTIONAL:
                     continue
                 raise PlanError(f"{name}: missing")
             values[name] = read(name, content[name])
@@ -159,6 +193,10 @@ def content_sha256(content: Mapping[str, Any]) -> str:
 def default_expiry(now: datetime, days: float = 30) -> datetime:
     """Return the moment at which a plan made now stops being valid."""
     return now + timedelta(days=days)
+
+
+def _as_float(value: float) -> float:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _check_name(field: str, value: str) -> None:
@@ -221,6 +259,8 @@ def _strategy(field: str, value: Any) -> Strategy:
     )
 
 
+_FLOATS: Final = ("round_timeout_s", "approval_wait_s", "straggler_wait_s", "max_update_norm")
+_OPTIONAL: Final = frozenset({"straggler_wait_s", "max_update_norm", "max_samples_per_site"})
 _FIELDS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "run_id": _typed(str),
     "name": _typed(str),
@@ -233,5 +273,7 @@ _FIELDS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "round_timeout_s": _number,
     "approval_wait_s": _number,
     "straggler_wait_s": _number,
+    "max_update_norm": _number,
+    "max_samples_per_site": _typed(int),
     "seed": _typed(int),
 }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Departure:
     """What one round sends out of the building.
 
     ``update_sha256`` and ``size_bytes`` are of the safetensors file; ``dataset_sha256`` is that of the
-    dataset version and names no instance. Evaluating a final model sends no tensors: empty hash, zero bytes.
+    dataset version and names no instance; ``update_norm`` is the L2 norm of the tensors that leave.
+    Evaluating a final model sends no tensors: empty hash, zero bytes, norm zero.
     """
 
     run_id: str
@@ -39,6 +40,7 @@ class Departure:
     samples: int
     dataset_sha256: str
     metric_names: tuple[str, ...]
+    update_norm: float
 
 
 @dataclass(frozen=True)

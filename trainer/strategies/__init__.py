@@ -10,7 +10,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from trainer.errors import StrategyError
-from trainer.strategies.base import Contribution, State, Strategy, check_update, update_norm
+from trainer.strategies.base import (
+    Contribution,
+    State,
+    Strategy,
+    apply_step,
+    check_update,
+    clip_update,
+    update_norm,
+)
 from trainer.strategies.fedavg import FedAvg
 from trainer.strategies.fedprox import FedProx
 
@@ -34,4 +42,14 @@ def get(name: str) -> Strategy:
         raise StrategyError(f"no strategy of that name; expected one of {', '.join(STRATEGIES)}") from None
 
 
-__all__ = ["STRATEGIES", "Contribution", "State", "Strategy", "check_update", "get", "update_norm"]
+__all__ = [
+    "STRATEGIES",
+    "Contribution",
+    "State",
+    "Strategy",
+    "apply_step",
+    "check_update",
+    "clip_update",
+    "get",
+    "update_norm",
+]

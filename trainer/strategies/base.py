@@ -98,8 +98,35 @@ def check_update(
 
 def update_norm(delta: Mapping[str, Array]) -> float:
     """Return the L2 norm over all floating-point arrays, computed in float64."""
-    squares = [float(np.sum(np.square(a, dtype=np.float64))) for a in delta.values() if a.dtype.kind == "f"]
+    with np.errstate(over="ignore"):
+        squares = [
+            float(np.sum(np.square(a, dtype=np.float64))) for a in delta.values() if a.dtype.kind == "f"
+        ]
     return math.sqrt(math.fsum(squares))
+
+
+def clip_update(delta: Mapping[str, Array], max_norm: float) -> Weights:
+    """Return an update whose L2 norm is at most ``max_norm``: scaled down as a whole where it was larger.
+
+    Only floating-point arrays are scaled; counters have no part in the norm.
+
+    References
+    ----------
+    Geyer, Klein and Nabi, Differentially Private Federated Learning: A Client Level Perspective, 2017;
+    McMahan et al., Learning Differentially Private Recurrent Language Models, ICLR 2018.
+    """
+    clipped, norm = dict(delta), update_norm(delta)
+    scale = 1.0
+    while not norm <= max_norm:
+        scale *= (1.0 - 1e-6) * max_norm / norm  # the little less is for what rounding adds
+        clipped = {
+            name: np.asarray(array.astype(np.float64) * scale).astype(array.dtype)
+            if array.dtype.kind == "f"
+            else array
+            for name, array in delta.items()
+        }
+        norm = update_norm(clipped)
+    return clipped
 
 
 def weighted_mean(reference: Mapping[str, Array], contributions: Sequence[Contribution]) -> dict[str, Array]:
@@ -153,9 +180,8 @@ def _moved_integers(name: str, array: Array, step: Array) -> Array:
     """Counters: add in integers, since float64 cannot hold every int64."""
     whole = np.rint(step)
     limits = np.iinfo(array.dtype)
-    room_up = limits.max - array.astype(object)
-    room_down = array.astype(object) - limits.min
-    if bool(np.any((whole > room_up) | (-whole > room_down))):
+    exact, before = np.asarray(whole).astype(object), array.astype(object)  # Python compares these exactly
+    if bool(np.any((exact > limits.max - before) | (-exact > before - limits.min))):
         raise UpdateError("not_finite", f"{name}: the new global model leaves the range of {array.dtype}")
     return np.asarray(array + whole.astype(array.dtype))
 

@@ -171,6 +171,7 @@ def _protocol(row: views.ProtocolView, view: FederationView) -> Markup:
         ("Learns", f"{row.label} on {', '.join(row.modalities) or 'any modality'} with {row.network}"),
         ("Cohort", cohort),
         ("Rounds", f"{row.total_rounds} by {row.strategy}, at least {count(row.min_sites, 'site')}"),
+        ("Bounds", _bounds(row)),
         ("Expires", when(row.expires_at)),
         ("Plan", code(row.plan_sha256, length=16)),
     ]
@@ -186,6 +187,11 @@ def _protocol(row: views.ProtocolView, view: FederationView) -> Markup:
         id=f"plan-{row.id}",
     )
     return el("article", head, facts(rows), whole, class_="protocol")
+
+
+def _bounds(row: views.ProtocolView) -> str:
+    samples = count(row.max_samples_per_site, "sample")
+    return f"a site's update has a norm of at most {row.max_update_norm:g} and counts as at most {samples}"
 
 
 def _decisions(row: views.ProtocolView, view: FederationView) -> Markup | None:
@@ -316,7 +322,9 @@ def receipts_table(receipts: tuple[views.ReceiptView, ...], empty: Markup) -> Ma
 
 def _what_left(body: Mapping[str, Any]) -> Markup:
     tensors, metrics = body.get("tensor_names") or [], body.get("metric_names") or []
-    update = f"a difference of {count(len(tensors), 'tensor')}" if tensors else "no tensors"
+    norm = body.get("update_norm")
+    size = f", norm {norm:.3g}" if isinstance(norm, int | float) else ""
+    update = f"a difference of {count(len(tensors), 'tensor')}{size}" if tensors else "no tensors"
     figures = f"and {count(len(metrics), 'figure')}: {', '.join(map(str, metrics))}" if metrics else ""
     return stack(update, el("small", figures) if figures else None)
 

@@ -131,7 +131,18 @@ def test_a_site_that_dies_in_a_round_neither_stops_nor_falsifies_the_run(ring: R
         assert counted_sites(view, number) == {"north", "south"}
     assert {"north", "south"} <= counted_sites(view, 1)
     check_arithmetic(ring, plan)
+    assert {one.site for one in view.final if one.accepted} == {"north", "south"}
     west.program.start()
+
+    cloister("coordinator", "offer", ring.federation.root, plan.run_id)
+    until(lambda: any(row.kind == "finalize" for row in west.rounds(plan.run_id)), 90, "west gets the model")
+    again = ring.until_over(plan)
+
+    assert again.state == "done", again.reason
+    assert {one.site for one in again.final if one.accepted} == set(SITES)
+    assert [(one.number, one.model_sha256) for one in again.rounds] == [
+        (one.number, one.model_sha256) for one in view.rounds
+    ]
 
 
 def test_a_killed_job_process_and_a_killed_coordinator_cost_no_finished_round(ring: Ring) -> None:

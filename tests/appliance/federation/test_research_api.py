@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import select
 
 from appliance import node, research_api, research_client
 from appliance.db.base import WorkState, new_id
-from appliance.db.engine import writing
+from appliance.db.engine import reading, writing
 from appliance.db.research import Receipt, ResearchJob, Round
 from appliance.federation import siteapi
+from appliance.federation.errors import SiteServiceError
 from appliance.federation.exchange import AbortedError, Exchange, Finished, Refused
 from appliance.federation.site import SiteService
 from appliance.federation.unixclient import UnixClient
 from appliance.research_client import ResearchRefusedError, ResearchUnavailableError
 from tests.appliance.federation.research import add_subjects, finish_round
-from tests.appliance.federation.test_site import CONTENT, asked, begun
+from tests.appliance.federation.ring import until
+from tests.appliance.federation.test_site import CONTENT, approve, asked, begun, count_rounds, stored_models
 from tests.trainer.federation.plans import make_plan
 
 if TYPE_CHECKING:
@@ -78,7 +82,7 @@ def test_a_round_goes_from_question_to_signed_update(
     view = begun(SiteService(zone), PLAN)
     finish_round(zone, view.round_id)
 
-    answer = exchange.run(vars(asked(SiteService(zone), PLAN)), CONTENT, 0.0)
+    answer = exchange.run(vars(asked(PLAN)), CONTENT, 0.0)
 
     assert isinstance(answer, Finished)
     assert (answer.content, answer.samples, answer.metrics) == (CONTENT, 12, {"auc": 0.75})
@@ -92,6 +96,35 @@ def test_a_round_goes_from_question_to_signed_update(
     assert len(client.datasets()) == 1
 
 
+def test_the_model_is_stored_when_the_site_wants_it_and_not_before(
+    exchange: Exchange, zone: ResearchZone
+) -> None:
+    exchange.admit(PLAN.to_json(), PLAN.sha256, 0.0)
+
+    refused = exchange.run(vars(asked(PLAN)), CONTENT, 0.0)
+    assert isinstance(refused, Refused)
+    assert refused.code == "not_approved"
+    assert stored_models(zone) == []
+    approve(zone, PLAN)
+    running = Thread(target=exchange.run, args=(vars(asked(PLAN)), CONTENT, 0.0), daemon=True)
+    running.start()
+    until(lambda: count_rounds(zone) == 1, 20, "the round's row")
+    with reading(zone.engine) as session:
+        finish_round(zone, session.scalars(select(Round.id)).one())
+    running.join(20)
+
+    assert not running.is_alive()
+    assert stored_models(zone) == [asked(PLAN).model_sha256]
+
+
+@pytest.mark.parametrize("query", ["", "?number=1", "?number=x&kind=train&plan_sha256=a", "?number=-1"])
+def test_a_model_without_its_round_is_refused(exchange: Exchange, query: str) -> None:
+    with pytest.raises(SiteServiceError) as caught:
+        exchange.client.send("PUT", f"/v1/models/{'0' * 64}{query}", CONTENT)
+
+    assert not caught.value.retryable
+
+
 def test_a_dead_round_is_an_answer_with_its_reason(exchange: Exchange, zone: ResearchZone) -> None:
     view = begun(SiteService(zone), PLAN)
     with writing(zone.engine) as session:
@@ -99,7 +132,7 @@ def test_a_dead_round_is_an_answer_with_its_reason(exchange: Exchange, zone: Res
         assert row is not None
         row.state, row.reason = WorkState.DEAD, "no usable case"
 
-    answer = exchange.run(vars(asked(SiteService(zone), PLAN)), CONTENT, 0.0)
+    answer = exchange.run(vars(asked(PLAN)), CONTENT, 0.0)
 
     assert answer == Refused("round_failed", "no usable case")
 

@@ -1,38 +1,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from sqlalchemy import select
 
-from appliance.db import migrate
 from appliance.db.base import now
-from appliance.db.coordinator import Contribution, RunState
-from appliance.db.engine import make_engine, reading
+from appliance.db.coordinator import Contribution, Run, RunState
+from appliance.db.engine import reading, writing
 from appliance.federation import progress
 from appliance.federation.book import Book, Checkpoint, Counted, StaleJobError
 from appliance.federation.enginelink import EngineAwayError
 from appliance.federation.errors import CoordinatorError
-from appliance.federation.runs import MAX_FAILURES, RunController
+from appliance.federation.runs import MAX_FAILURES, PATIENCE_S, RunController
 from tests.trainer.federation.plans import make_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 PLAN = make_plan()
 MODEL = {"weight": np.zeros((2, 2), np.float32)}
-
-
-@pytest.fixture
-def book(tmp_path: Path) -> Iterator[Book]:
-    url = f"sqlite:///{tmp_path / 'coordinator.db'}"
-    migrate.upgrade(url, "coordinator")
-    opened = Book(make_engine(url), tmp_path)
-    yield opened
-    opened.engine.dispose()
 
 
 @pytest.fixture
@@ -125,7 +115,7 @@ class TestBook:
         book.set_job(run_id, "job-a")
         for number in (1, 2, 3):
             finish(book, run_id, "job-a", number)
-        book.finish_run(run_id, "job-a", [counted("north")])
+        book.finish_run(run_id, "job-a", [counted("north"), counted("south")])
 
         view = progress.run(book.engine, run_id)
 
@@ -136,7 +126,7 @@ class TestBook:
             ("north", True),
             ("south", False),
         ]
-        assert [one.site for one in view.final] == ["north"]
+        assert [one.site for one in view.final] == ["north", "south"]
         assert progress.run(book.engine, "unknown") is None
 
 
@@ -304,3 +294,106 @@ class TestRunController:
 
         assert engine.aborted == ["job-1"]
         assert book.is_current(other, "job-2")
+
+    def test_a_final_model_that_is_offered_again_waits_for_a_site_that_misses_it(
+        self, controller: RunController, book: Book, run_id: str, engine: ScriptedEngine, clock: Clock
+    ) -> None:
+        controller.step()
+        for number in (1, 2, 3):
+            finish(book, run_id, "job-1", number)
+        book.finish_run(run_id, "job-1", [counted("north"), counted("south")])
+        controller.step()
+        engine.here = {"north", "south"}
+        book.offer(run_id, frozenset({"north", "south", "west"}))
+        for _ in range(3):
+            controller.step()
+            clock.at += 100.0
+        assert engine.submitted == ["job-1"]
+
+        engine.here = {"south", "west"}
+        for _ in range(3):
+            controller.step()
+            clock.at += 100.0
+
+        assert engine.submitted == ["job-1", "job-2"]
+
+    def test_a_run_without_enough_sites_steps_aside_for_one_that_has_them(
+        self, controller: RunController, book: Book, run_id: str, engine: ScriptedEngine, clock: Clock
+    ) -> None:
+        other = book.add_run(make_plan(run_id="run-2", min_sites=1), MODEL)
+        engine.here = {"north"}
+        controller.step()
+        clock.at = PATIENCE_S / 2
+        controller.step()
+        assert engine.submitted == []
+
+        for _ in range(4):
+            clock.at += PATIENCE_S
+            controller.step()
+
+        assert book.is_current(other, "job-1")
+        assert book.state(run_id) == RunState.QUEUED
+
+    def test_runs_never_have_two_jobs_at_once_and_the_first_goes_on_when_its_sites_are_back(
+        self, controller: RunController, book: Book, run_id: str, engine: ScriptedEngine, clock: Clock
+    ) -> None:
+        other = book.add_run(make_plan(run_id="run-2", min_sites=1), MODEL)
+        engine.here = {"north"}
+        for _ in range(5):
+            controller.step()
+            clock.at += PATIENCE_S
+        assert engine.submitted == ["job-1"]
+        engine.here = {"north", "south", "west"}
+        for _ in range(5):
+            controller.step()
+            clock.at += PATIENCE_S
+        assert engine.submitted == ["job-1"]
+
+        for number in (1, 2, 3):
+            finish(book, other, "job-1", number)
+        book.finish_run(other, "job-1", [counted("north")])
+        controller.step()
+
+        assert engine.submitted == ["job-1", "job-2"]
+        assert book.is_current(run_id, "job-2")
+
+    def test_a_run_that_lost_its_sites_between_jobs_keeps_its_count_of_failures(
+        self, controller: RunController, book: Book, run_id: str, engine: ScriptedEngine, clock: Clock
+    ) -> None:
+        other = book.add_run(make_plan(run_id="run-2", min_sites=1), MODEL)
+        for _ in range(2 * MAX_FAILURES):
+            engine.here = {"north", "south", "west"}
+            controller.step()
+            engine.statuses = dict.fromkeys(engine.statuses, "FINISHED:ABORTED")
+            engine.here = {"north"}
+            for _ in range(3):
+                controller.step()
+                clock.at += PATIENCE_S
+
+        assert RunState.DEAD in {book.state(run_id), book.state(other)}
+
+    def test_a_run_whose_plan_expired_ends_with_the_reason(
+        self, controller: RunController, book: Book, run_id: str, engine: ScriptedEngine
+    ) -> None:
+        late = book.add_run(make_plan(run_id="late", expires_at=now() - timedelta(seconds=1)), MODEL)
+
+        controller.step()
+
+        view = progress.run(book.engine, late)
+        assert view is not None
+        assert (view.state, view.reason) == ("dead", "the plan has expired")
+        assert book.state(run_id) == RunState.RUNNING
+        assert engine.submitted == ["job-1"]
+
+    def test_a_run_whose_plan_is_not_the_one_that_was_written_down_ends_with_the_reason(
+        self, controller: RunController, book: Book, run_id: str, engine: ScriptedEngine
+    ) -> None:
+        with writing(book.engine) as session:
+            run = session.get(Run, run_id)
+            assert run is not None
+            run.plan = make_plan(seed=99).to_json()
+
+        controller.step()
+
+        assert book.state(run_id) == RunState.DEAD
+        assert engine.submitted == []

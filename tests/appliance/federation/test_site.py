@@ -11,42 +11,22 @@ from sqlalchemy import func, select
 from appliance import ledger, node
 from appliance.db.base import WorkState, now
 from appliance.db.engine import reading, writing
-from appliance.db.research import Protocol, ProtocolState, Receipt, Round, Subject
+from appliance.db.research import Protocol, ProtocolState, Receipt, ResearchLedgerEntry, Round, Subject
 from appliance.federation import protocols
+from appliance.federation.errors import ReleaseError
 from appliance.federation.protocols import ProtocolDecisionError, UnknownProtocolError
-from appliance.federation.site import Asked, ReleaseError, RoundView, SiteService
+from appliance.federation.site import MAX_REVIVALS, REVIVE_AFTER_S, Asked, RoundView, SiteService
 from tests.appliance.federation.research import add_subjects, finish_round
 from tests.trainer.federation.plans import make_plan
 from trainer.federation import receipt
 from trainer.weights_io import from_bytes, to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from appliance.node import ResearchZone
-    from appliance.settings import Settings
     from trainer.federation.plan import Plan
 
 MODEL = {"weight": np.ones((2, 2), np.float32)}
 CONTENT = to_bytes(MODEL)
-
-
-@pytest.fixture
-def zone(make_node: Callable[..., Settings]) -> Iterator[ResearchZone]:
-    opened = node.open_research(make_node(federation={"site": "north", "minimum_cohort": 3}))
-    yield opened
-    opened.engine.dispose()
-
-
-@pytest.fixture
-def service(zone: ResearchZone) -> SiteService:
-    return SiteService(zone)
-
-
-@pytest.fixture
-def plan(zone: ResearchZone) -> Plan:
-    add_subjects(zone, 6)
-    return make_plan()
 
 
 def approve(zone: ResearchZone, plan: Plan) -> None:
@@ -55,18 +35,33 @@ def approve(zone: ResearchZone, plan: Plan) -> None:
         protocols.decide(session, zone.ledger, row.id, ProtocolState.APPROVED, "officer")
 
 
-def asked(service: SiteService, plan: Plan, *, number: int = 1, kind: str = "train") -> Asked:
-    digest = hashlib.sha256(CONTENT).hexdigest()
-    service.store_model(digest, CONTENT)
-    return Asked(plan.sha256, kind, number, digest)
+def asked(plan: Plan, *, number: int = 1, kind: str = "train", content: bytes = CONTENT) -> Asked:
+    return Asked(plan.sha256, kind, number, hashlib.sha256(content).hexdigest())
+
+
+def stored_models(zone: ResearchZone) -> list[str]:
+    return [path.stem for path in (zone.root / "federation" / "models").glob("*")]
 
 
 def begun(service: SiteService, plan: Plan) -> RoundView:
     service.propose(plan.to_json(), plan.sha256)
     approve(service.zone, plan)
-    decision, view = service.begin(asked(service, plan))
+    assert service.begin(asked(plan))[0].standing == "wanted"
+    service.store_model(asked(plan), CONTENT)
+    decision, view = service.begin(asked(plan))
     assert decision.standing == "admitted"
     assert view is not None
+    return view
+
+
+def worked(service: SiteService, plan: Plan, number: int) -> RoundView:
+    """Ask for a round on a model of its own and do its work."""
+    content = to_bytes({"weight": np.full((2, 2), number, np.float32)})
+    one = asked(plan, number=number, content=content)
+    service.store_model(one, content)
+    _, view = service.begin(one)
+    assert view is not None
+    finish_round(service.zone, view.round_id)
     return view
 
 
@@ -79,7 +74,7 @@ def test_a_new_plan_waits_for_a_person(service: SiteService, plan: Plan) -> None
     assert service.propose(plan.to_json(), plan.sha256).standing == "pending"
     assert service.propose(plan.to_json(), plan.sha256).standing == "pending"
 
-    decision, view = service.begin(asked(service, plan))
+    decision, view = service.begin(asked(plan))
 
     assert (decision.standing, view) == ("pending", None)
     assert count_rounds(service.zone) == 0
@@ -90,11 +85,44 @@ def test_an_approved_plan_gets_one_row_however_often_it_is_asked_for(
 ) -> None:
     first = begun(service, plan)
 
-    _, second = service.begin(asked(service, plan))
+    _, second = service.begin(asked(plan))
 
     assert second is not None
     assert second.round_id == first.round_id
     assert count_rounds(service.zone) == 1
+
+
+def test_a_round_is_worked_on_for_one_global_model_alone(service: SiteService, plan: Plan) -> None:
+    first = begun(service, plan)
+    finish_round(service.zone, first.round_id)
+    others = [to_bytes({"weight": np.full((2, 2), value, np.float32)}) for value in (2, 3)]
+
+    decisions = []
+    for content in (*others, *others):
+        with pytest.raises(ReleaseError, match="other_model"):
+            service.store_model(asked(plan, content=content), content)
+        decisions.append(service.begin(asked(plan, content=content)))
+    _, again = SiteService(service.zone).begin(asked(plan))
+
+    assert {decision.code for decision, _ in decisions} == {"other_model"}
+    assert all(view is None for _, view in decisions)
+    assert again is not None
+    assert (again.round_id, again.state) == (first.round_id, WorkState.DONE)
+    assert count_rounds(service.zone) == 1
+    with reading(service.zone.engine) as session:
+        kinds = list(session.scalars(select(ResearchLedgerEntry.kind)))
+    assert kinds.count("round.other_model") == 1
+
+
+def test_the_same_number_of_another_kind_has_its_own_model(service: SiteService, plan: Plan) -> None:
+    begun(service, plan)
+    content = to_bytes({"weight": np.full((2, 2), 2, np.float32)})
+    final = asked(plan, kind="finalize", content=content)
+    service.store_model(final, content)
+
+    decision, _ = service.begin(final)
+
+    assert decision.standing == "admitted"
 
 
 def test_an_altered_plan_under_the_approved_hash_is_refused(service: SiteService, plan: Plan) -> None:
@@ -118,7 +146,7 @@ def test_an_altered_plan_under_its_own_hash_waits_for_a_person_of_its_own(
 
 
 def test_a_round_of_a_plan_that_was_never_shown_is_refused(service: SiteService, plan: Plan) -> None:
-    decision, view = service.begin(asked(service, plan))
+    decision, view = service.begin(asked(plan))
 
     assert (decision.standing, decision.code, view) == ("refused", "not_approved", None)
 
@@ -134,7 +162,7 @@ def test_a_small_cohort_is_refused(service: SiteService, zone: ResearchZone) -> 
     with writing(zone.engine) as session:
         protocols.decide(session, zone.ledger, plan.sha256, ProtocolState.APPROVED, "officer")
 
-    decision, _ = service.begin(asked(service, plan))
+    decision, _ = service.begin(asked(plan))
 
     assert decision.code == "cohort_too_small"
 
@@ -152,27 +180,6 @@ def test_the_cohort_leaves_out_other_modalities_other_labels_and_people_who_opte
         assert protocols.cohort(session, make_plan().task) == 5
 
 
-def test_a_model_other_than_announced_is_refused(service: SiteService) -> None:
-    with pytest.raises(ReleaseError, match="announced"):
-        service.store_model("0" * 64, CONTENT)
-
-
-def test_a_round_on_a_model_that_never_arrived_is_refused(service: SiteService, plan: Plan) -> None:
-    begun(service, plan)
-
-    decision, view = service.begin(Asked(plan.sha256, "train", 2, "1" * 64))
-
-    assert (decision.code, view) == ("no_model", None)
-
-
-@pytest.mark.parametrize("digest", ["../../etc/passwd", "A" * 64, "", "0" * 63])
-def test_a_model_hash_that_is_none_touches_no_file(service: SiteService, plan: Plan, digest: str) -> None:
-    begun(service, plan)
-
-    with pytest.raises(ReleaseError):
-        service.begin(Asked(plan.sha256, "train", 2, digest))
-
-
 def test_the_receipt_says_what_left_and_is_signed_once(service: SiteService, plan: Plan) -> None:
     view = begun(service, plan)
     digest = finish_round(service.zone, view.round_id)
@@ -185,6 +192,7 @@ def test_the_receipt_says_what_left_and_is_signed_once(service: SiteService, pla
     receipt.verify(signed, service.zone.keys.signing.public_key())
     assert signed.body["update_sha256"] == digest
     assert signed.body["size_bytes"] == len(content)
+    assert signed.body["update_norm"] == 2.0
     assert signed.body["tensor_names"] == sorted(from_bytes(content))
     assert (signed.body["samples"], signed.body["site"]) == (12, "north")
     with reading(service.zone.engine) as session:
@@ -195,7 +203,7 @@ def test_a_finished_round_is_answered_again_without_work(service: SiteService, p
     view = begun(service, plan)
     finish_round(service.zone, view.round_id)
 
-    _, again = service.begin(asked(service, plan))
+    _, again = service.begin(asked(plan))
 
     assert again is not None
     assert (again.round_id, again.state, again.samples) == (view.round_id, WorkState.DONE, 12)
@@ -220,6 +228,17 @@ def test_an_update_that_was_changed_on_disk_does_not_leave(service: SiteService,
         service.release(view.round_id)
 
 
+def test_an_update_larger_than_the_plan_allows_does_not_leave(
+    service: SiteService, zone: ResearchZone
+) -> None:
+    add_subjects(zone, 6)
+    view = begun(service, make_plan(max_update_norm=1.9))
+    finish_round(zone, view.round_id)  # four ones: norm 2
+
+    with pytest.raises(ReleaseError, match="larger"):
+        service.release(view.round_id)
+
+
 def test_an_output_path_outside_the_zone_does_not_leave(service: SiteService, plan: Plan) -> None:
     view = begun(service, plan)
     finish_round(service.zone, view.round_id)
@@ -241,30 +260,41 @@ def test_a_round_that_missed_its_deadline_is_worked_on_when_asked_for_again(
         assert row is not None
         row.state, row.deadline_at, row.attempts = WorkState.DEAD, now() - timedelta(seconds=1), 4
 
-    _, again = service.begin(asked(service, plan))
+    _, again = service.begin(asked(plan))
 
     assert again is not None
     assert (again.round_id, again.state) == (view.round_id, WorkState.QUEUED)
 
 
-def test_models_of_rounds_that_are_over_are_removed_at_last(service: SiteService, zone: ResearchZone) -> None:
-    add_subjects(zone, 6)
-    plan = make_plan(total_rounds=10)
-    service.propose(plan.to_json(), plan.sha256)
-    approve(zone, plan)
-    digests = []
-    for number in range(1, 9):
-        content = to_bytes({"weight": np.full((2, 2), number, np.float32)})
-        digests.append(hashlib.sha256(content).hexdigest())
-        service.store_model(digests[-1], content)
-        _, view = service.begin(Asked(plan.sha256, "train", number, digests[-1]))
-        assert view is not None
-        if number != 2:
-            finish_round(zone, view.round_id)
+def die(zone: ResearchZone, round_id: str, *, ago_s: float) -> None:
+    """Let a round's row die as a worker does, some time ago."""
+    with writing(zone.engine) as session:
+        row = session.get(Round, round_id)
+        assert row is not None
+        row.state, row.attempts, row.updated_at = (
+            WorkState.DEAD,
+            row.attempts + 1,
+            now() - timedelta(seconds=ago_s),
+        )
 
-    left = {path.stem for path in (zone.root / "federation" / "models").iterdir()}
 
-    assert left == {digests[1], *digests[-4:]}
+def test_a_dead_round_is_tried_again_before_its_deadline_after_a_rest_and_not_for_ever(
+    service: SiteService, plan: Plan
+) -> None:
+    view = begun(service, plan)
+    die(service.zone, view.round_id, ago_s=0.0)
+    _, at_once = service.begin(asked(plan))
+    assert at_once is not None
+    assert at_once.state == WorkState.DEAD
+
+    states = []
+    for _ in range(MAX_REVIVALS + 2):
+        die(service.zone, view.round_id, ago_s=REVIVE_AFTER_S + 1)
+        _, again = service.begin(asked(plan))
+        assert again is not None
+        states.append(again.state)
+
+    assert states == [WorkState.QUEUED] * MAX_REVIVALS + [WorkState.DEAD] * 2
 
 
 def test_a_suspended_plan_admits_no_further_round(service: SiteService, plan: Plan) -> None:
@@ -274,7 +304,7 @@ def test_a_suspended_plan_admits_no_further_round(service: SiteService, plan: Pl
             session, service.zone.ledger, plan.sha256[:8], ProtocolState.SUSPENDED, "officer", "vacation"
         )
 
-    decision, view = service.begin(asked(service, plan, number=2))
+    decision, view = service.begin(asked(plan, number=2))
 
     assert (decision.code, view) == ("suspended", None)
 

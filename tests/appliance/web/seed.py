@@ -490,6 +490,7 @@ def _receipt(session: Session, zone: ResearchZone, row: Round, at: datetime) -> 
         samples=row.samples,
         dataset_sha256=hashlib.sha256(b"dataset").hexdigest(),
         metric_names=("auc", "log_loss", "sensitivity", "specificity"),
+        update_norm=0.8125,
     )
     signed = receipts.sign(receipts.build(departure, at), zone.keys.signing)
     stored = Receipt(

@@ -8,12 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from trainer import strategies
+from trainer.errors import UpdateError
 from trainer.federation import aggregation
 from trainer.federation.aggregation import Update
 from trainer.federation.errors import AggregationError
-from trainer.federation.plan import Strategy
+from trainer.federation.plan import Bounds, Strategy
 
 FEDAVG = Strategy("fedavg", {})
+BOUNDS = Bounds(update_norm=100.0, samples=100_000)
 REFERENCE: dict[str, Any] = {"weight": np.zeros((2, 3), np.float32), "steps": np.zeros((), np.int64)}
 
 
@@ -22,8 +25,8 @@ def update(site: str, value: float, samples: int = 10) -> Update:
     return Update(site, delta, samples)
 
 
-def run(*updates: Update, min_sites: int = 1) -> aggregation.Aggregate:
-    return aggregation.aggregate(REFERENCE, {}, updates, FEDAVG, min_sites)
+def run(*updates: Update, min_sites: int = 1, bounds: Bounds = BOUNDS) -> aggregation.Aggregate:
+    return aggregation.aggregate(REFERENCE, {}, updates, FEDAVG, min_sites, bounds)
 
 
 def test_updates_are_averaged_by_samples() -> None:
@@ -46,6 +49,8 @@ def test_updates_are_averaged_by_samples() -> None:
         update("bad", 1.0, 0),
         update("bad", 1.0, -5),
         update("bad", 1.0, 10**9),
+        update("bad", 1e30),
+        update("bad", 3e38),
     ],
 )
 def test_a_broken_update_is_recorded_and_not_counted(broken: Update) -> None:
@@ -57,6 +62,23 @@ def test_a_broken_update_is_recorded_and_not_counted(broken: Update) -> None:
     assert judged["bad"]
 
 
+def test_a_site_that_claims_many_samples_weighs_no_more_than_the_plan_allows() -> None:
+    result = run(update("north", 1.0, 10), update("loud", 4.0, 10_000), bounds=Bounds(100.0, 20))
+
+    np.testing.assert_allclose(result.weights["weight"], 3.0)
+    assert [(one.samples, one.claimed) for one in result.judgements] == [(10, 10), (20, 10_000)]
+
+
+def test_an_update_above_the_plans_norm_is_refused() -> None:
+    norm = strategies.update_norm(update("north", 1.0).delta)
+
+    judged = aggregation.judge(REFERENCE, update("north", 1.0), Bounds(norm, 10))
+    refused = aggregation.judge(REFERENCE, update("north", 1.0), Bounds(norm * 0.999, 10))
+
+    assert judged.reason is None
+    assert "norm" in str(refused.reason)
+
+
 def test_too_few_usable_updates_make_no_round() -> None:
     with pytest.raises(AggregationError, match="1 usable"):
         run(update("north", 1.0), update("bad", float("nan")), min_sites=2)
@@ -65,7 +87,7 @@ def test_too_few_usable_updates_make_no_round() -> None:
 def test_the_recorded_hash_is_that_of_the_updates_file() -> None:
     one = update("north", 1.0)
 
-    judgement = aggregation.judge(REFERENCE, one)
+    judgement = aggregation.judge(REFERENCE, one, BOUNDS)
 
     assert judgement.update_sha256 == aggregation.fingerprint(one.delta)
     assert len(judgement.update_sha256) == 64
@@ -111,3 +133,22 @@ def test_a_scalar_that_the_dtype_cannot_hold_is_refused(value: np.float64) -> No
     result = run(update("north", 1.0), Update("bad", aggregation.fitted(REFERENCE, received), 10))
 
     assert result.judgements[1].reason
+
+
+def test_only_arrays_of_numbers_under_printable_names_are_taken() -> None:
+    taken = aggregation.plain_arrays({"weight": np.ones(2, np.float32), "steps": np.float64(3.0)})
+
+    assert {name: array.shape for name, array in taken.items()} == {"weight": (2,), "steps": ()}
+    for name, value in [("w", [1.0]), ("w", object()), (5, np.ones(1)), ("a\n", np.ones(1)), ("w", 1.0)]:
+        with pytest.raises(UpdateError):
+            aggregation.plain_arrays({name: value})
+
+
+def test_an_update_that_leaves_a_counters_range_is_refused_alone() -> None:
+    far = Update("bad", {**update("bad", 1.0).delta, "steps": np.asarray(2**63 - 1, np.int64)}, 10)
+    reference = {**REFERENCE, "steps": np.asarray(5, np.int64)}
+
+    result = aggregation.aggregate(reference, {}, [update("north", 1.0), far], FEDAVG, 1, BOUNDS)
+
+    assert result.judgements[1].reason
+    assert result.weights["steps"] == 9

@@ -20,6 +20,7 @@ def facts(**changes: Any) -> Facts:
         "cohort": 5,
         "site_minimum_cohort": 1,
         "number": 1,
+        "on_other_model": False,
         **changes,
     }
     return Facts(**values)
@@ -76,3 +77,7 @@ def test_a_round_that_the_plan_does_not_have_is_refused(number: int) -> None:
 def test_the_greater_of_both_minimum_cohorts_counts() -> None:
     assert reason_of(cohort=4) == Refusal.COHORT_TOO_SMALL
     assert reason_of(cohort=9, site_minimum_cohort=10) == Refusal.COHORT_TOO_SMALL
+
+
+def test_a_round_that_ran_here_on_another_model_is_refused() -> None:
+    assert reason_of(on_other_model=True) == Refusal.OTHER_MODEL

@@ -38,6 +38,8 @@ def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
         {"expires_at": EXPIRY + timedelta(seconds=1)},
         {"strategy": Strategy("fedavg", {"server_learning_rate": 0.5})},
         {"straggler_wait_s": 1.0},
+        {"max_update_norm": 1.0},
+        {"max_samples_per_site": 10},
     ],
 )
 def test_every_changed_field_changes_the_hash(changes: dict[str, Any]) -> None:
@@ -72,6 +74,10 @@ def test_the_hash_is_of_the_canonical_text() -> None:
         ("approval_wait_s", float("inf")),
         ("round_timeout_s", float("nan")),
         ("straggler_wait_s", -1),
+        ("max_update_norm", 0),
+        ("max_update_norm", float("inf")),
+        ("max_samples_per_site", 0),
+        ("max_samples_per_site", 1.5),
         ("strategy", {"name": "fedavg"}),
         ("strategy", {"name": "fedavg", "parameters": {"mu": "x"}}),
         ("task", {"name": "blob"}),
@@ -94,6 +100,16 @@ def test_missing_and_unknown_fields_are_refused() -> None:
         Plan.from_json({**content, "code": "import os"})
 
 
+def test_a_plan_file_without_bounds_gets_the_usual_ones_in_its_hash() -> None:
+    content = make_plan().to_json()
+    old = {name: value for name, value in content.items() if not name.startswith("max_")}
+
+    plan = Plan.from_json(old)
+
+    assert plan.to_json() == content
+    assert (plan.bounds.update_norm, plan.bounds.samples) == (100.0, 100_000)
+
+
 def test_a_moment_without_a_time_zone_is_refused() -> None:
     with pytest.raises(PlanError, match="expires_at"):
         make_plan(expires_at=datetime(2100, 1, 1))  # noqa: DTZ001 - the very fault
@@ -110,6 +126,27 @@ def test_no_json_value_in_place_of_a_plan_raises_anything_else(value: Any) -> No
 
     with pytest.raises(PlanError):
         Plan.from_json(content)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "round_timeout_s": st.integers(1, 1000) | st.floats(1, 1000),
+            "approval_wait_s": st.integers(0, 1000) | st.floats(0, 1000),
+            "max_update_norm": st.integers(1, 1000) | st.floats(0.1, 1000),
+            "straggler_wait_s": st.integers(0, 1000) | st.floats(0, 1000),
+            "strategy": st.builds(
+                lambda mu: Strategy("fedprox", {"mu": mu}), st.integers(0, 5) | st.floats(0, 5)
+            ),
+        },
+    )
+)
+def test_a_plan_has_one_hash_whoever_wrote_its_numbers(changes: dict[str, Any]) -> None:
+    plan = make_plan(**changes)
+
+    assert Plan.from_json(plan.to_json()).sha256 == plan.sha256
+    assert Plan.loads(plan.dumps()).sha256 == plan.sha256
 
 
 @given(st.text())

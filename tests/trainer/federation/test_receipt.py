@@ -22,6 +22,7 @@ DEPARTURE = receipt.Departure(
     samples=12,
     dataset_sha256="d" * 64,
     metric_names=("auc",),
+    update_norm=1.5,
 )
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -32,7 +33,7 @@ def test_a_signed_receipt_is_genuine() -> None:
     receipt.verify(receipt.sign(receipt.build(DEPARTURE, AT), key), key.public_key())
 
 
-@pytest.mark.parametrize("field", ["samples", "update_sha256", "site", "at", "size_bytes"])
+@pytest.mark.parametrize("field", ["samples", "update_sha256", "site", "at", "size_bytes", "update_norm"])
 def test_a_changed_body_is_seen(field: str) -> None:
     key = Ed25519PrivateKey.generate()
     signed = receipt.sign(receipt.build(DEPARTURE, AT), key)

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from appliance.db.base import now
+from appliance.db.coordinator import RunState
+from appliance.federation import policy, progress
+from appliance.federation.book import Book, Checkpoint
+from appliance.federation.errors import CoordinatorError
+from tests.appliance.federation.scripted import Script, ScriptedWorkflow, everyone_admits, said
+from tests.trainer.federation.plans import make_plan
+
+if TYPE_CHECKING:
+    from appliance.federation.controller import Answer
+
+SITES = ("north", "south", "west")
+MODEL = {"weight": np.zeros((2, 2), np.float32)}
+
+
+def add_run(book: Book, *, finished: int = 0, **changes: Any) -> str:
+    """Write a run down whose first rounds are finished."""
+    run_id = book.add_run(make_plan(**changes), MODEL)
+    book.set_job(run_id, "before")
+    for number in range(1, finished + 1):
+        book.finish_round(run_id, "before", Checkpoint(number, MODEL, {}, ""), [], now())
+    return run_id
+
+
+def taken_by(*sites: str) -> Script:
+    """Return a script in which these sites alone answer to the final model."""
+
+    def finalize(site: str, *_: Any) -> Answer | None:
+        return said(site) if site in sites else None
+
+    return {**everyone_admits(), policy.TASK_FINALIZE: finalize}
+
+
+def trains() -> Script:
+    """Return a script in which every site sends an update."""
+    delta = {"weight": np.ones((2, 2), np.float32)}
+    return {**everyone_admits(), policy.TASK_TRAIN: lambda site, *_: said(site, arrays=delta)}
+
+
+def refused_by(name: str, code: str) -> Script:
+    """Return a script in which one site is not admitted, with this code."""
+
+    def admit(site: str, *_: Any) -> Answer:
+        return said(site, code if site == name else "")
+
+    return {**trains(), policy.TASK_ADMIT: admit}
+
+
+class TestFinalModel:
+    def test_a_run_whose_final_model_too_few_sites_took_is_not_done(self, book: Book) -> None:
+        run_id = add_run(book, finished=3)
+        workflow = ScriptedWorkflow(book, run_id, "job-a", taken_by("north"), SITES)
+
+        workflow.work()
+
+        assert book.state(run_id) == RunState.RUNNING
+        assert "1 sites have the final model" in workflow.panics[0]
+        assert book.delivered(run_id) == {"north"}
+
+    def test_the_next_job_offers_it_to_those_who_miss_it_alone(self, book: Book) -> None:
+        run_id = add_run(book, finished=3)
+        ScriptedWorkflow(book, run_id, "job-a", taken_by("north"), SITES).work()
+        later = ScriptedWorkflow(book, run_id, "job-b", taken_by("south"), SITES)
+
+        later.work()
+
+        assert book.state(run_id) == RunState.DONE
+        assert ("finalize", "north") not in later.asked
+        assert book.delivered(run_id) == {"north", "south"}
+
+    def test_a_site_that_was_absent_gets_it_when_it_is_offered_again(self, book: Book) -> None:
+        run_id = add_run(book, finished=3)
+        ScriptedWorkflow(book, run_id, "job-a", taken_by("north", "south"), SITES).work()
+        assert book.state(run_id) == RunState.DONE
+
+        missing = book.offer(run_id, frozenset(SITES))
+        later = ScriptedWorkflow(book, run_id, "job-b", everyone_admits(), SITES)
+        later.work()
+
+        assert missing == {"west"}
+        assert later.asked == [("admit", "west"), ("finalize", "west")]
+        view = progress.run(book.engine, run_id)
+        assert view is not None
+        assert view.state == "done"
+        assert [(one.site, one.accepted) for one in view.final] == [(site, True) for site in SITES]
+
+    def test_an_offer_that_nobody_takes_leaves_the_run_done(self, book: Book) -> None:
+        run_id = add_run(book, finished=3)
+        ScriptedWorkflow(book, run_id, "job-a", taken_by("north", "south"), SITES).work()
+        book.offer(run_id, frozenset(SITES))
+
+        book.end_run(run_id, RunState.DEAD, "nobody came")
+
+        assert book.state(run_id) == RunState.DONE
+
+    def test_only_a_done_run_with_sites_that_miss_its_model_is_offered_again(self, book: Book) -> None:
+        run_id = add_run(book, finished=3)
+
+        with pytest.raises(CoordinatorError, match="expected done"):
+            book.offer(run_id, frozenset(SITES))
+        ScriptedWorkflow(book, run_id, "job-a", everyone_admits(), SITES).work()
+        with pytest.raises(CoordinatorError, match="every site"):
+            book.offer(run_id, frozenset(SITES))
+
+
+class TestAdmission:
+    @pytest.mark.parametrize("code", ["engine_error", "site_error", "unreadable"])
+    def test_a_passing_failure_of_a_site_does_not_end_the_run(self, book: Book, code: str) -> None:
+        run_id = add_run(book, min_sites=3)
+        ScriptedWorkflow(book, run_id, "job-a", refused_by("west", code), SITES).work()
+        assert book.state(run_id) == RunState.RUNNING
+
+        ScriptedWorkflow(book, run_id, "job-b", trains(), SITES).work()
+
+        assert book.state(run_id) == RunState.DONE
+
+    @pytest.mark.parametrize("code", ["not_approved", "refused", "suspended", "expired", "cohort_too_small"])
+    def test_a_gates_refusal_that_leaves_too_few_sites_ends_the_run(self, book: Book, code: str) -> None:
+        run_id = add_run(book, min_sites=3)
+
+        ScriptedWorkflow(book, run_id, "job-a", refused_by("west", code), SITES).work()
+
+        assert book.state(run_id) == RunState.DEAD
+
+    def test_a_site_that_failed_at_admission_is_asked_in_the_rounds_and_one_that_refused_is_not(
+        self, book: Book
+    ) -> None:
+        for code, asked in (("engine_error", True), ("refused", False)):
+            run_id = add_run(book, run_id=f"run-{code}")
+            workflow = ScriptedWorkflow(book, run_id, "job-a", refused_by("west", code), SITES)
+
+            workflow.work()
+
+            assert (("train", "west") in workflow.asked) is asked
+
+
+def test_samples_above_the_plans_bound_count_as_the_bound_and_the_claim_is_kept(book: Book) -> None:
+    run_id = add_run(book, total_rounds=1, max_samples_per_site=20)
+    delta = {"weight": np.ones((2, 2), np.float32)}
+
+    def train(site: str, *_: Any) -> Answer:
+        return said(site, samples=10_000_000 if site == "west" else 10, arrays=delta)
+
+    ScriptedWorkflow(book, run_id, "job-a", {**everyone_admits(), policy.TASK_TRAIN: train}, SITES).work()
+
+    view = progress.run(book.engine, run_id)
+    assert view is not None
+    west = view.rounds[0].sites[2]
+    assert (west.samples, west.metrics) == (20, {"samples_claimed": 10_000_000})
+
+
+def test_an_update_that_would_drown_the_others_is_refused_and_the_round_goes_on(book: Book) -> None:
+    run_id = add_run(book, total_rounds=1)
+
+    def train(site: str, *_: Any) -> Answer:
+        value = 1e30 if site == "west" else 1.0
+        return said(site, arrays={"weight": np.full((2, 2), value, np.float32)})
+
+    ScriptedWorkflow(book, run_id, "job-a", {**everyone_admits(), policy.TASK_TRAIN: train}, SITES).work()
+
+    assert book.state(run_id) == RunState.DONE
+    np.testing.assert_allclose(book.checkpoint(run_id).weights["weight"], 1.0)
