@@ -88,7 +88,7 @@ def release_study(zone: ClinicalZone, claim: Claim) -> None:
     project = zone.settings.deidentification.project
     with reading(zone.engine) as session:
         revision = session.get(StudyRevision, claim.subject_id)
-        sources = [] if revision is None else _sources(session, revision.study_id)
+        sources = [] if revision is None else _sources(session, revision)
     if revision is None:
         claim.die("the study revision does not exist")
         return
@@ -112,13 +112,20 @@ def release_study(zone: ClinicalZone, claim: Claim) -> None:
     )
 
 
-def _sources(session: Session, study_id: str) -> list[_Source]:
-    """Return the instances of a study without results of our own that came back."""
+def _sources(session: Session, revision: StudyRevision) -> list[_Source]:
+    """Return what the study held when it was assembled, without results of our own that came back.
+
+    What came later belongs to the next revision: repeated, this one makes the same bundle.
+    """
     own = select(Result.sop_instance_uid)
     rows = session.execute(
         select(Instance.id, Instance.path, Instance.calling_ae_title)
         .join(Series)
-        .where(Series.study_id == study_id, Instance.sop_instance_uid.not_in(own))
+        .where(
+            Series.study_id == revision.study_id,
+            Instance.sop_instance_uid.not_in(own),
+            Instance.received_at <= revision.assembled_at,
+        )
         .order_by(Instance.id)
     )
     return [_Source(*row) for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -34,6 +35,7 @@ _RUNTIME_ERRORS: Final = (  # the runtime's own errors share no base class
     TypeError,
     MemoryError,
 )
+RUN_TIMEOUT_S: Final = 120.0
 
 
 class ModelSession:
@@ -45,6 +47,8 @@ class ModelSession:
         Verified; its bytes are read once.
     threads : int
         Of the operators; operators run one after the other.
+    timeout_s : float
+        Longest run of one batch; a model may loop for as long as its input says.
 
     Raises
     ------
@@ -52,9 +56,10 @@ class ModelSession:
         ``session.load`` if the model cannot be loaded.
     """
 
-    def __init__(self, package: Package, threads: int = 1) -> None:
+    def __init__(self, package: Package, threads: int = 1, timeout_s: float = RUN_TIMEOUT_S) -> None:
         self.card: ModelCard = package.card
         self.package_sha256 = package.sha256
+        self._timeout_s = timeout_s
         ort.set_default_logger_severity(4)  # its texts quote names out of the model
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -88,17 +93,26 @@ class ModelSession:
         Raises
         ------
         SessionError
-            ``session.input``, ``session.run``, or ``session.output``: not what the card declares.
+            ``session.input``, ``session.timeout``, ``session.run``, or ``session.output``: not what the card
+            declares.
         """
         spec = self.card.input.preprocessing
         if batch.dtype != np.float32 or batch.ndim != 4 or batch.shape[1:] != (1, spec.rows, spec.columns):
             raise SessionError(
                 "session.input", f"expected float32 of shape (n, 1, {spec.rows}, {spec.columns})"
             )
+        options = ort.RunOptions()
+        watch = threading.Timer(self._timeout_s, setattr, (options, "terminate", True))
+        watch.daemon = True
+        watch.start()
         try:
-            (answer,) = self._session.run([self.card.output.name], {self.card.input.name: batch})
+            (answer,) = self._session.run([self.card.output.name], {self.card.input.name: batch}, options)
         except _RUNTIME_ERRORS as error:
+            if options.terminate:
+                raise SessionError("session.timeout", f"no answer within {self._timeout_s:g} s") from error
             raise SessionError("session.run", f"the model failed ({type(error).__name__})") from error
+        finally:
+            watch.cancel()
         return self._probabilities(answer, len(batch))
 
     def _probabilities(self, answer: Any, count: int) -> npt.NDArray[np.float32]:

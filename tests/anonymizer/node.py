@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydicom.uid import ExplicitVRLittleEndian
+from sqlalchemy import select
 
-from appliance.db.base import new_id
+from appliance.db.base import new_id, now
 from appliance.db.clinical import ClinicalJob, Instance, Series, Study, StudyRevision, StudyState
 from appliance.db.engine import reading, writing
 from appliance.node import ClinicalZone, ResearchZone, create_node, open_clinical, open_research
@@ -63,6 +64,13 @@ class Node:
             session.flush()
             return revision.id
 
+    def add_late(self, revision_id: str, ds: Dataset) -> None:
+        """File one more instance of a study after its revision was assembled."""
+        with writing(self.clinical.engine) as session:
+            study_id = session.get_one(StudyRevision, revision_id).study_id
+            series_id = session.scalars(select(Series.id).where(Series.study_id == study_id)).one()
+            session.add(self._instance(series_id, ds))
+
     def _instance(self, series_id: str, ds: Dataset) -> Instance:
         content = encode(ds)
         row_id = new_id()
@@ -79,6 +87,7 @@ class Node:
             size_bytes=len(content),
             sha256=sha256(content).hexdigest(),
             calling_ae_title="MODALITY",
+            received_at=now(),
         )
 
     def enqueue(self, revision_id: str) -> str:

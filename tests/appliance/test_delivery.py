@@ -351,7 +351,9 @@ def ledger_kinds(scene: Scene) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "fate", [{"state": "running", "attempts": 3}, {"deadline_at": now() - timedelta(days=1)}], ids=str
+    "fate",
+    [{"state": "running", "attempts": 3}, {"deadline_at": now() - timedelta(days=1)}],
+    ids=["worn out", "too late"],
 )
 def test_a_delivery_whose_job_was_buried_is_dead_with_the_reason(scene: Scene, fate: dict[str, Any]) -> None:
     scene.change(ClinicalJob, **fate)

@@ -143,6 +143,15 @@ def test_a_second_delivery_of_the_job_does_nothing(node: Node) -> None:
     assert len(_entries(node, "study.deidentified")) == 1
 
 
+def test_an_instance_that_came_after_the_revision_belongs_to_the_next_one(node: Node) -> None:
+    early, late = study_of(2)
+    revision_id = node.add_study([early])
+    node.add_late(revision_id, late)
+    assert node.release(revision_id).state == "done"
+    [bundle] = crossing.read_bundles(node.settings)
+    assert len(bundle.items) == 1
+
+
 def test_a_second_revision_seals_no_second_identity_and_gives_equal_bytes(node: Node) -> None:
     revision_id = node.add_study(study_of(2))
     node.release(revision_id)

@@ -65,6 +65,32 @@ def make_model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
 
 
+def make_endless_model() -> ModelProto:
+    """A classifier that adds to its answer for days before it gives it."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going_on"], ["goes_on"]),
+            helper.make_node("Cos", ["so_far"], ["next"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("so_far", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, None),
+        ],
+    )
+    model = make_model()
+    model.graph.initializer.append(numpy_helper.from_array(np.array(2**40, dtype=np.int64), "turns"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1, dtype=bool), "yes"))
+    model.graph.node[-1].output[0] = "first"
+    model.graph.node.append(helper.make_node("Loop", ["turns", "yes", "first"], ["probability"], body=body))
+    return model
+
+
 def make_onnx(**changes: Any) -> bytes:
     """The bytes of :func:`make_model`."""
     content: bytes = make_model(**changes).SerializeToString()

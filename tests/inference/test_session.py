@@ -8,7 +8,7 @@ import pytest
 from inference.errors import SessionError
 from inference.package import Package, open_package, write_package
 from inference.session import ModelSession
-from tests.inference.material import EDGE, EFFUSION, PNEUMONIA, make_card, make_model
+from tests.inference.material import EDGE, EFFUSION, PNEUMONIA, make_card, make_endless_model, make_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,6 +74,12 @@ def test_an_answer_that_is_no_probability_is_refused(opened: object) -> None:
     package = opened(make_model(sigmoid=False, bias=9.0), make_card())  # type: ignore[operator]
     with pytest.raises(SessionError, match=r"session\.output"):
         ModelSession(package).run(_batch())
+
+
+def test_a_model_that_does_not_end_is_stopped(opened: object) -> None:
+    session = ModelSession(opened(make_endless_model(), make_card()), timeout_s=0.5)  # type: ignore[operator]
+    with pytest.raises(SessionError, match=r"session\.timeout"):
+        session.run(_batch())
 
 
 def test_a_file_that_is_no_model_is_refused(package: Package) -> None:
