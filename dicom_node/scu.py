@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -60,6 +61,34 @@ class StoreOutcome:
     ok: bool
     retryable: bool
     reason: str
+
+
+class PausingCheckpoint(threading.Event):
+    """The checkpoint at which pynetdicom's reactor pauses while a service waits for its answer.
+
+    The library's own leaves a gap: the reactor has passed the checkpoint and does not say so yet, the service
+    believes it paused and sends, and the reactor takes the answer away. Here passing and saying so are one.
+    """
+
+    def __init__(self, association: Association) -> None:
+        super().__init__()
+        self._association = association
+        self._step = threading.Lock()
+        self.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Pass when open, and say so."""
+        while super().wait(timeout):
+            with self._step:
+                if self.is_set():
+                    self._association._is_paused = False  # noqa: SLF001 -- what the library does next itself
+                    return True
+        return False
+
+    def clear(self) -> None:
+        """Close."""
+        with self._step:
+            super().clear()
 
 
 class AssociationError(DICOMNodeError):
@@ -236,7 +265,7 @@ def _associate(
             contexts=[build_context(abstract, syntaxes) for abstract, syntaxes in contexts],
             ae_title=destination.ae_title,
             max_pdu=_MAX_PDU_BYTES,
-            evt_handlers=[(evt.EVT_CONN_OPEN, _send_at_once)],
+            evt_handlers=[(evt.EVT_CONN_OPEN, _prepare)],
         )
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise AssociationError(
@@ -259,8 +288,9 @@ def _refusal(association: Association) -> AssociationError:
     return AssociationError("no connection, or no answer to the association request", retryable=True)
 
 
-def _send_at_once(event: Any) -> None:
+def _prepare(event: Any) -> None:
     """Switch Nagle's algorithm off: a request is several small PDUs, and the answer depends on the last."""
+    event.assoc._reactor_checkpoint = PausingCheckpoint(event.assoc)  # noqa: SLF001 -- before the reactor starts
     event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 

@@ -23,6 +23,7 @@ PLANTED = ("DOE^JANE", "PAT-4711", "1.2.840.113619.2.55.3.604688", "19671224")
 @pytest.fixture
 def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[str]]:
     root = logging.getLogger()
+    configured = structlog.get_config()
     handlers, level = root.handlers[:], root.level
     hook = sys.excepthook
     logs.setup(LoggingSettings(level="DEBUG"), "test")
@@ -30,7 +31,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[
     root.handlers[:], root.level = handlers, level
     sys.excepthook = hook
     logging.captureWarnings(capture=False)
-    structlog.reset_defaults()
+    structlog.configure(**configured)
 
 
 def events(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
