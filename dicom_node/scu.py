@@ -30,6 +30,7 @@ _MAX_PDU_BYTES: Final = 131072
 
 # PS3.4 table B.2-1 and PS3.7 annex C: what another try can change, and what it cannot.
 _WARNINGS: Final = frozenset({0xB000, 0xB006, 0xB007})
+_REJECTED: Final = (1, 2)  # permanent, transient (PS3.8 table 9-21)
 _PERMANENT: Final = frozenset({0x0117, 0x0122, 0x0124, 0x0211, 0x0212})
 
 
@@ -278,11 +279,11 @@ def _associate(
 
 def _refusal(association: Association) -> AssociationError:
     """Say why there is no association; a permanent rejection is for people to solve."""
-    if association.is_rejected:
-        answer = association.acceptor.primitive
-        permanent = getattr(answer, "result", 2) == 1
+    # Where the peer rejects and closes faster than the library looks, the answer still waits unread.
+    answer = association.acceptor.primitive or association.dul.peek_next_pdu()
+    if getattr(answer, "result", 0) in _REJECTED:
         words = getattr(answer, "reason_str", "no reason given")
-        return AssociationError(f"association rejected: {words}", retryable=not permanent)
+        return AssociationError(f"association rejected: {words}", retryable=answer.result != 1)
     if association.acceptor.primitive is not None:
         return AssociationError("the peer accepts none of the presentation contexts", retryable=False)
     return AssociationError("no connection, or no answer to the association request", retryable=True)
