@@ -39,13 +39,13 @@ format: $(VENV)/.tools
 fast: $(VENV)/.tools
 	$(BIN)/pytest -n auto --dist loadfile -m 'not slow and not e2e'
 
-# Two passes: what computes shares the cores, what starts whole nodes has them alone. In the order of the files, since
-# the longest are not those with the most tests.
+# Two passes: what computes shares the cores, in the order of the files, since the longest are not those with the most
+# tests; what starts whole nodes has the cores alone, and without coverage, so that processes are as they are in use.
 test: $(VENV)/.tools
 	bash tests/peers.sh
 	rm -f .coverage .coverage.*
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not e2e' --cov --cov-report= --durations=15
-	$(BIN)/pytest -m e2e --cov --cov-append --cov-report=term:skip-covered --durations=15
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not e2e' --cov --cov-report=term:skip-covered --durations=15
+	$(BIN)/pytest -m e2e --durations=15
 
 clean:
 	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
