@@ -86,7 +86,8 @@ class RunWorkflow(Controller):  # type: ignore[misc]
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Open the book."""
-        self._book = open_book(provision.load(Path(os.environ[policy.ROOT_VARIABLE])))
+        federation = provision.load(Path(os.environ[policy.ROOT_VARIABLE]))
+        self._book, self._members = open_book(federation), frozenset(federation.sites)
         self._job_id = str(fl_ctx.get_job_id())
         self._silent: frozenset[str] = frozenset()
 
@@ -137,8 +138,8 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         """Show the plan to every site that misses the final model; return those that take part."""
         order = messages.Order(plan.sha256, wait_s=plan.approval_wait_s, plan=plan.to_json())
         needed = self._book.needed(self._run_id)
-        everyone = frozenset(client.name for client in self._engine.get_clients())
-        everyone -= self._book.delivered(self._run_id)
+        delivered = self._book.delivered(self._run_id)
+        everyone = frozenset(client.name for client in self._engine.get_clients()) - delivered
         collection = Collection(
             everyone,
             everyone,
@@ -151,7 +152,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         refused = frozenset(answer.site for answer in answers if answer.said.code in FINAL_CODES)
         if not collection.enough:
             reasons = ", ".join(f"{a.site}: {a.said.code}" for a in answers if a.said.code) or "no answer"
-            hopeless = len(everyone - refused) < needed
+            hopeless = len(self._members - delivered - refused) < needed  # whoever is away may come back
             raise (NotAdmittedError if hopeless else AggregationError)(
                 f"{len(collection.usable)} sites take part of {needed} needed ({reasons})"
             )

@@ -33,12 +33,23 @@ class Sites:
 
 
 class ScriptedWorkflow(RunWorkflow):
-    """Answers come from a function per task; ``asked`` records which site was asked what."""
+    """Answers come from a function per task; ``asked`` records which site was asked what.
 
-    def __init__(self, book: Book, run_id: str, job_id: str, script: Script, sites: tuple[str, ...]) -> None:
+    ``members`` are the federation's sites, ``sites`` those that are connected.
+    """
+
+    def __init__(
+        self,
+        book: Book,
+        run_id: str,
+        job_id: str,
+        script: Script,
+        sites: tuple[str, ...],
+        members: tuple[str, ...] = ("north", "south", "west"),
+    ) -> None:
         super().__init__(run_id)
         self._book, self._job_id, self._silent = book, job_id, frozenset()
-        self._engine = Sites(sites)
+        self._engine, self._members = Sites(sites), frozenset(members)
         self._script = script
         self.asked: list[tuple[str, str]] = []
         self.panics: list[str] = []

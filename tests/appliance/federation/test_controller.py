@@ -129,6 +129,29 @@ class TestAdmission:
 
         assert book.state(run_id) == RunState.DEAD
 
+    def test_sites_that_are_away_do_not_end_the_run(self, book: Book) -> None:
+        run_id = add_run(book, min_sites=2)
+        ScriptedWorkflow(book, run_id, "job-a", trains(), ("north",)).work()
+        assert book.state(run_id) == RunState.RUNNING
+        ScriptedWorkflow(book, run_id, "job-b", trains(), ()).work()
+        assert book.state(run_id) == RunState.RUNNING
+
+        ScriptedWorkflow(book, run_id, "job-c", trains(), SITES).work()
+
+        assert book.state(run_id) == RunState.DONE
+
+    def test_an_offer_to_a_site_that_is_away_stays_open(self, book: Book) -> None:
+        run_id = add_run(book, finished=3)
+        ScriptedWorkflow(book, run_id, "job-a", taken_by("north", "south"), SITES).work()
+        book.offer(run_id, frozenset(SITES))
+
+        ScriptedWorkflow(book, run_id, "job-b", everyone_admits(), ("north", "south")).work()
+        assert book.state(run_id) == RunState.RUNNING
+        ScriptedWorkflow(book, run_id, "job-c", everyone_admits(), SITES).work()
+
+        assert book.state(run_id) == RunState.DONE
+        assert book.delivered(run_id) == set(SITES)
+
     def test_a_site_that_failed_at_admission_is_asked_in_the_rounds_and_one_that_refused_is_not(
         self, book: Book
     ) -> None:
