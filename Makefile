@@ -39,13 +39,13 @@ format: $(VENV)/.tools
 fast: $(VENV)/.tools
 	$(BIN)/pytest -n auto --dist loadfile -m 'not slow and not e2e'
 
-# Two passes: what computes shares the cores, in the order of the files, since the longest are not those with the most
-# tests; what starts whole nodes has the cores alone, and without coverage, so that processes are as they are in use.
+# Two passes: what computes, in the order of the files, since the longest are not those with the most tests; then what
+# starts several processes, without coverage, so that they are as they are in use.
 test: $(VENV)/.tools
 	bash tests/peers.sh
 	rm -f .coverage .coverage.*
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not e2e' --cov --cov-report=term:skip-covered --durations=15
-	$(BIN)/pytest -m e2e --durations=15
+	$(BIN)/pytest -n 2 --dist loadgroup -m e2e --durations=15
 
 clean:
 	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
