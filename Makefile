@@ -40,12 +40,12 @@ fast: $(VENV)/.tools
 	$(BIN)/pytest -n auto --dist loadfile -m 'not slow and not e2e'
 
 # Two passes: what computes, in the order of the files, since the longest are not those with the most tests; then what
-# starts several processes, without coverage, so that they are as they are in use.
+# starts several processes.
 test: $(VENV)/.tools
 	bash tests/peers.sh
 	rm -f .coverage .coverage.*
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not e2e' --cov --cov-report=term:skip-covered --durations=15
-	$(BIN)/pytest -n 2 --dist loadgroup -m e2e --durations=15
+	bash tests/several.sh
 
 clean:
 	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -17,14 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let whole stories run one after another beside the smaller tests of several processes."""
-    for item in items:
-        if item.get_closest_marker("e2e"):
-            group = "stories" if item.path.parent.name == "e2e" else "parts"
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 def pytest_runtest_setup() -> None:
     """Allow loopback and Unix sockets, nothing else."""
     socket_allow_hosts(["127.0.0.1", "::1"], allow_unix_socket=True)
