@@ -3,15 +3,17 @@
 # make install  make .venv with the cloister command
 # make check    static checks
 # make fast     unit and property tests only
+# make coverage all tests but those of several processes, with a coverage report
 
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CI ?=
+COMPUTING := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not e2e'
 export TORCH_INDEX_URL GPU
 
-.PHONY: install run test fast check format clean
+.PHONY: install run test coverage fast check format clean
 
 install: $(VENV)/.installed
 
@@ -43,9 +45,13 @@ fast: $(VENV)/.tools
 # starts several processes.
 test: $(VENV)/.tools
 	bash tests/peers.sh
-	rm -f .coverage .coverage.*
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not e2e' --cov --cov-report=term:skip-covered --durations=15
+	$(COMPUTING) --durations=15
 	bash tests/several.sh
+
+coverage: $(VENV)/.tools
+	bash tests/peers.sh
+	rm -f .coverage .coverage.*
+	$(COMPUTING) --cov --cov-report=term:skip-covered
 
 clean:
 	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
