@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import select
 
-from appliance import logs
+from appliance import durable, logs
 from appliance.db.clinical import Peer
 from appliance.db.engine import reading
 from appliance.names import as_network
@@ -124,25 +123,8 @@ class DatabaseCallers:
         if text == self._written:
             return
         try:
-            _replace(self._snapshot, text)
+            durable.write_whole(self._snapshot, text.encode("ascii"))
         except OSError as error:
             _LOG.warning(SNAPSHOT_UNWRITTEN, error=type(error).__name__)
         else:
             self._written = text
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file of mode 0600 whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import select
 
+from appliance import durable
 from appliance.db.base import new_id
 from appliance.db.engine import reading, writing
 from appliance.db.research import DatasetVersion, Label, ResearchInstance, Subject
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from sqlalchemy import Row
     from sqlalchemy.orm import Session
@@ -128,7 +127,9 @@ def _record(zone: ResearchZone, task: TaskSpec, dataset: Dataset, skipped: dict[
     if known is not None:
         return known
     relative = f"datasets/{digest}.jsonl"
-    _write(zone.root / relative, dataset.content)
+    path = zone.root / relative
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    durable.write_whole(path, dataset.content.encode("ascii"))
     with writing(zone.engine) as session:
         known = _known(session, digest)
         if known is not None:
@@ -149,18 +150,3 @@ def _record(zone: ResearchZone, task: TaskSpec, dataset: Dataset, skipped: dict[
 
 def _known(session: Session, digest: str) -> str | None:
     return session.scalar(select(DatasetVersion.id).where(DatasetVersion.content_sha256 == digest))
-
-
-def _write(path: Path, content: str) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{new_id()}")
-    with temporary.open("w", encoding="ascii") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

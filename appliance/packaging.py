@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import select
 
-from appliance import crossing
+from appliance import crossing, durable
 from appliance.db.base import new_id
 from appliance.db.research import CandidateModel
 
@@ -59,7 +58,7 @@ def export(zone: ResearchZone, work: Work, built: Built, metrics: dict[str, Any]
             {**facts, "parity_max_abs": exported.parity_max_abs},
             zone.keys.signing,
         )
-        _write(spool / f"{work.plan.run_id}.json", report)
+        durable.write_whole(spool / f"{work.plan.run_id}.json", report, crossing.FILE_MODE)
         pack(folder, spool / f"{work.plan.run_id}.zip")
     finally:
         shutil.rmtree(folder)
@@ -101,12 +100,3 @@ def _scratch(zone: ResearchZone) -> Path:
     folder = zone.root / "federation" / "exports"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{new_id()}")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance import keys
+from appliance import durable, keys
 from appliance.federation import policy
 from appliance.federation.errors import CoordinatorError, ProvisioningError
 
@@ -118,13 +118,7 @@ def load(root: Path) -> Federation:
 def write_private(path: Path, content: bytes) -> None:
     """Write a file that its owner alone may read, whole or not at all."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    durable.write_whole(path, content)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.exceptions import InvalidSignature
 from sqlalchemy import Engine, text
 
+from appliance import durable
 from appliance.db.engine import reading
 from appliance.errors import ApplianceError
 
@@ -50,24 +51,9 @@ def store(engine: Engine, signing: Ed25519PrivateKey, path: Path) -> None:
         if head is None or head.sequence <= _stored_sequence(path):
             return
         content: dict[str, Any] = {**asdict(head), "signature": signing.sign(_message(head)).hex()}
-        _replace(path, json.dumps(content).encode("ascii"))
+        durable.write_whole(path, json.dumps(content).encode("ascii"))
     finally:
         os.close(lock)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Replace a file so that a loss of power leaves the old one or the new one, never an empty one."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def load(path: Path, public_key: Ed25519PublicKey) -> Head | None:
