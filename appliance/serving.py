@@ -6,9 +6,10 @@ import functools
 import os
 from dataclasses import dataclass
 from importlib.metadata import version
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance import logs, serving_rows
+from appliance import durable, logs, serving_rows
 from appliance.db.clinical import ModelState
 from appliance.db.engine import reading, writing
 from appliance.models import trusted_signers
@@ -261,15 +262,7 @@ def _save(root: Path, ds: Dataset, relative: str) -> str:
     """Write a result whole or not at all; return its path relative to the clinical root."""
     target = root / relative
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    with aside.open("wb") as file:
-        ds.save_as(file, enforce_file_format=True)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    content = BytesIO()
+    ds.save_as(content, enforce_file_format=True)
+    durable.write_whole(target, content.getvalue())
     return relative
