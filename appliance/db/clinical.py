@@ -39,6 +39,26 @@ class Peer(ClinicalBase):
     may_send: Mapped[bool] = mapped_column(Boolean, default=False)
     is_destination: Mapped[bool] = mapped_column(Boolean, default=False)
     enabled: Mapped[bool] = mapped_column(Boolean, default=True)
+    may_query: Mapped[bool] = mapped_column(Boolean, default=False)  # C-FIND, C-MOVE, C-GET of what we hold
+    is_archive: Mapped[bool] = mapped_column(Boolean, default=False)  # we query it and fetch from it
+    protocol: Mapped[str] = mapped_column(String(16), default="dimse")  # dimse, dicomweb
+    url: Mapped[str] = mapped_column(String(255), default="")  # base of a DICOMweb peer's services
+    credential: Mapped[str] = mapped_column(String(64), default="")  # name of a file among the zone's secrets
+    tls: Mapped[bool] = mapped_column(Boolean, default=False)
+    certificate_sha256: Mapped[str] = mapped_column(String(64), default="")  # that it must show, if given
+    max_associations: Mapped[int] = mapped_column(
+        Integer, default=0
+    )  # at once; 0: the node's own bound alone
+    max_instances_per_minute: Mapped[int] = mapped_column(Integer, default=0)  # received; 0: no bound
+    max_kib_per_s: Mapped[int] = mapped_column(Integer, default=0)  # sent or fetched; 0: no bound
+    quiet_period_s: Mapped[float | None] = mapped_column(
+        Float
+    )  # of its studies; None: as the node's settings
+    max_wait_s: Mapped[float | None] = mapped_column(Float)
+    transfer_syntax_uid: Mapped[str] = mapped_column(String(64), default="")  # to send in; "": as stored
+    commitment: Mapped[bool] = mapped_column(Boolean, default=False)  # ask it to commit what it stored
+    schedule: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # when it may be sent to; {}: always
+    watch_silence: Mapped[bool] = mapped_column(Boolean, default=True)
     last_seen_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
 
@@ -64,6 +84,7 @@ class StudyState(StrEnum):
     RECEIVING = "receiving"
     ASSEMBLED = "assembled"
     QUARANTINED = "quarantined"
+    DISCARDED = "discarded"  # by a rule, with its reason
 
 
 class Study(ClinicalBase):
@@ -74,8 +95,14 @@ class Study(ClinicalBase):
     study_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)
     issuer_of_patient_id: Mapped[str] = mapped_column(String(64), default="")
     patient_id: Mapped[str] = mapped_column(String(64), default="", index=True)
-    patient_name: Mapped[str] = mapped_column(String(400), default="")
-    study_date: Mapped[str] = mapped_column(String(16), default="")
+    patient_name: Mapped[str] = mapped_column(String(400), default="", index=True)
+    patient_birth_date: Mapped[str] = mapped_column(String(16), default="")
+    patient_sex: Mapped[str] = mapped_column(String(16), default="")
+    study_date: Mapped[str] = mapped_column(String(16), default="", index=True)
+    study_time: Mapped[str] = mapped_column(String(16), default="")
+    accession_number: Mapped[str] = mapped_column(String(64), default="", index=True)
+    referring_physician_name: Mapped[str] = mapped_column(String(400), default="")
+    dicom_study_id: Mapped[str] = mapped_column(String(64), default="")  # StudyID (0020,0010)
     study_description: Mapped[str] = mapped_column(String(64), default="")
     modalities: Mapped[str] = mapped_column(String(64), default="")  # backslash-separated, sorted
     calling_ae_title: Mapped[str] = mapped_column(String(16), default="")
@@ -83,6 +110,8 @@ class Study(ClinicalBase):
     reason: Mapped[str | None] = mapped_column(Text)
     instance_count: Mapped[int] = mapped_column(Integer, default=0)
     revision: Mapped[int] = mapped_column(Integer, default=0)  # 0 until first assembled
+    complete: Mapped[bool] = mapped_column(Boolean, default=False)  # said by its sender or by staff: no wait
+    on_hold: Mapped[bool] = mapped_column(Boolean, default=False)  # no retention rule deletes it
     first_received_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
     last_received_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now, index=True)
     series: Mapped[list[Series]] = relationship(back_populates="study", cascade="all, delete-orphan")
@@ -100,6 +129,15 @@ class Series(ClinicalBase):
     series_instance_uid: Mapped[str] = mapped_column(String(64))
     modality: Mapped[str] = mapped_column(String(16), default="")
     body_part_examined: Mapped[str] = mapped_column(String(16), default="")
+    series_number: Mapped[str] = mapped_column(String(16), default="")
+    series_description: Mapped[str] = mapped_column(String(64), default="")
+    protocol_name: Mapped[str] = mapped_column(String(64), default="")
+    station_name: Mapped[str] = mapped_column(String(64), default="")
+    institution_name: Mapped[str] = mapped_column(String(64), default="")
+    manufacturer: Mapped[str] = mapped_column(String(64), default="")
+    manufacturer_model_name: Mapped[str] = mapped_column(String(64), default="")
+    performed_procedure_step_start_date: Mapped[str] = mapped_column(String(16), default="")
+    performed_procedure_step_start_time: Mapped[str] = mapped_column(String(16), default="")
     study: Mapped[Study] = relationship(back_populates="series")
     instances: Mapped[list[Instance]] = relationship(back_populates="series", cascade="all, delete-orphan")
     __table_args__ = (UniqueConstraint("study_id", "series_instance_uid"),)
@@ -117,6 +155,12 @@ class Instance(ClinicalBase):
     path: Mapped[str] = mapped_column(String(255))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
+    instance_number: Mapped[str] = mapped_column(String(16), default="")
+    rows: Mapped[int | None] = mapped_column(Integer)
+    columns: Mapped[int | None] = mapped_column(Integer)
+    bits_allocated: Mapped[int | None] = mapped_column(Integer)
+    number_of_frames: Mapped[int | None] = mapped_column(Integer)
+    catalogued: Mapped[int] = mapped_column(Integer, default=0, index=True)  # edition of the columns above
     calling_ae_title: Mapped[str] = mapped_column(String(16), default="")
     received_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
     series: Mapped[Series] = relationship(back_populates="instances")
@@ -222,6 +266,17 @@ class Result(ClinicalBase):
     finding: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     shadow: Mapped[bool] = mapped_column(Boolean, default=False)
     superseded: Mapped[bool] = mapped_column(Boolean, default=False)
+    series_instance_uid: Mapped[str] = mapped_column(String(64), default="", index=True)
+    series_number: Mapped[str] = mapped_column(String(16), default="")
+    series_description: Mapped[str] = mapped_column(String(64), default="")
+    modality: Mapped[str] = mapped_column(String(16), default="")
+    instance_number: Mapped[str] = mapped_column(String(16), default="")
+    transfer_syntax_uid: Mapped[str] = mapped_column(String(64), default="")
+    size_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    rows: Mapped[int | None] = mapped_column(Integer)
+    columns: Mapped[int | None] = mapped_column(Integer)
+    bits_allocated: Mapped[int | None] = mapped_column(Integer)
+    number_of_frames: Mapped[int | None] = mapped_column(Integer)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
 
 
@@ -238,6 +293,11 @@ class Delivery(ClinicalBase):
     )  # queued, delivered, withheld, dead
     reason: Mapped[str | None] = mapped_column(Text)
     delivered_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    proof: Mapped[str] = mapped_column(String(16), default="")  # stored, committed, read_back
+    proved_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    transaction_uid: Mapped[str] = mapped_column(
+        String(64), default="", index=True
+    )  # of the commitment asked for
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
 
 
@@ -277,8 +337,129 @@ class UserSession(ClinicalBase):
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
 
 
+class AccessToken(ClinicalBase):
+    """A bearer token of a program that acts for a user; only its hash is stored."""
+
+    __tablename__ = "access_token"
+    __table_args__ = (UniqueConstraint("user_id", "name"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str] = mapped_column(String(64))
+    token_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    rights: Mapped[list[str]] = mapped_column(JSON, default=list)  # of the user's, those that the token has
+    expires_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    last_used_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class CommitmentRequest(ClinicalBase):
+    """A storage commitment that a peer asked of us (PS3.4 annex J); a job of kind ``report`` answers it."""
+
+    __tablename__ = "commitment_request"
+    __table_args__ = (UniqueConstraint("calling_ae_title", "transaction_uid"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    transaction_uid: Mapped[str] = mapped_column(String(64))
+    calling_ae_title: Mapped[str] = mapped_column(String(16))
+    called_ae_title: Mapped[str] = mapped_column(String(16), default="")
+    address: Mapped[str] = mapped_column(String(64), default="")
+    items: Mapped[list[Any]] = mapped_column(JSON, default=list)  # pairs of SOP class and instance UID
+    state: Mapped[str] = mapped_column(String(16), default="open", index=True)  # open, reported, dead
+    failed_count: Mapped[int] = mapped_column(Integer, default=0)
+    reason: Mapped[str | None] = mapped_column(Text)
+    received_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+    reported_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+
+class PerformedProcedureStep(ClinicalBase):
+    """A modality's performed procedure step (PS3.4 annex F.7): says when a study is complete."""
+
+    __tablename__ = "performed_procedure_step"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    sop_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)
+    study_instance_uids: Mapped[list[str]] = mapped_column(JSON, default=list)
+    status: Mapped[str] = mapped_column(String(16))  # IN PROGRESS, COMPLETED, DISCONTINUED
+    calling_ae_title: Mapped[str] = mapped_column(String(16), default="")
+    instances: Mapped[list[str]] = mapped_column(JSON, default=list)  # SOP Instance UIDs it performed
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+    updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now, onupdate=now)
+
+
+class Fetch(ClinicalBase):
+    """Studies to be pulled from an archive; a job of kind ``fetch`` works on this row."""
+
+    __tablename__ = "fetch"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    peer_id: Mapped[str] = mapped_column(ForeignKey("peer.id"), index=True)
+    query: Mapped[dict[str, str]] = mapped_column(JSON, default=dict)  # matching keys by keyword
+    options: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # method, hours, limit
+    state: Mapped[str] = mapped_column(String(16), default="queued", index=True)
+    reason: Mapped[str | None] = mapped_column(Text)
+    requested_by: Mapped[str] = mapped_column(String(64), default="node")
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+    finished_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+
+class FetchedStudy(ClinicalBase):
+    """One study of a fetch, and how far it is."""
+
+    __tablename__ = "fetched_study"
+    __table_args__ = (UniqueConstraint("fetch_id", "study_instance_uid"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    fetch_id: Mapped[str] = mapped_column(ForeignKey("fetch.id", ondelete="CASCADE"), index=True)
+    study_instance_uid: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16), default="queued", index=True)  # queued, done, failed
+    expected: Mapped[int | None] = mapped_column(Integer)  # instances, where the archive says so
+    received: Mapped[int] = mapped_column(Integer, default=0)
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    reason: Mapped[str | None] = mapped_column(Text)
+    updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now, onupdate=now)
+
+
+class Traffic(ClinicalBase):
+    """What one application entity, and one station behind it, sent or was sent in one hour."""
+
+    __tablename__ = "traffic"
+    __table_args__ = (UniqueConstraint("hour", "direction", "ae_title", "station_name"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    hour: Mapped[datetime] = mapped_column(UTCDateTime, index=True)  # its beginning
+    direction: Mapped[str] = mapped_column(String(8))  # in, out
+    ae_title: Mapped[str] = mapped_column(String(16))
+    station_name: Mapped[str] = mapped_column(String(64), default="")  # "": all of them, with associations
+    associations: Mapped[int] = mapped_column(Integer, default=0)
+    rejected: Mapped[int] = mapped_column(Integer, default=0)
+    instances: Mapped[int] = mapped_column(Integer, default=0)
+    size_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    failures: Mapped[int] = mapped_column(Integer, default=0)
+    last_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class Alarm(ClinicalBase):
+    """Something that staff should look at: raised once, until it is over."""
+
+    __tablename__ = "alarm"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    kind: Mapped[str] = mapped_column(String(32), index=True)  # silence, space
+    subject: Mapped[str] = mapped_column(String(80))
+    detail: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    raised_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+    acknowledged_by: Mapped[str | None] = mapped_column(String(32))
+    over_at: Mapped[datetime | None] = mapped_column(UTCDateTime, index=True)
+
+
+class RetentionRule(ClinicalBase):
+    """When received studies are deleted: what is delivered and past its time, never anything else."""
+
+    __tablename__ = "retention_rule"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    enabled: Mapped[bool] = mapped_column(Boolean, default=True)
+    condition: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # as of a study rule
+    keep_days: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
 class ClinicalJob(JobMixin, ClinicalBase):
-    """Work of the clinical zone. Kinds: deidentify, infer, deliver, evaluate."""
+    """Work of the clinical zone. Kinds: deidentify, infer, deliver, evaluate, report, fetch."""
 
     __tablename__ = "job"
     __table_args__ = (Index("ix_job_due", "state", "next_try_at"),)
