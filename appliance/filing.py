@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import select
 from sqlalchemy.exc import DataError, IntegrityError
 
-from appliance import logs, placing
+from appliance import cataloguing, logs, placing
 from appliance.db.clinical import Instance, QuarantineItem, Result, Series, Study, StudyState
 from appliance.db.engine import reading, writing
 from dicom_node.errors import HeaderError
@@ -278,20 +278,20 @@ def _file_one(session: Session, plan: _Readable) -> _Outcome:
         reason = "other instances of the study name another patient"
         return _Stopped(entry, PATIENT_MISMATCH, reason, study.id)
     series = _series(session, study, header)
-    session.add(
-        Instance(
-            id=entry.id,
-            series_id=series.id,
-            sop_instance_uid=header.sop_instance_uid,
-            sop_class_uid=header.sop_class_uid,
-            transfer_syntax_uid=entry.transfer_syntax_uid,
-            path=plan.path,
-            size_bytes=entry.size_bytes,
-            sha256=entry.sha256,
-            calling_ae_title=entry.calling_ae_title,
-            received_at=entry.received_at,
-        )
+    instance = Instance(
+        id=entry.id,
+        series_id=series.id,
+        sop_instance_uid=header.sop_instance_uid,
+        sop_class_uid=header.sop_class_uid,
+        transfer_syntax_uid=entry.transfer_syntax_uid,
+        path=plan.path,
+        size_bytes=entry.size_bytes,
+        sha256=entry.sha256,
+        calling_ae_title=entry.calling_ae_title,
+        received_at=entry.received_at,
     )
+    cataloguing.describe_instance(instance, header)
+    session.add(instance)
     _update_study(study, plan)
     session.flush()
     return _FILED
@@ -305,9 +305,6 @@ def _study(session: Session, plan: _Readable) -> Study:
             study_instance_uid=header.study_instance_uid,
             issuer_of_patient_id=header.issuer_of_patient_id,
             patient_id=header.patient_id,
-            patient_name=header.patient_name,
-            study_date=header.study_date,
-            study_description=header.study_description,
             calling_ae_title=entry.calling_ae_title,
             state=StudyState.RECEIVING,
             instance_count=0,
@@ -336,14 +333,12 @@ def _series(session: Session, study: Study, header: InstanceHeader) -> Series:
         )
     )
     if series is None:
-        series = Series(
-            study_id=study.id,
-            series_instance_uid=header.series_instance_uid,
-            modality=header.modality,
-            body_part_examined=header.body_part_examined,
-        )
+        series = Series(study_id=study.id, series_instance_uid=header.series_instance_uid)
+        cataloguing.describe_series(series, header)
         session.add(series)
         session.flush()
+    else:
+        cataloguing.describe_series(series, header)
     return series
 
 
@@ -354,9 +349,7 @@ def _update_study(study: Study, plan: _Readable) -> None:
     study.last_received_at = max(study.last_received_at, received_at)
     study.state = StudyState.RECEIVING
     study.issuer_of_patient_id = study.issuer_of_patient_id or header.issuer_of_patient_id
-    study.patient_name = study.patient_name or header.patient_name
-    study.study_date = study.study_date or header.study_date
-    study.study_description = study.study_description or header.study_description
+    cataloguing.describe_study(study, header)
     modalities = {*study.modalities.split("\\"), header.modality} - {""}
     joined = "\\".join(sorted(modalities))
     if len(joined) <= 64:

@@ -10,12 +10,14 @@ import re
 import warnings
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from dicom_node import elements, part10
 from dicom_node.errors import HeaderError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
     from typing import BinaryIO
 
@@ -30,31 +32,58 @@ _DEFLATED: Final = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95"
 _SPECIFIC_CHARACTER_SET: Final = 0x00080005
 _SOP_CLASS_UID: Final = 0x00080016
 _SOP_INSTANCE_UID: Final = 0x00080018
-_STUDY_DATE: Final = 0x00080020
-_MODALITY: Final = 0x00080060
-_STUDY_DESCRIPTION: Final = 0x00081030
-_PATIENT_NAME: Final = 0x00100010
 _PATIENT_ID: Final = 0x00100020
 _ISSUER_OF_PATIENT_ID: Final = 0x00100021
-_PATIENT_BIRTH_DATE: Final = 0x00100030
-_BODY_PART_EXAMINED: Final = 0x00180015
 _STUDY_INSTANCE_UID: Final = 0x0020000D
 _SERIES_INSTANCE_UID: Final = 0x0020000E
+_IDENTIFIERS: Final = (
+    _SOP_CLASS_UID,
+    _SOP_INSTANCE_UID,
+    _PATIENT_ID,
+    _ISSUER_OF_PATIENT_ID,
+    _STUDY_INSTANCE_UID,
+    _SERIES_INSTANCE_UID,
+)
+
+# Attributes for people and queries: field -> tag, longest text that is kept, whether its VR takes other
+# character sets than ASCII (PS3.5 6.1.2.2).
+_TEXTS: Final[Mapping[str, tuple[int, int, bool]]] = MappingProxyType(
+    {
+        "patient_name": (0x00100010, 400, True),
+        "patient_birth_date": (0x00100030, 16, False),
+        "patient_sex": (0x00100040, 16, False),
+        "study_date": (0x00080020, 16, False),
+        "study_time": (0x00080030, 16, False),
+        "accession_number": (0x00080050, 64, True),
+        "referring_physician_name": (0x00080090, 400, True),
+        "study_id": (0x00200010, 64, True),
+        "study_description": (0x00081030, 64, True),
+        "modality": (0x00080060, 16, False),
+        "body_part_examined": (0x00180015, 16, False),
+        "series_number": (0x00200011, 16, False),
+        "series_description": (0x0008103E, 64, True),
+        "protocol_name": (0x00181030, 64, True),
+        "station_name": (0x00081010, 64, True),
+        "institution_name": (0x00080080, 64, True),
+        "manufacturer": (0x00080070, 64, True),
+        "manufacturer_model_name": (0x00081090, 64, True),
+        "performed_procedure_step_start_date": (0x00400244, 16, False),
+        "performed_procedure_step_start_time": (0x00400245, 16, False),
+        "instance_number": (0x00200013, 16, False),
+    }
+)
+_SHORTS: Final[Mapping[str, int]] = MappingProxyType(
+    {"rows": 0x00280010, "columns": 0x00280011, "bits_allocated": 0x00280100}
+)
+_NUMBER_OF_FRAMES: Final = 0x00280008
+_MAX_INTEGER: Final = 2**31 - 1  # PS3.5 6.2, IS
 _WANTED: Final = frozenset(
     {
         _SPECIFIC_CHARACTER_SET,
-        _SOP_CLASS_UID,
-        _SOP_INSTANCE_UID,
-        _STUDY_DATE,
-        _MODALITY,
-        _STUDY_DESCRIPTION,
-        _PATIENT_NAME,
-        _PATIENT_ID,
-        _ISSUER_OF_PATIENT_ID,
-        _PATIENT_BIRTH_DATE,
-        _BODY_PART_EXAMINED,
-        _STUDY_INSTANCE_UID,
-        _SERIES_INSTANCE_UID,
+        *_IDENTIFIERS,
+        *(tag for tag, _, _ in _TEXTS.values()),
+        *_SHORTS.values(),
+        _NUMBER_OF_FRAMES,
     }
 )
 _CHUNK_BYTES: Final = 1 << 20
@@ -76,10 +105,29 @@ class InstanceHeader:
     issuer_of_patient_id: str
     patient_name: str
     patient_birth_date: str
+    patient_sex: str
     study_date: str
+    study_time: str
+    accession_number: str
+    referring_physician_name: str
+    study_id: str
     study_description: str
     modality: str
     body_part_examined: str
+    series_number: str
+    series_description: str
+    protocol_name: str
+    station_name: str
+    institution_name: str
+    manufacturer: str
+    manufacturer_model_name: str
+    performed_procedure_step_start_date: str
+    performed_procedure_step_start_time: str
+    instance_number: str
+    rows: int | None
+    columns: int | None
+    bits_allocated: int | None
+    number_of_frames: int | None
 
 
 def is_uid(text: str) -> bool:
@@ -147,6 +195,12 @@ class _Inflating:
 
 def _header(values: dict[int, bytes], syntax: str) -> InstanceHeader:
     encodings = _encodings(values.get(_SPECIFIC_CHARACTER_SET, b""))
+    order: Literal["big", "little"] = "big" if syntax in _BIG_ENDIAN else "little"
+    texts: dict[str, Any] = {
+        field: _text(values.get(tag, b""), encodings if extended else ["ascii"])[:longest]
+        for field, (tag, longest, extended) in _TEXTS.items()
+    }
+    shorts: dict[str, Any] = {field: _short(values.get(tag, b""), order) for field, tag in _SHORTS.items()}
     return InstanceHeader(
         sop_class_uid=_uid(values, _SOP_CLASS_UID, "SOPClassUID"),
         sop_instance_uid=_uid(values, _SOP_INSTANCE_UID, "SOPInstanceUID"),
@@ -155,13 +209,19 @@ def _header(values: dict[int, bytes], syntax: str) -> InstanceHeader:
         transfer_syntax_uid=syntax,
         patient_id=_identifier(values, _PATIENT_ID, "PatientID", encodings),
         issuer_of_patient_id=_identifier(values, _ISSUER_OF_PATIENT_ID, "IssuerOfPatientID", encodings),
-        patient_name=_text(values.get(_PATIENT_NAME, b""), encodings)[:400],
-        patient_birth_date=_text(values.get(_PATIENT_BIRTH_DATE, b""), ["ascii"])[:16],
-        study_date=_text(values.get(_STUDY_DATE, b""), ["ascii"])[:16],
-        study_description=_text(values.get(_STUDY_DESCRIPTION, b""), encodings)[:64],
-        modality=_text(values.get(_MODALITY, b""), ["ascii"])[:16],
-        body_part_examined=_text(values.get(_BODY_PART_EXAMINED, b""), ["ascii"])[:16],
+        **texts,
+        **shorts,
+        number_of_frames=_integer(values.get(_NUMBER_OF_FRAMES, b"")),
     )
+
+
+def _short(raw: bytes, order: Literal["big", "little"]) -> int | None:
+    return int.from_bytes(raw, order) if len(raw) == 2 else None
+
+
+def _integer(raw: bytes) -> int | None:
+    text = raw.strip(b"\0 ")
+    return int(text) if text.isdigit() and len(text) <= 10 and int(text) <= _MAX_INTEGER else None
 
 
 def _uid(values: dict[int, bytes], tag: int, keyword: str) -> str:

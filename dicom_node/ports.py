@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dicom_node.inbox import InboxEntry
+    from dicom_node.query import Query, StoredInstance
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,24 @@ class Listener(Protocol):
 
     def on_failed(self, caller: Caller, error: Exception) -> None:
         """Take note of an unforeseen error on an association; it was aborted or answered with a failure."""
+
+
+class Catalogue(Protocol):
+    """Answers for what is stored, results of models among it. Its functions block."""
+
+    def find(self, query: Query) -> list[dict[str, str]]:
+        """Return one mapping of keyword to text for each match; several values are joined by backslashes.
+
+        Each carries the attributes of its level and of those above, see :data:`dicom_node.query.RETURNED`.
+
+        Raises
+        ------
+        QueryError
+            When a key or value has no meaning.
+        """
+
+    def count(self, query: Query) -> int:
+        """Return how many match, whatever limit and offset say."""
+
+    def instances(self, study_uid: str, series_uid: str = "", sop_uid: str = "") -> Sequence[StoredInstance]:
+        """Return the instances of a study, of one series of it, or the one instance."""

@@ -94,7 +94,7 @@ def _body(process: base.Process) -> None:
 
 
 def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Duty]:
-    from appliance import broker, delivery, intake, models, routing, work  # noqa: PLC0415
+    from appliance import broker, cataloguing, delivery, intake, models, routing, work  # noqa: PLC0415
     from appliance.db.base import now  # noqa: PLC0415
     from appliance.db.clinical import ClinicalJob  # noqa: PLC0415
 
@@ -122,6 +122,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
     return [
         Duty("index", index, IDLE_S),
         Duty("assemble", assemble, 2 * IDLE_S),
+        Duty("catalogue", lambda: cataloguing.fill(zone), 2 * IDLE_S),
         Duty("stopped", lambda: intake.retry_stopped(zone), RETRY_STOPPED_EVERY_S),
         Duty("reconcile", reconcile, RECONCILE_EVERY_S),
         Duty("catch_up", lambda: routing.catch_up(zone, now()), CATCH_UP_EVERY_S),
