@@ -15,6 +15,7 @@ import os
 import queue
 import select
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -24,7 +25,7 @@ from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
-from dicom_node import commands
+from dicom_node import commands, tls
 from dicom_node.errors import DICOMNodeError
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ class WakingSocket(AssociationSocket):  # type: ignore[misc]
         self.wake_read = wake_read
         self.timeout_s = timeout_s
         self.pushed_back: bytes = b""
+        self.tls = isinstance(plain, ssl.SSLSocket)
+        self.certificate_sha256 = tls.fingerprint(plain) if isinstance(plain, ssl.SSLSocket) else ""
         # An accepted socket has no time-out of its own: a peer that stalls inside a PDU would hold it.
         plain.settimeout(timeout_s)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -48,7 +48,7 @@ class Authority:
         self.file = folder / f"{name.replace(' ', '-')}.pem"
         self.file.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(  # noqa: PLR0913 -- a certificate has so many sides
+    def issue(
         self,
         name: str,
         *,
