@@ -13,6 +13,7 @@ from appliance import durable, logs
 from appliance.db.clinical import Peer
 from appliance.db.engine import reading
 from appliance.names import as_network
+from appliance.peers import NEEDS_TLS, WRONG_CERTIFICATE
 from dicom_node.ports import Caller, Decision
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ UNKNOWN_AE_TITLE: Final = "unknown_ae_title"
 WRONG_ADDRESS: Final = "wrong_address"
 NAME_UNRESOLVED: Final = "name_unresolved"
 NOT_READY: Final = "not_ready"
-NEEDS_TLS: Final = "needs_tls"
-WRONG_CERTIFICATE: Final = "wrong_certificate"
 SNAPSHOT: Final = "senders.json"
 SNAPSHOT_UNREADABLE: Final = "callers.snapshot_unreadable"
 SNAPSHOT_UNWRITTEN: Final = "callers.snapshot_unwritten"

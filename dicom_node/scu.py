@@ -95,11 +95,24 @@ class PausingCheckpoint(threading.Event):
 
 
 class AssociationError(DICOMNodeError):
-    """No association; ``retryable`` says whether another try may have one."""
+    """No association; ``retryable`` says whether another try may have one.
 
-    def __init__(self, message: str, *, retryable: bool) -> None:
+    ``rejection`` is result, source and reason of an A-ASSOCIATE-RJ (PS3.8 table 9-21), None where there was
+    none; ``refused_contexts`` says that the peer accepted the association and no presentation context of it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool,
+        rejection: tuple[int, int, int] | None = None,
+        refused_contexts: bool = False,
+    ) -> None:
         super().__init__(message)
         self.retryable = retryable
+        self.rejection = rejection
+        self.refused_contexts = refused_contexts
 
 
 @dataclass(frozen=True)
@@ -322,9 +335,15 @@ def _refusal(association: Association) -> AssociationError:
     answer = association.acceptor.primitive or association.dul.peek_next_pdu()
     if getattr(answer, "result", 0) in _REJECTED:
         words = getattr(answer, "reason_str", "no reason given")
-        return AssociationError(f"association rejected: {words}", retryable=answer.result != 1)
+        return AssociationError(
+            f"association rejected: {words}",
+            retryable=answer.result != 1,
+            rejection=(int(answer.result), int(answer.result_source or 0), int(answer.diagnostic or 0)),
+        )
     if association.acceptor.primitive is not None:
-        return AssociationError("the peer accepts none of the presentation contexts", retryable=False)
+        return AssociationError(
+            "the peer accepts none of the presentation contexts", retryable=False, refused_contexts=True
+        )
     return AssociationError("no connection, or no answer to the association request", retryable=True)
 
 

@@ -20,6 +20,7 @@ from dicom_node.errors import DICOMNodeError
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping
+    from datetime import datetime
     from pathlib import Path
 
 ClientCertificates = Literal["required", "optional", "none"]
@@ -113,6 +114,19 @@ class _Socket(ssl.SSLSocket):
         super(ssl.SSLSocket, self).shutdown(how)
 
 
+class _Object(ssl.SSLObject):
+    """The same for those who carry the bytes themselves (asyncio)."""
+
+    context: Context
+
+    def do_handshake(self) -> None:
+        """Shake hands, then look at the pinned certificate."""
+        super().do_handshake()
+        wanted, shown = self.context.pinned, self.getpeercert(binary_form=True) or b""
+        if wanted and not hmac.compare_digest(wanted, hashlib.sha256(shown).hexdigest()):
+            raise ssl.SSLCertVerificationError(1, WRONG_PIN)
+
+
 def client_context(options: TLSOptions) -> Context:
     """Return the context of a requestor.
 
@@ -156,7 +170,7 @@ def _context(protocol: int, options: TLSOptions) -> Context:
         ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_TICKET
     )
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.sslsocket_class = _Socket
+    context.sslsocket_class, context.sslobject_class = _Socket, _Object
     try:
         if options.certificate is not None:
             context.load_cert_chain(options.certificate, options.key, password=_no_password)
@@ -332,3 +346,46 @@ def explain(error: OSError) -> str:
     if isinstance(error, TimeoutError):
         return "the peer does not answer the TLS handshake"
     return "the peer closes the connection during the TLS handshake"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What stands in a certificate."""
+
+    subject: str
+    issuer: str
+    names: tuple[str, ...]
+    begins: datetime
+    expires: datetime
+    sha256: str
+
+
+def describe(encoded: bytes) -> Certificate:
+    """Read a certificate in DER or PEM (the first one of a chain).
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    from cryptography import x509  # noqa: PLC0415 -- heavy, and only needed to show one
+    from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
+    from cryptography.x509.oid import ExtensionOID  # noqa: PLC0415
+
+    pem = b"-----BEGIN CERTIFICATE-----" in encoded
+    read = x509.load_pem_x509_certificate(encoded) if pem else x509.load_der_x509_certificate(encoded)
+    names: tuple[str, ...] = ()
+    try:
+        found = read.extensions.get_extension_for_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME).value
+    except (x509.ExtensionNotFound, ValueError):
+        pass
+    else:
+        names = tuple(str(getattr(name, "value", "")) for name in found)  # type: ignore[attr-defined]
+    return Certificate(
+        subject=read.subject.rfc4514_string() or "no subject",
+        issuer=read.issuer.rfc4514_string() or "no issuer",
+        names=names,
+        begins=read.not_valid_before_utc,
+        expires=read.not_valid_after_utc,
+        sha256=read.fingerprint(hashes.SHA256()).hex(),
+    )

@@ -45,10 +45,15 @@ def storescp(folder: Path, shown: Issued, *options: str | Path) -> Iterator[int]
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_until(lambda: f":{port:04X} " in _listening(), "storescp listens")
+        wait_for_port(port)
         yield port
     finally:
         kill_group(child)
+
+
+def wait_for_port(port: int) -> None:
+    """Wait until something listens, without a connection."""
+    wait_until(lambda: f":{port:04X} " in _listening(), f"port {port} is open")
 
 
 def _listening() -> str:
