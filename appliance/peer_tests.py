@@ -94,6 +94,11 @@ class PeerReport:
         return f"{TITLES.get(failed[0].name, failed[0].name)}: {failed[0].seen}"
 
 
+def steps_as_rows(report: PeerReport) -> list[dict[str, Any]]:
+    """Return the steps with their titles, as JSON takes them."""
+    return [{"title": TITLES.get(step.name, step.name), **asdict(step)} for step in report.steps]
+
+
 @dataclass
 class LastReports:
     """The last report of each peer, until the process ends."""
