@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -97,21 +97,6 @@ class PeerReport:
 def steps_as_rows(report: PeerReport) -> list[dict[str, Any]]:
     """Return the steps with their titles, as JSON takes them."""
     return [{"title": TITLES.get(step.name, step.name), **asdict(step)} for step in report.steps]
-
-
-@dataclass
-class LastReports:
-    """The last report of each peer, until the process ends."""
-
-    _reports: dict[str, PeerReport] = field(default_factory=dict)
-
-    def keep(self, report: PeerReport) -> None:
-        """Remember a report."""
-        self._reports[report.peer_id] = report
-
-    def of(self, peer_id: str) -> PeerReport | None:
-        """Return the last one."""
-        return self._reports.get(peer_id)
 
 
 def examine(

@@ -105,6 +105,7 @@ def _paths(panel: PanelServer) -> list[str]:
         "study_id": panel.seed.studies[4],
         "result_id": panel.seed.pictures[0],
         "model_id": panel.seed.models["active"],
+        "peer_id": panel.seed.destination,
         "run_id": panel.seed.run_id,
     }
     return [page.path.format(**ids) for page in PAGES]
