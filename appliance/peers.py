@@ -55,8 +55,8 @@ NEEDS_TLS: Final = "needs_tls"
 WRONG_CERTIFICATE: Final = "wrong_certificate"
 ALLOWING_IS_NO_HELP: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "tls_failed": "it did not get through TLS: give it a certificate of an authority that we trust",
-        NEEDS_TLS: "its peer must come over TLS: set TLS up at the caller, or change the peer",
+        "tls_failed": "give the caller a certificate of an authority that is trusted here (dicom.tls_ca)",
+        NEEDS_TLS: "set TLS up at the caller, or change its peer",
         "wrong_called_ae_title": "the caller must call this node's own AE title",
         "too_many_associations": "it is known; the node or the peer was at its bound",
     }

@@ -117,6 +117,8 @@ def reach(trail: Trail, destination: Destination) -> None:
     with trail.step("name") as note:
         addresses = _resolve(destination)
         note.seen = f"{destination.host} is {', '.join(addresses)}"
+        if addresses == [destination.host]:
+            note.seen = f"{destination.host} is an address"
     with trail.step("connection") as note:
         _connect(destination).close()
         note.seen = f"port {destination.port} accepts connections"

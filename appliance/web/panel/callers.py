@@ -10,7 +10,7 @@ from sqlalchemy import delete, select
 
 from appliance.db.clinical import RejectedCaller
 from appliance.db.engine import writing
-from appliance.web.panel.markup import el, when
+from appliance.web.panel.markup import DASH, el, when
 from appliance.web.panel.page import ActionRefusedError
 from appliance.web.panel.parts import Column, button, dialog, nothing, opener, stack, table, text_field
 
@@ -96,9 +96,9 @@ def draw(callers: tuple[CallerRow, ...], *, can_manage: bool) -> Markup:
     )
     rows = [
         (
-            el("code", row.calling_ae_title) if row.calling_ae_title else None,
+            el("code", row.calling_ae_title or DASH),
             stack(row.address, el("small", "with TLS") if row.tls else None),
-            el("code", row.called_ae_title) if row.called_ae_title else None,
+            el("code", row.called_ae_title or DASH),
             stack(row.reason, el("small", row.advice) if row.advice else None),
             row.count,
             when(row.last_seen_at),
@@ -128,21 +128,27 @@ def dialogs(callers: tuple[CallerRow, ...]) -> list[Markup]:
 
 def _allow_dialog(row: CallerRow) -> Markup:
     who = f"{row.calling_ae_title} at {row.address}"
-    shown = f"It showed the certificate with SHA-256 {row.certificate_sha256}"
+    shown = el("code", row.certificate_sha256, class_="whole")
     if row.renews:
         return dialog(
             f"allow-{row.id}",
             f"Take the new certificate of {row.calling_ae_title}?",
             "allow",
             submit="Take certificate",
-            lead=f"{shown}. From now on it must show this one. Compare it with the peer's first.",
+            lead=el(
+                "span",
+                "It showed the certificate with this SHA-256. Compare it with the peer's own display;"
+                " from then on it must show this one.",
+                shown,
+            ),
             id=row.id,
         )
-    lead = f"{who} may send studies to this node."
+    words = f"{who} may send studies to this node."
     if row.certificate_sha256:
-        lead += f" {shown}, and must show it from now on."
+        words += " It showed the certificate with this SHA-256, and must show it from now on:"
     elif row.tls:
-        lead += " It came over TLS, and must do so from now on."
+        words += " It came over TLS, and must do so from now on."
+    lead = el("span", words, shown if row.certificate_sha256 else None)
     return dialog(
         f"allow-{row.id}",
         f"Allow {row.calling_ae_title}?",

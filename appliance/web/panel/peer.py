@@ -13,7 +13,7 @@ from appliance.db.engine import reading, writing
 from appliance.web.panel import peer_form
 from appliance.web.panel.markup import DASH, duration, el, when
 from appliance.web.panel.page import Action, ActionRefusedError, Drawing, NotThereError, Page, Query
-from appliance.web.panel.parts import Ask, badge, button, card, facts, nothing, page_head
+from appliance.web.panel.parts import Ask, badge, button, card, facts, page_head
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -140,8 +140,11 @@ def _buttons(view: PeerView, name: str) -> Markup:
 
 def _test(view: PeerView) -> Markup:
     if not view.steps:
-        advice = "It goes from the name to the answer of each service, and says what to change on which side."
-        return card("Connection test", nothing("Not tested since the panel was started.", advice))
+        words = (
+            "Not tested since the panel was started. A test goes from the name to the answer of each service,"
+        )
+        words += " and says what to change on which side."
+        return card("Connection test", el("p", words, class_="muted"))
     steps = el("ol", (_step(step) for step in view.steps), class_="steps test")
     aside = el("span", "Tested ", when(view.tested_at, seconds=True))
     return card("Connection test", steps, aside=aside)
@@ -153,7 +156,7 @@ def _step(step: StepRow) -> Markup:
     advice = (el("li", el("b", side), ": ", text) for side, text in step.advice)
     return el(
         "li",
-        el("div", badge(word, tone=tone)),
+        el("div", badge(word, tone=tone, text=word)),
         el(
             "div",
             el("div", el("b", step.title), took, class_="line"),

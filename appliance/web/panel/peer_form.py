@@ -64,7 +64,7 @@ def draw(peer_id: str, values: Mapping[str, Any], *, secret_stored: bool) -> Mar
         el(
             "div",
             el("div", _identity(values), _tls(values), class_="column"),
-            _from_it(values),
+            el("div", _from_it(values), _schedule(values["schedule"]), class_="column"),
             _to_it(values, secret_stored=secret_stored),
             class_="grid three",
         ),
@@ -177,16 +177,14 @@ def _to_it(values: Mapping[str, Any], *, secret_stored: bool) -> Markup:
         el("div", mark) if values["credential"] else None,
         select_field("transfer_syntax_uid", "Sent", syntaxes, current),
         _number(values, "max_kib_per_s", "KiB a second", hint="0: no bound."),
-        _schedule(values["schedule"]),
         class_="fields",
     )
 
 
 def _schedule(schedule: Mapping[str, Any]) -> Markup:
     chosen = schedule.get("days") or schedules.DAYS
-    return el(
-        "fieldset",
-        el("legend", "Sent on"),
+    return card(
+        "When we send to it",
         el(
             "div",
             (check_field("days", text, checked=day in chosen, value=day) for day, text in _DAYS.items()),
@@ -199,6 +197,7 @@ def _schedule(schedule: Mapping[str, Any]) -> Markup:
             class_="halves",
         ),
         el("small", "No times: all day. Over midnight counts to the day it begins on.", class_="muted"),
+        class_="fields",
     )
 
 

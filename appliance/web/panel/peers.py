@@ -12,10 +12,9 @@ from appliance.auth.rights import Right
 from appliance.db.clinical import Peer, RejectedCaller
 from appliance.db.engine import reading, writing
 from appliance.web.panel import callers, peer
-from appliance.web.panel.markup import el, when
+from appliance.web.panel.markup import DASH, el, when
 from appliance.web.panel.page import Action, ActionRefusedError, Drawing, Page, Query
 from appliance.web.panel.parts import (
-    Ask,
     Column,
     badge,
     button,
@@ -26,6 +25,7 @@ from appliance.web.panel.parts import (
     nothing,
     opener,
     page_head,
+    stack,
     table,
     text_field,
 )
@@ -128,8 +128,8 @@ def _peers(view: PeersView) -> Markup:
         Column("Name", "wide"),
         Column("AE title", "tight"),
         Column("Address", "tight"),
-        Column("May", "tight"),
-        Column("Connection", "tight"),
+        Column("May"),
+        Column("Last test", "tight"),
         Column("State", "tight"),
         Column("Last seen", "tight"),
         Column("", "tight"),
@@ -137,10 +137,10 @@ def _peers(view: PeersView) -> Markup:
     rows = [
         (
             link(f"/peers/{row.id}", row.name),
-            el("code", row.ae_title) if row.ae_title else None,
+            el("code", row.ae_title or DASH),
             _address(row),
             ", ".join(_uses(row)),
-            _connection(row),
+            _tested(row),
             badge("enabled" if row.enabled else "disabled"),
             when(row.last_seen_at),
             _buttons(row) if view.can_manage else None,
@@ -155,11 +155,15 @@ def _peers(view: PeersView) -> Markup:
     return table("Known peers", columns, rows, empty=empty)
 
 
-def _address(row: PeerRow) -> Markup | str:
+def _address(row: PeerRow) -> Markup:
     if row.url:
-        parts = urlsplit(row.url)
-        return el("span", parts.netloc, title=row.url)
-    return f"{row.host}:{row.port}" if row.port else row.host
+        where: object = el("span", urlsplit(row.url).netloc, title=row.url)
+    else:
+        where = f"{row.host}:{row.port}" if row.port else row.host
+    kind = "DICOMweb" if row.protocol == "dicomweb" else ""
+    secure = "TLS, pinned certificate" if row.certificate_sha256 else "TLS" if row.tls else ""
+    words = ", ".join(word for word in (kind, secure) if word)
+    return stack(where, el("small", words) if words else None)
 
 
 def _uses(row: PeerRow) -> list[str]:
@@ -172,24 +176,15 @@ def _uses(row: PeerRow) -> list[str]:
     return [word for word, applies in uses if applies]
 
 
-def _connection(row: PeerRow) -> Markup | None:
-    kind = "DICOMweb" if row.protocol == "dicomweb" else "DIMSE"
-    secure = "pinned TLS" if row.certificate_sha256 else "TLS" if row.tls else ""
-    tested = None
-    if row.test_ok is not None:
-        tested = badge("ok" if row.test_ok else "bad", tone="ok" if row.test_ok else "bad", text="test")
-    words = f"{kind}, {secure}" if secure else kind
-    return el("span", words, " ", tested)
+def _tested(row: PeerRow) -> Markup:
+    if row.test_ok is None:
+        return el("span", DASH, class_="none")
+    word = "well" if row.test_ok else "failed"
+    return badge(word, tone="ok" if row.test_ok else "bad", text=word)
 
 
 def _buttons(row: PeerRow) -> Markup:
-    shown = [button("test", "Test", described=row.name, id=row.id)]
-    if row.enabled:
-        ask = Ask(f"Disable {row.name}? It can no longer send, and nothing is delivered to it.")
-        shown.append(button("disable", "Disable", described=row.name, ask=ask, style="danger", id=row.id))
-    else:
-        shown.append(button("enable", "Enable", described=row.name, id=row.id))
-    return el("div", shown, class_="buttons")
+    return el("div", button("test", "Test", described=row.name, id=row.id), class_="buttons")
 
 
 def _dialog() -> Markup:
