@@ -148,6 +148,8 @@ def allow_caller(
         raise PeerError(problem)
     if caller.reason == WRONG_CERTIFICATE and caller.certificate_sha256:
         peer = _renew_certificate(session, ledger, caller, actor)
+    elif (known := _just_allowed(session, caller)) is not None:
+        peer = known
     else:
         new = NewPeer(
             name=name.strip() or _free_name(session, caller),
@@ -160,6 +162,18 @@ def allow_caller(
         peer = add_peer(session, ledger, new, actor)
     session.delete(caller)
     return peer
+
+
+def _just_allowed(session: Session, caller: RejectedCaller) -> Peer | None:
+    """Return the peer that the caller has become: one that calls without pause is listed a moment longer."""
+    became = select(Peer).where(
+        Peer.enabled,
+        Peer.may_send,
+        Peer.ae_title == caller.calling_ae_title,
+        Peer.host == caller.address,
+        Peer.certificate_sha256 == caller.certificate_sha256,
+    )
+    return session.scalar(became.limit(1))
 
 
 def _renew_certificate(session: Session, ledger: Ledger, caller: RejectedCaller, actor: str) -> Peer:

@@ -560,3 +560,12 @@ def test_a_test_of_a_sender_says_why_it_was_turned_away(config: Path, clinical_z
     code, text = cloister(config, "test", "PACS")
     assert code == 1
     assert "calls from 10.0.0.7: correct the host" in text
+
+
+def test_a_caller_that_is_allowed_twice_is_one_peer(clinical_zone: ClinicalZone) -> None:
+    for _ in range(2):
+        row = turned_away(clinical_zone, "unknown_ae_title", address="10.0.0.1")
+        with writing(clinical_zone.engine) as session:
+            peers.allow_caller(session, clinical_zone.ledger, caller_id=row)
+    with reading(clinical_zone.engine) as session:
+        assert len(peers.list_peers(session)) == 1
