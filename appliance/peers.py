@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, or_, select, update
 
 from appliance.db.base import now
 from appliance.db.clinical import Delivery, Peer, RejectedCaller
@@ -329,9 +329,8 @@ class CallerRecorder:
             for key, count in rejected.items():
                 _store_rejection(session, key, count, reasons[key])
             for ae_title, at in seen.items():
-                session.execute(
-                    update(Peer).where(Peer.ae_title == ae_title, Peer.may_send).values(last_seen_at=at)
-                )
+                calls = or_(Peer.may_send, Peer.may_query)
+                session.execute(update(Peer).where(Peer.ae_title == ae_title, calls).values(last_seen_at=at))
             _forget_oldest(session)
         with self._lock:
             self._rejected.subtract(rejected)
