@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pynetdicom.association import Association
 
 _P_DATA_TF: Final = 0x04
+_AWAITING_REQUEST: Final = "Sta2"
 _ESTABLISHED: Final = "Sta6"
 _TRANSPORT_CLOSED: Final = "Evt17"
 _INVALID_PDU: Final = "Evt19"
@@ -263,6 +264,9 @@ class ReceivingDUL(DULServiceProvider):  # type: ignore[misc]
             head = bytearray()
         if len(head) < 6:
             self._discard()
+            if self.state_machine.current_state == _AWAITING_REQUEST:
+                # The association's thread would wait for a request until its time is up, and hold a place.
+                self.to_user_queue.put(None)
             self.event_queue.put(_TRANSPORT_CLOSED)
             return
         kind, _, length = struct.unpack(">BBI", head)
