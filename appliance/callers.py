@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import select
@@ -13,6 +13,7 @@ from appliance import durable, logs
 from appliance.db.clinical import Peer
 from appliance.db.engine import reading
 from appliance.names import as_network
+from appliance.peers import NEEDS_TLS, WRONG_CERTIFICATE
 from dicom_node.ports import Caller, Decision
 
 if TYPE_CHECKING:
@@ -37,6 +38,14 @@ _LOG = logs.logger(__name__)
 class _Sender:
     ae_title: str
     host: str
+    tls: bool = False
+    certificate_sha256: str = ""
+
+    def problem(self, caller: Caller) -> str:
+        """Say what its way of calling lacks."""
+        if self.certificate_sha256 and caller.tls:
+            return "" if caller.certificate_sha256 == self.certificate_sha256 else WRONG_CERTIFICATE
+        return NEEDS_TLS if (self.tls or self.certificate_sha256) and not caller.tls else ""
 
 
 class DatabaseCallers:
@@ -67,22 +76,26 @@ class DatabaseCallers:
         """Read the peers again."""
         with reading(self._engine) as session:
             peers = session.scalars(select(Peer).where(Peer.enabled, Peer.may_send).order_by(Peer.id)).all()
-        self._senders = tuple(_Sender(peer.ae_title, peer.host) for peer in peers)
+        self._senders = tuple(
+            _Sender(peer.ae_title, peer.host, peer.tls, peer.certificate_sha256) for peer in peers
+        )
         self._names.want(sender.host for sender in self._senders if as_network(sender.host) is None)
         self._save(self._senders)
 
     def decide(self, caller: Caller) -> Decision:
-        """Allow a caller whose AE title and address belong to one enabled peer."""
+        """Allow a caller whose AE title, address and certificate belong to one enabled peer."""
         if self._senders is None:
             return Decision(allowed=False, reason=NOT_READY, transient=True)
         titled = [sender for sender in self._senders if sender.ae_title == caller.calling_ae_title]
         if not titled:
             return Decision(allowed=False, reason=UNKNOWN_AE_TITLE)
         address = ipaddress.ip_address(caller.address)
-        known = [self._networks(sender.host) for sender in titled]
-        if any(address in network for networks in known for network in networks or ()):
-            return Decision(allowed=True)
-        if None in known:
+        known = [(sender, self._networks(sender.host)) for sender in titled]
+        here = [sender for sender, networks in known if any(address in network for network in networks or ())]
+        if here:
+            problems = [sender.problem(caller) for sender in here]
+            return Decision(allowed="" in problems, reason="" if "" in problems else problems[0])
+        if any(networks is None for _, networks in known):
             return Decision(allowed=False, reason=NAME_UNRESOLVED, transient=True)
         return Decision(allowed=False, reason=WRONG_ADDRESS)
 
@@ -95,11 +108,16 @@ class DatabaseCallers:
         try:
             text = self._snapshot.read_text(encoding="ascii")
             content = json.loads(text)["senders"]
-            rows = [(str(row["ae_title"]), str(row["host"]), row["networks"]) for row in content]
+            senders = tuple(
+                _Sender(
+                    str(row["ae_title"]), str(row["host"]), bool(row["tls"]), str(row["certificate_sha256"])
+                )
+                for row in content
+            )
             answers = {
-                host: tuple(ipaddress.ip_network(item) for item in networks)
-                for _, host, networks in rows
-                if networks is not None
+                str(row["host"]): tuple(ipaddress.ip_network(item) for item in row["networks"])
+                for row in content
+                if row["networks"] is not None
             }
         except FileNotFoundError:
             return
@@ -109,7 +127,7 @@ class DatabaseCallers:
         for host, networks in answers.items():
             if as_network(host) is None:
                 self._names.remember(host, networks)
-        self._senders = tuple(_Sender(ae_title, host) for ae_title, host, _ in rows)
+        self._senders = senders
         self._written = text
 
     def _save(self, senders: tuple[_Sender, ...]) -> None:
@@ -118,7 +136,7 @@ class DatabaseCallers:
         for sender in senders:
             networks = self._networks(sender.host)
             listed = None if networks is None else sorted(str(network) for network in networks)
-            rows.append({"ae_title": sender.ae_title, "host": sender.host, "networks": listed})
+            rows.append({**asdict(sender), "networks": listed})
         text = json.dumps({"senders": rows})
         if text == self._written:
             return

@@ -165,7 +165,7 @@ def _read(zone: ClinicalZone, delivery_id: str) -> _Order | None:
         study_id=result.study_id,
         path=zone.root / result.path,
         instances=tuple((item.id, zone.root / item.path) for item in instances),
-        destination=destination_of(peer, ASSOCIATION_TIMEOUT_S),
+        destination=destination_of(peer, zone.settings.dicom, ASSOCIATION_TIMEOUT_S),
         peer_id=peer.id,
         peer_ready=peer.enabled and peer.is_destination,
         withhold=_withhold_reason(delivery, result),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from appliance import health, keys, ledger, node
+from appliance import health, keys, ledger, node, tls_checks
 from appliance.db import migrate
 from appliance.db.engine import make_engine
 from appliance.errors import ApplianceError
@@ -42,6 +42,8 @@ def examine(settings: Settings) -> Health:
     found = [*_programs(), *_folders(settings)]
     if all(check.ok for check in found):
         found += [*_keys(settings), *_schemas(settings), *_ledgers(settings), *_separation(settings)]
+        if "clinical" in health.open_zones(settings):
+            found += tls_checks.checks(settings)
         found += health.overall(settings).checks
     return Health(all(check.ok for check in found), found)
 

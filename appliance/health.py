@@ -41,6 +41,7 @@ class Check:
     ok: bool
     detail: str
     fix: str = ""
+    warning: bool = False  # well for now, and to be seen to
 
 
 @dataclass(frozen=True)

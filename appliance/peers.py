@@ -2,60 +2,69 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import threading
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, or_, select, update
 
 from appliance.db.base import now
 from appliance.db.clinical import Delivery, Peer, RejectedCaller
 from appliance.db.engine import writing
-from appliance.errors import ApplianceError
 from appliance.names import as_network
+from appliance.peer_values import FIELDS, NewPeer, PeerError, checked, values_of
 from dicom_node.scu import Destination
+from dicom_node.tls import TLSOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
     from appliance.ledger import Ledger
+    from appliance.settings import DICOMSettings
     from dicom_node.ports import Caller
+
+__all__ = [
+    "CallerRecorder",
+    "NewPeer",
+    "PeerError",
+    "add_peer",
+    "allow_caller",
+    "change_peer",
+    "destination_of",
+    "get_peer",
+    "list_peers",
+    "list_rejected",
+    "remove_peer",
+    "set_enabled",
+    "tls_options_of",
+]
 
 PEER_ADDED: Final = "peer.added"
 PEER_CHANGED: Final = "peer.changed"
 PEER_REMOVED: Final = "peer.removed"
 
+NEEDS_TLS: Final = "needs_tls"
+WRONG_CERTIFICATE: Final = "wrong_certificate"
+ALLOWING_IS_NO_HELP: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "tls_failed": "give the caller a certificate of an authority that is trusted here (dicom.tls_ca)",
+        NEEDS_TLS: "set TLS up at the caller, or change its peer",
+        "wrong_called_ae_title": "the caller must call this node's own AE title",
+        "too_many_associations": "it is known; the node or the peer was at its bound",
+    }
+)
 MAX_REJECTED_ROWS: Final = 1000
 _MAX_PENDING: Final = 1000
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
-_LABEL: Final = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"  # RFC 1035 2.3.4
-_HOST: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")
+_RECORDED: Final = ("may_send", "is_destination", "may_query", "is_archive", "tls")
 _UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
-
-
-class PeerError(ApplianceError):
-    """A peer that cannot be stored as asked; the message names the field."""
-
-
-@dataclass(frozen=True)
-class NewPeer:
-    """A peer to be added.
-
-    ``host`` is, for a sender, an address, a network in CIDR form or a host name; for a destination an address
-    or a name. ``port`` is a destination's.
-    """
-
-    name: str
-    ae_title: str
-    host: str
-    port: int = 0
-    may_send: bool = False
-    is_destination: bool = False
 
 
 def add_peer(session: Session, ledger: Ledger, new: NewPeer, actor: str = "node") -> Peer:
@@ -66,16 +75,127 @@ def add_peer(session: Session, ledger: Ledger, new: NewPeer, actor: str = "node"
     PeerError
         Naming the field that is wrong.
     """
-    new = replace(new, name=new.name.strip(), ae_title=new.ae_title.strip(), host=new.host.strip())
-    _check(new)
+    new = checked(new)
     if session.scalar(select(Peer.id).where(Peer.name == new.name)) is not None:
         raise PeerError("name: taken already")
     peer = Peer(**asdict(new))
     session.add(peer)
     session.flush()
-    body = {"may_send": new.may_send, "is_destination": new.is_destination}
+    body = {name: getattr(new, name) for name in _RECORDED}
     ledger.append(session, kind=PEER_ADDED, subject_id=peer.id, body=body, actor=actor)
     return peer
+
+
+def change_peer(
+    session: Session, ledger: Ledger, *, name: str, changes: Mapping[str, Any], actor: str = "node"
+) -> Peer:
+    """Change fields of a peer in the caller's writing transaction; the ledger says which.
+
+    Parameters
+    ----------
+    name : str
+        Of the peer as it is now.
+    changes : mapping
+        Field of :class:`NewPeer` to its new value.
+
+    Raises
+    ------
+    PeerError
+        If there is no such peer, or naming the field that is wrong.
+    """
+    peer = get_peer(session, name)
+    before = values_of(peer)
+    unknown = set(changes) - set(FIELDS)
+    if unknown:
+        raise PeerError(f"{min(unknown)}: no field of a peer")
+    after = checked(replace(before, **changes))
+    changed = [field for field in FIELDS if getattr(after, field) != getattr(before, field)]
+    if "name" in changed and session.scalar(select(Peer.id).where(Peer.name == after.name)) is not None:
+        raise PeerError("name: taken already")
+    for field in changed:
+        setattr(peer, field, getattr(after, field))
+    if changed:
+        body = {"fields": changed, **{field: getattr(after, field) for field in _RECORDED}}
+        ledger.append(session, kind=PEER_CHANGED, subject_id=peer.id, body=body, actor=actor)
+    return peer
+
+
+def allow_caller(
+    session: Session, ledger: Ledger, *, caller_id: str, name: str = "", actor: str = "node"
+) -> Peer:
+    """Let a caller in that was turned away, exactly as it called.
+
+    One that came over TLS must come so from now on, with the certificate that it showed. Where a peer's
+    certificate is another one, it gets the one that was shown: it was renewed.
+
+    Parameters
+    ----------
+    caller_id : str
+        Of the row in the list of callers turned away.
+    name : str
+        The new peer's; empty for one made of AE title and address.
+
+    Raises
+    ------
+    PeerError
+        If the caller is no longer listed, or allowing it cannot help it.
+    """
+    caller = session.get(RejectedCaller, caller_id)
+    if caller is None:
+        raise PeerError("this caller is no longer listed")
+    problem = ALLOWING_IS_NO_HELP.get(caller.reason)
+    if problem:
+        raise PeerError(problem)
+    if caller.reason == WRONG_CERTIFICATE and caller.certificate_sha256:
+        peer = _renew_certificate(session, ledger, caller, actor)
+    elif (known := _just_allowed(session, caller)) is not None:
+        peer = known
+    else:
+        new = NewPeer(
+            name=name.strip() or _free_name(session, caller),
+            ae_title=caller.calling_ae_title,
+            host=caller.address,
+            may_send=True,
+            tls=caller.tls,
+            certificate_sha256=caller.certificate_sha256,
+        )
+        peer = add_peer(session, ledger, new, actor)
+    session.delete(caller)
+    return peer
+
+
+def _just_allowed(session: Session, caller: RejectedCaller) -> Peer | None:
+    """Return the peer that the caller has become: one that calls without pause is listed a moment longer."""
+    became = select(Peer).where(
+        Peer.enabled,
+        Peer.may_send,
+        Peer.ae_title == caller.calling_ae_title,
+        Peer.host == caller.address,
+        Peer.certificate_sha256 == caller.certificate_sha256,
+    )
+    return session.scalar(became.limit(1))
+
+
+def _renew_certificate(session: Session, ledger: Ledger, caller: RejectedCaller, actor: str) -> Peer:
+    address = ipaddress.ip_address(caller.address)
+    titled = session.scalars(
+        select(Peer).where(Peer.enabled, Peer.ae_title == caller.calling_ae_title).order_by(Peer.name)
+    )
+    for peer in titled:
+        network = as_network(peer.host)
+        if peer.certificate_sha256 and (network is None or address in network):
+            changes = {"certificate_sha256": caller.certificate_sha256}
+            return change_peer(session, ledger, name=peer.name, changes=changes, actor=actor)
+    raise PeerError("no peer has this AE title and address any more; let it call again")
+
+
+def _free_name(session: Session, caller: RejectedCaller) -> str:
+    taken = set(session.scalars(select(Peer.name)))
+    title = re.sub(r"[^A-Za-z0-9 ._-]", "-", caller.calling_ae_title).strip(" ._-") or "peer"
+    base = f"{title} {caller.address.replace(':', '-')}"[:58]
+    return next(
+        name for name in (base, *(f"{base} {number}" for number in range(2, 1000))) if name not in taken
+    )
 
 
 def set_enabled(session: Session, ledger: Ledger, *, name: str, enabled: bool, actor: str = "node") -> Peer:
@@ -134,25 +254,25 @@ def list_rejected(session: Session, limit: int = 200) -> list[RejectedCaller]:
     )
 
 
-def destination_of(peer: Peer, timeout_s: float = 30) -> Destination:
-    """Return a peer as the SCU wants it."""
-    return Destination(ae_title=peer.ae_title, host=peer.host, port=peer.port, timeout_s=timeout_s)
+def destination_of(peer: Peer, dicom: DICOMSettings, timeout_s: float = 30) -> Destination:
+    """Return a peer as the SCU wants it; ``dicom`` says with which certificate we come over TLS."""
+    return Destination(
+        ae_title=peer.ae_title,
+        host=peer.host,
+        port=peer.port,
+        timeout_s=timeout_s,
+        tls=tls_options_of(peer, dicom) if peer.tls else None,
+    )
 
 
-def _check(new: NewPeer) -> None:
-    title = new.ae_title
-    if not _NAME.fullmatch(new.name):
-        raise PeerError("name: expected 1 to 64 letters, digits, blanks, dots, hyphens or underscores")
-    if not 1 <= len(title) <= 16 or _UNPRINTABLE.search(title) or "\\" in title:
-        raise PeerError("ae_title: expected 1 to 16 printable ASCII characters without a backslash")
-    if not new.may_send and not new.is_destination:
-        raise PeerError("expected a peer that may send, or is a destination, or both")
-    if as_network(new.host) is None and not _HOST.fullmatch(new.host):
-        raise PeerError("host: expected an address, a network in CIDR form, or a host name")
-    if new.is_destination and "/" in new.host:
-        raise PeerError("host: expected an address or a name for a destination, not a network")
-    if new.is_destination and not 1 <= new.port <= 65535:
-        raise PeerError("port: expected 1 to 65535 for a destination")
+def tls_options_of(peer: Peer, dicom: DICOMSettings) -> TLSOptions:
+    """Return what we show to a peer, and what it must show, over DIMSE or DICOMweb."""
+    return TLSOptions(
+        certificate=dicom.tls_certificate,
+        key=dicom.tls_key,
+        ca=dicom.tls_ca,
+        sha256=peer.certificate_sha256,
+    )
 
 
 @dataclass(frozen=True)
@@ -162,6 +282,16 @@ class _Rejection:
     address: str
 
 
+@dataclass(frozen=True)
+class _Circumstances:
+    """How it called last."""
+
+    reason: str
+    at: datetime
+    tls: bool
+    certificate_sha256: str
+
+
 class CallerRecorder:
     """Collects who called, in memory, until :meth:`flush` writes it: receiving never waits for a database."""
 
@@ -169,7 +299,7 @@ class CallerRecorder:
         self._engine = engine
         self._lock = threading.Lock()
         self._rejected: Counter[_Rejection] = Counter()
-        self._reasons: dict[_Rejection, tuple[str, datetime]] = {}
+        self._reasons: dict[_Rejection, _Circumstances] = {}
         self._seen: dict[str, datetime] = {}
 
     def accepted(self, caller: Caller) -> None:
@@ -187,7 +317,7 @@ class CallerRecorder:
         with self._lock:
             if key in self._rejected or len(self._rejected) < _MAX_PENDING:
                 self._rejected[key] += 1
-                self._reasons[key] = (reason[:64], now())
+                self._reasons[key] = _Circumstances(reason[:64], now(), caller.tls, caller.certificate_sha256)
 
     def flush(self) -> None:
         """Write what was noted; what cannot be written now is kept for the next time."""
@@ -197,12 +327,10 @@ class CallerRecorder:
             return
         with writing(self._engine) as session:
             for key, count in rejected.items():
-                reason, at = reasons[key]
-                _store_rejection(session, key, count, reason, at)
+                _store_rejection(session, key, count, reasons[key])
             for ae_title, at in seen.items():
-                session.execute(
-                    update(Peer).where(Peer.ae_title == ae_title, Peer.may_send).values(last_seen_at=at)
-                )
+                calls = or_(Peer.may_send, Peer.may_query)
+                session.execute(update(Peer).where(Peer.ae_title == ae_title, calls).values(last_seen_at=at))
             _forget_oldest(session)
         with self._lock:
             self._rejected.subtract(rejected)
@@ -211,7 +339,7 @@ class CallerRecorder:
             self._seen = {title: at for title, at in self._seen.items() if seen.get(title) != at}
 
 
-def _store_rejection(session: Session, key: _Rejection, count: int, reason: str, at: datetime) -> None:
+def _store_rejection(session: Session, key: _Rejection, count: int, last: _Circumstances) -> None:
     row = session.scalar(
         select(RejectedCaller).where(
             RejectedCaller.calling_ae_title == key.calling_ae_title,
@@ -225,16 +353,18 @@ def _store_rejection(session: Session, key: _Rejection, count: int, reason: str,
                 calling_ae_title=key.calling_ae_title,
                 called_ae_title=key.called_ae_title,
                 address=key.address,
-                reason=reason,
+                reason=last.reason,
+                tls=last.tls,
+                certificate_sha256=last.certificate_sha256,
                 count=count,
-                first_seen_at=at,
-                last_seen_at=at,
+                first_seen_at=last.at,
+                last_seen_at=last.at,
             )
         )
         return
     row.count += count
-    row.reason = reason
-    row.last_seen_at = at
+    row.reason, row.tls, row.certificate_sha256 = last.reason, last.tls, last.certificate_sha256
+    row.last_seen_at = last.at
 
 
 def _forget_oldest(session: Session) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -19,6 +19,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -30,6 +31,7 @@ from pydantic_settings import SettingsError as SourceError
 from appliance.errors import SettingsError
 
 Zone = Literal["clinical", "research"]
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 _DATABASE_DRIVERS: Final = frozenset({"postgresql", "postgresql+psycopg", "sqlite", "sqlite+pysqlite"})
 
@@ -119,6 +121,25 @@ class DICOMSettings(_Section):
     network_timeout_s: Seconds = 60
     min_free_mib: int = Field(default=512, ge=1)
     max_instance_mib: int = Field(default=4096, ge=1)
+    tls_port: Port = 0
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
+    tls_client_certificates: Literal["required", "optional", "none"] = "required"
+    plain: bool = True
+
+    @model_validator(mode="after")
+    def _tls_has_what_it_needs(self) -> Self:
+        """Name the field that is missing: half of a TLS configuration must not listen without TLS."""
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("expected dicom.tls_certificate and dicom.tls_key, or neither")
+        if self.tls_port and self.tls_certificate is None:
+            raise ValueError("expected dicom.tls_certificate and dicom.tls_key for dicom.tls_port")
+        if self.tls_port and self.tls_client_certificates != "none" and self.tls_ca is None:
+            raise ValueError('expected dicom.tls_ca, or dicom.tls_client_certificates = "none"')
+        if not self.plain and not self.tls_port:
+            raise ValueError("expected dicom.tls_port where dicom.plain is false")
+        return self
 
 
 class AssemblySettings(_Section):
@@ -283,6 +304,15 @@ def load_settings(path: Path) -> Settings:
     except ValidationError as error:
         lines = [f"  {'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()]
         raise SettingsError(f"{path}: {len(lines)} wrong field(s)\n" + "\n".join(lines)) from error
-    if settings.data_root.is_absolute():
-        return settings
-    return settings.model_copy(update={"data_root": (path.parent / settings.data_root).resolve()})
+    return _absolute(settings, path.parent)
+
+
+def _absolute(settings: ModelT, folder: Path) -> ModelT:
+    """Resolve relative paths against the file's folder, in every section."""
+    changed: dict[str, Any] = {}
+    for name, value in settings:
+        if isinstance(value, _Section):
+            changed[name] = _absolute(value, folder)
+        elif isinstance(value, Path) and not value.is_absolute():
+            changed[name] = (folder / value).resolve()
+    return settings.model_copy(update=changed)

@@ -19,6 +19,8 @@ class Caller:
     calling_ae_title: str
     called_ae_title: str
     address: str
+    tls: bool = False
+    certificate_sha256: str = ""  # of the certificate that it showed, if it showed one
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import os
 import queue
 import select
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -24,7 +25,7 @@ from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
-from dicom_node import commands
+from dicom_node import commands, tls
 from dicom_node.errors import DICOMNodeError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pynetdicom.association import Association
 
 _P_DATA_TF: Final = 0x04
+_AWAITING_REQUEST: Final = "Sta2"
 _ESTABLISHED: Final = "Sta6"
 _TRANSPORT_CLOSED: Final = "Evt17"
 _INVALID_PDU: Final = "Evt19"
@@ -115,6 +117,8 @@ class WakingSocket(AssociationSocket):  # type: ignore[misc]
         self.wake_read = wake_read
         self.timeout_s = timeout_s
         self.pushed_back: bytes = b""
+        self.tls = isinstance(plain, ssl.SSLSocket)
+        self.certificate_sha256 = tls.fingerprint(plain) if isinstance(plain, ssl.SSLSocket) else ""
         # An accepted socket has no time-out of its own: a peer that stalls inside a PDU would hold it.
         plain.settimeout(timeout_s)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -260,6 +264,9 @@ class ReceivingDUL(DULServiceProvider):  # type: ignore[misc]
             head = bytearray()
         if len(head) < 6:
             self._discard()
+            if self.state_machine.current_state == _AWAITING_REQUEST:
+                # The association's thread would wait for a request until its time is up, and hold a place.
+                self.to_user_queue.put(None)
             self.event_queue.put(_TRANSPORT_CLOSED)
             return
         kind, _, length = struct.unpack(">BBI", head)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import ssl
 import threading
 import time
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pynetdicom import AE, _config, build_context, evt
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
-from dicom_node import negotiation, part10
+from dicom_node import negotiation, part10, tls
 from dicom_node.errors import InboxFullError, InstanceTooLargeError
 from dicom_node.inbox import Announcement, Inbox, InboxWriter
 from dicom_node.ports import Caller, CallerPolicy, Decision, Listener
@@ -36,6 +37,9 @@ _TEMPORARY: Final = (2, 1, 1)
 WRONG_CALLED_AE_TITLE: Final = "wrong_called_ae_title"
 TOO_MANY_ASSOCIATIONS: Final = "too_many_associations"
 POLICY_FAILED: Final = "policy_failed"
+TLS_FAILED: Final = "tls_failed"
+
+_MAX_HANDSHAKES: Final = 64  # at once: those that stall hold nobody else up
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,9 @@ class SCPConfig:
     association_timeout_s: float = 15
     max_pdu_bytes: int = 131072
     check_called_ae_title: bool = True
+    plain: bool = True  # False: over TLS alone
+    tls: tls.TLSOptions | None = None
+    tls_port: int = 0
 
 
 class StorageSCP:
@@ -73,10 +80,11 @@ class StorageSCP:
         self._callers = callers
         self._listener = listener
         self._ae: AE | None = None
-        self._server: _Server | None = None
+        self._servers: list[_Server] = []
+        self.tls_port = 0  # where it listens with TLS, once it does
 
     def start(self) -> int:
-        """Listen, and return the port.
+        """Listen, and return the port (the one with TLS where there is no other).
 
         Raises
         ------
@@ -84,6 +92,8 @@ class StorageSCP:
             When another process receives into the inbox.
         OSError
             When the address cannot be bound.
+        TLSError
+            When our certificate or key cannot be used.
         """
         # pynetdicom logs AE titles, UIDs and whole data sets; what matters goes to the listener instead.
         _config.LOG_HANDLER_LEVEL = "none"
@@ -97,34 +107,42 @@ class StorageSCP:
         ae.dimse_timeout = self._config.network_timeout_s
         ae.implementation_class_uid = part10.IMPLEMENTATION_CLASS_UID
         ae.implementation_version_name = part10.IMPLEMENTATION_VERSION_NAME
-        try:
-            self._server = ae.make_server(
-                (self._config.host, self._config.port),
-                contexts=[build_context(negotiation.VERIFICATION)],
-                evt_handlers=[
-                    (evt.EVT_REQUESTED, self._on_requested),
-                    (evt.EVT_ACCEPTED, self._on_accepted),
-                    (evt.EVT_REJECTED, self._on_rejected),
-                ],
-                server_class=_Server,
-                request_handler=_Handler,
-            )
-        except OSError:
-            self._inbox.release()
-            raise
-        self._server.scp = self
-        ae._servers.append(self._server)  # noqa: SLF001 -- the server takes itself off this list when it ends
         self._ae = ae
-        threading.Thread(
-            target=self._server.serve_forever, args=(0.2,), name="scp-accept", daemon=True
-        ).start()
-        return int(self._server.server_address[1])
+        try:
+            if self._config.plain:
+                self._listen(ae, self._config.port, None)
+            if self._config.tls is not None:
+                secure = tls.ServerContext(self._config.tls, self._on_bad_files)
+                self.tls_port = self._listen(ae, self._config.tls_port, secure)
+        except (OSError, tls.TLSError):
+            self.stop()
+            raise
+        return int(self._servers[0].server_address[1])
+
+    def _listen(self, ae: AE, port: int, secure: tls.ServerContext | None) -> int:
+        server = ae.make_server(
+            (self._config.host, port),
+            contexts=[build_context(negotiation.VERIFICATION)],
+            evt_handlers=[
+                (evt.EVT_REQUESTED, self._on_requested),
+                (evt.EVT_ACCEPTED, self._on_accepted),
+                (evt.EVT_REJECTED, self._on_rejected),
+            ],
+            server_class=_Server,
+            request_handler=_Handler,
+        )
+        server.scp, server.secure = self, secure
+        ae._servers.append(server)  # noqa: SLF001 -- the server takes itself off this list when it ends
+        self._servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.2,), name="scp-accept", daemon=True).start()
+        return int(server.server_address[1])
 
     def stop(self, grace_s: float = 2.0) -> None:
         """Stop listening and end every association; what was answered with success stays in the inbox."""
-        if self._server is None or self._ae is None:
+        if self._ae is None:
             return
-        self._server.shutdown()
+        for server in self._servers:
+            server.shutdown()
         for association in self._ae.active_associations:
             association.abort(block=False)
         deadline = time.monotonic() + grace_s
@@ -132,7 +150,7 @@ class StorageSCP:
             time.sleep(0.02)
         for association in self._ae.active_associations:
             association.dul.socket._shutdown_socket()  # noqa: SLF001 -- wakes a read that waits for its peer
-        self._server = self._ae = None
+        self._servers, self._ae = [], None
         self._inbox.release()
 
     @property
@@ -172,6 +190,19 @@ class StorageSCP:
         association.acse.send_reject(*words)
         self._listener.on_rejected(caller, decision.reason)
         association.kill()
+
+    def shake_hands(self, plain: Any, secure: tls.ServerContext, address: str) -> ssl.SSLSocket:
+        """Start TLS on a connection; one who fails is noted by address, since its AE title is not known."""
+        try:
+            return tls.accept(plain, secure.current(), self._config.association_timeout_s)
+        except ssl.SSLEOFError:
+            raise
+        except ssl.SSLError:
+            self._listener.on_rejected(Caller("", "", plain_address(address), tls=True), TLS_FAILED)
+            raise
+
+    def _on_bad_files(self, error: tls.TLSError) -> None:
+        self._listener.on_failed(Caller("", "", "", tls=True), error)
 
     def _on_accepted(self, event: Any) -> None:
         self._listener.on_accepted(caller_of(event.assoc))
@@ -239,8 +270,24 @@ class _Server(ThreadedAssociationServer):  # type: ignore[misc]
     """pynetdicom's server, with a longer queue of connections and a bound on their number."""
 
     scp: StorageSCP
+    secure: tls.ServerContext | None = None
     request_queue_size = 128
     daemon_threads = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._handshakes = threading.BoundedSemaphore(_MAX_HANDSHAKES)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Shake hands in the connection's own thread: the library would do it in the one that accepts."""
+        if self.secure is not None:
+            if not self._handshakes.acquire(blocking=False):
+                raise ConnectionRefusedError("too many TLS handshakes at once")
+            try:
+                request = self.scp.shake_hands(request, self.secure, str(client_address[0]))
+            finally:
+                self._handshakes.release()
+        super().finish_request(request, client_address)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Close connections far beyond the limit at once; up to it, callers get a proper rejection."""
@@ -267,6 +314,8 @@ def caller_of(association: Association) -> Caller:
         calling_ae_title=str(primitive.calling_ae_title or "").strip(),
         called_ae_title=str(primitive.called_ae_title or "").strip(),
         address=plain_address(str(association.requestor.address_info.address)),
+        tls=bool(getattr(association.dul.socket, "tls", False)),
+        certificate_sha256=str(getattr(association.dul.socket, "certificate_sha256", "")),
     )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from dicom_node import part10
+from dicom_node import tls as secure
 from dicom_node.errors import DICOMNodeError, HeaderError
 from dicom_node.negotiation import IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
 
@@ -42,6 +43,7 @@ class Destination:
     host: str
     port: int
     timeout_s: float = 30
+    tls: secure.TLSOptions | None = None  # None: no TLS
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,24 @@ class PausingCheckpoint(threading.Event):
 
 
 class AssociationError(DICOMNodeError):
-    """No association; ``retryable`` says whether another try may have one."""
+    """No association; ``retryable`` says whether another try may have one.
 
-    def __init__(self, message: str, *, retryable: bool) -> None:
+    ``rejection`` is result, source and reason of an A-ASSOCIATE-RJ (PS3.8 table 9-21), None where there was
+    none; ``refused_contexts`` says that the peer accepted the association and no presentation context of it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool,
+        rejection: tuple[int, int, int] | None = None,
+        refused_contexts: bool = False,
+    ) -> None:
         super().__init__(message)
         self.retryable = retryable
+        self.rejection = rejection
+        self.refused_contexts = refused_contexts
 
 
 @dataclass(frozen=True)
@@ -113,7 +128,7 @@ def echo(destination: Destination, calling_ae_title: str) -> EchoOutcome:
     """Ask a peer whether it is there (PS3.7 9.1.5)."""
     started = time.monotonic()
     try:
-        association = _associate(destination, calling_ae_title, [(VERIFICATION, [IMPLICIT_VR_LITTLE_ENDIAN])])
+        association = associate(destination, calling_ae_title, [(VERIFICATION, [IMPLICIT_VR_LITTLE_ENDIAN])])
     except AssociationError as error:
         return EchoOutcome(ok=False, reason=str(error), round_trip_s=time.monotonic() - started)
     try:
@@ -190,7 +205,7 @@ def _store_batch(
     batch: Sequence[_Instance], destination: Destination, calling_ae_title: str
 ) -> list[StoreOutcome]:
     try:
-        association = _associate(destination, calling_ae_title, _contexts(batch))
+        association = associate(destination, calling_ae_title, _contexts(batch))
     except AssociationError as error:
         return [
             StoreOutcome(item.path, None, ok=False, retryable=error.retryable, reason=str(error))
@@ -246,9 +261,33 @@ def outcome_of(path: Path, status: int) -> StoreOutcome:
     )
 
 
-def _associate(
-    destination: Destination, calling_ae_title: str, contexts: Sequence[tuple[str, list[str]]]
+def associate(
+    destination: Destination,
+    calling_ae_title: str,
+    contexts: Sequence[tuple[str, list[str]]],
+    *,
+    extended: Sequence[Any] = (),
+    handlers: Sequence[tuple[Any, ...]] = (),
 ) -> Association:
+    """Open an association, with TLS where the destination asks for it and never without it then.
+
+    Parameters
+    ----------
+    destination : Destination
+    calling_ae_title : str
+        Ours.
+    contexts : sequence
+        Abstract syntax and transfer syntaxes of each presentation context.
+    extended : sequence
+        Items of extended negotiation: role selection, user identity.
+    handlers : sequence
+        pynetdicom's events and what handles them.
+
+    Raises
+    ------
+    AssociationError
+        Saying why there is none, and whether another try may have one.
+    """
     from pynetdicom import AE, _config, build_context, evt  # noqa: PLC0415 -- heavy, and only needed to send
 
     _config.LOG_HANDLER_LEVEL = "none"
@@ -260,13 +299,19 @@ def _associate(
     ae.connection_timeout = ae.acse_timeout = destination.timeout_s
     ae.dimse_timeout = ae.network_timeout = destination.timeout_s
     try:
+        context = None if destination.tls is None else secure.client_context(destination.tls)
+    except secure.TLSError as error:
+        raise AssociationError(str(error), retryable=True) from error
+    try:
         association = ae.associate(
             destination.host,
             destination.port,
             contexts=[build_context(abstract, syntaxes) for abstract, syntaxes in contexts],
             ae_title=destination.ae_title,
             max_pdu=_MAX_PDU_BYTES,
-            evt_handlers=[(evt.EVT_CONN_OPEN, _prepare)],
+            ext_neg=list(extended) or None,
+            evt_handlers=[(evt.EVT_CONN_OPEN, _prepare), *handlers],
+            tls_args=None if context is None else (context, _server_name(destination)),
         )
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise AssociationError(
@@ -274,7 +319,14 @@ def _associate(
         ) from error
     if association.is_established:
         return association
+    if context is not None and context.failure is not None:
+        raise AssociationError(f"TLS: {secure.explain(context.failure)}", retryable=True)
     raise _refusal(association)
+
+
+def _server_name(destination: Destination) -> str:
+    named = "" if destination.tls is None else destination.tls.server_name
+    return named or destination.host
 
 
 def _refusal(association: Association) -> AssociationError:
@@ -283,16 +335,25 @@ def _refusal(association: Association) -> AssociationError:
     answer = association.acceptor.primitive or association.dul.peek_next_pdu()
     if getattr(answer, "result", 0) in _REJECTED:
         words = getattr(answer, "reason_str", "no reason given")
-        return AssociationError(f"association rejected: {words}", retryable=answer.result != 1)
+        return AssociationError(
+            f"association rejected: {words}",
+            retryable=answer.result != 1,
+            rejection=(int(answer.result), int(answer.result_source or 0), int(answer.diagnostic or 0)),
+        )
     if association.acceptor.primitive is not None:
-        return AssociationError("the peer accepts none of the presentation contexts", retryable=False)
+        return AssociationError(
+            "the peer accepts none of the presentation contexts", retryable=False, refused_contexts=True
+        )
     return AssociationError("no connection, or no answer to the association request", retryable=True)
 
 
 def _prepare(event: Any) -> None:
     """Switch Nagle's algorithm off: a request is several small PDUs, and the answer depends on the last."""
     event.assoc._reactor_checkpoint = PausingCheckpoint(event.assoc)  # noqa: SLF001 -- before the reactor starts
-    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection = event.assoc.dul.socket.socket
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # The library leaves none: a peer that stalls inside a PDU would hold its thread without end.
+    connection.settimeout(event.assoc.network_timeout)
 
 
 def _release(association: Association) -> None:

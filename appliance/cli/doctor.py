@@ -25,9 +25,9 @@ def doctor(
         typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
     else:
         for check in found.checks:
-            mark = "well " if check.ok else "WRONG"
+            mark = "look " if check.ok and check.warning else "well " if check.ok else "WRONG"
             typer.echo(f"{mark}  {check.name}: {check.detail}")
-            if not check.ok and check.fix:
+            if (check.warning or not check.ok) and check.fix:
                 typer.echo(f"       -> {check.fix}")
         wrong = sum(not check.ok for check in found.checks)
         typer.echo("all is well" if found.well else f"{wrong} of {len(found.checks)} checks failed")

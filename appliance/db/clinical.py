@@ -73,6 +73,8 @@ class RejectedCaller(ClinicalBase):
     called_ae_title: Mapped[str] = mapped_column(String(16))
     address: Mapped[str] = mapped_column(String(64))
     reason: Mapped[str] = mapped_column(String(64))
+    tls: Mapped[bool] = mapped_column(Boolean, default=False)
+    certificate_sha256: Mapped[str] = mapped_column(String(64), default="")  # that it showed last
     count: Mapped[int] = mapped_column(Integer, default=1)
     first_seen_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
     last_seen_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)

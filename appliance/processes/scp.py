@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
     from appliance.callers import DatabaseCallers
     from appliance.peers import CallerRecorder
+    from appliance.settings import DICOMSettings
     from dicom_node.inbox import InboxEntry
     from dicom_node.ports import Caller
+    from dicom_node.tls import TLSOptions
 
 PERIOD_S: Final = 1.0
 LISTENING: Final = "scp.listening"
@@ -97,6 +99,9 @@ def _body(process: base.Process) -> None:
         port=dicom.port,
         max_associations=dicom.max_associations,
         network_timeout_s=dicom.network_timeout_s,
+        plain=dicom.plain,
+        tls=_tls(dicom),
+        tls_port=dicom.tls_port,
     )
     _talk_to_database(callers, recorder)
     scp = StorageSCP(config, open_inbox(zone), callers, reporter)
@@ -112,6 +117,19 @@ def _body(process: base.Process) -> None:
     finally:
         scp.stop()
         _talk_to_database(callers, recorder)
+
+
+def _tls(dicom: DICOMSettings) -> TLSOptions | None:
+    from dicom_node.tls import TLSOptions  # noqa: PLC0415 - signals and logs first
+
+    if not dicom.tls_port:
+        return None
+    return TLSOptions(
+        certificate=dicom.tls_certificate,
+        key=dicom.tls_key,
+        ca=dicom.tls_ca,
+        client_certificates=dicom.tls_client_certificates,
+    )
 
 
 def _talk_to_database(callers: DatabaseCallers, recorder: CallerRecorder) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from appliance import auth, health, node
 from appliance.auth import Principal
 from appliance.db.base import now
+from appliance.web.peer_reports import LastReports
 from appliance.web.sockets import OpenSockets
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Desk:
     zone: node.ClinicalZone
     research: ResearchClient
     sockets: OpenSockets = field(default_factory=OpenSockets)
+    peer_reports: LastReports = field(default_factory=LastReports, repr=False)
     _looked: _Looked = field(default_factory=_Looked, repr=False)
 
     def who(self, token: str | None) -> Viewer | None:

@@ -12,13 +12,14 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from typer.testing import CliRunner
 
-from appliance import peers
+from appliance import peers, secrets
 from appliance.callers import SNAPSHOT, DatabaseCallers
 from appliance.cli import build
 from appliance.db.clinical import ClinicalLedgerEntry, Peer, RejectedCaller
 from appliance.db.engine import make_engine, reading, writing
 from appliance.names import Names
 from appliance.peers import CallerRecorder, NewPeer, PeerError
+from appliance.secrets import SecretError
 from dicom_node.inbox import Inbox
 from dicom_node.ports import Caller, Decision
 from tests.dicom_node.support import start_scp, wait_until
@@ -348,3 +349,223 @@ def test_the_command_asks_a_destination(config: Path, tmp_path: Path) -> None:
         running.scp.stop()
     code, text = cloister(config, "echo", "ws", "--timeout", "2", "--json")
     assert (code, json.loads(text)["ok"]) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"protocol": "ftp"}, "protocol"),
+        ({"url": "https://pacs/dicom-web"}, "url"),
+        ({"credential": "pacs"}, "credential"),
+        ({"protocol": "dicomweb"}, "protocol"),
+        ({"protocol": "dicomweb", "is_destination": True, "url": "ftp://pacs"}, "url"),
+        ({"protocol": "dicomweb", "is_destination": True, "url": "https://u:p@pacs/"}, "url"),
+        (
+            {"protocol": "dicomweb", "is_destination": True, "url": "https://pacs", "commitment": True},
+            "commit",
+        ),
+        ({"is_archive": True}, "port"),
+        ({"is_archive": True, "host": "10.0.0.0/8", "port": 104}, "host"),
+        ({"max_associations": -1}, "max_associations"),
+        ({"max_kib_per_s": 10**9}, "max_kib_per_s"),
+        ({"quiet_period_s": 0.0}, "quiet_period_s"),
+        ({"quiet_period_s": 60.0, "max_wait_s": 30.0}, "max_wait_s"),
+        ({"transfer_syntax_uid": "1.2.840.10008.1.1"}, "transfer_syntax_uid"),
+        ({"certificate_sha256": "0123"}, "certificate_sha256"),
+        ({"schedule": {"from": "25:00", "to": "06:00"}}, "schedule"),
+        ({"schedule": {"hours": "all"}}, "schedule"),
+    ],
+)
+def test_every_field_is_checked_and_named(
+    clinical_zone: ClinicalZone, values: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(PeerError, match=field):
+        add(clinical_zone, **values)
+
+
+def test_a_dicomweb_destination_needs_its_url_alone(clinical_zone: ClinicalZone) -> None:
+    peer = add(
+        clinical_zone,
+        name="cloud",
+        ae_title="",
+        host="",
+        may_send=False,
+        is_destination=True,
+        protocol="dicomweb",
+        url="https://pacs.hospital.example:8443/dicom-web",
+    )
+    assert peer.host == "pacs.hospital.example"
+
+
+def test_a_pinned_certificate_means_tls(clinical_zone: ClinicalZone) -> None:
+    peer = add(clinical_zone, certificate_sha256=":".join(["AB"] * 32))
+    assert (peer.tls, peer.certificate_sha256) == (True, "ab" * 32)
+
+
+def test_a_change_keeps_the_rest_and_the_ledger_names_the_fields(clinical_zone: ClinicalZone) -> None:
+    add(clinical_zone, max_associations=3)
+    changes = {"host": "10.9.8.7", "quiet_period_s": 30.0, "name": "Main"}
+    with writing(clinical_zone.engine) as session:
+        peer = peers.change_peer(session, clinical_zone.ledger, name="PACS", changes=changes)
+    assert (peer.host, peer.quiet_period_s, peer.max_associations) == ("10.9.8.7", 30.0, 3)
+    with reading(clinical_zone.engine) as session:
+        entry = session.scalars(
+            select(ClinicalLedgerEntry).order_by(ClinicalLedgerEntry.sequence.desc())
+        ).first()
+    assert entry is not None
+    assert json.loads(entry.body)["fields"] == ["name", "host", "quiet_period_s"]
+    assert "10.9.8.7" not in entry.body
+
+
+def test_a_change_that_makes_no_sense_changes_nothing(clinical_zone: ClinicalZone) -> None:
+    add(clinical_zone)
+    add(clinical_zone, name="other", ae_title="OTHER")
+    for changes in ({"may_send": False}, {"name": "other"}, {"enabled": False}, {"port": 70000}):
+        with pytest.raises(PeerError), writing(clinical_zone.engine) as session:
+            peers.change_peer(session, clinical_zone.ledger, name="PACS", changes=changes)
+    assert decide(clinical_zone, "PACS", "127.0.0.1") == (True, "")
+
+
+def over_tls(
+    zone: ClinicalZone, sha256: str = "", *, tls: bool = True, address: str = "10.0.0.1"
+) -> tuple[bool, str]:
+    callers = callers_of(zone)
+    callers.refresh()
+    decision = callers.decide(Caller("PACS", "CLOISTER", address, tls, sha256))
+    restarted = callers_of(zone)
+    assert restarted.decide(Caller("PACS", "CLOISTER", address, tls, sha256)) == decision, "from the snapshot"
+    return decision.allowed, decision.reason
+
+
+def test_a_peer_with_tls_must_come_with_it_and_with_its_certificate(clinical_zone: ClinicalZone) -> None:
+    add(clinical_zone, host="10.0.0.1", tls=True)
+    assert over_tls(clinical_zone, tls=False) == (False, "needs_tls")
+    assert over_tls(clinical_zone) == (True, "")
+    with writing(clinical_zone.engine) as session:
+        changes = {"certificate_sha256": "ab" * 32}
+        peers.change_peer(session, clinical_zone.ledger, name="PACS", changes=changes)
+    assert over_tls(clinical_zone, tls=False) == (False, "needs_tls")
+    assert over_tls(clinical_zone) == (False, "wrong_certificate")
+    assert over_tls(clinical_zone, "cd" * 32) == (False, "wrong_certificate")
+    assert over_tls(clinical_zone, "ab" * 32) == (True, "")
+    assert over_tls(clinical_zone, "ab" * 32, address="10.0.0.2") == (False, "wrong_address")
+
+
+def turned_away(zone: ClinicalZone, reason: str, **caller: Any) -> str:
+    recorder = CallerRecorder(zone.engine)
+    recorder.rejected(Caller(**{"calling_ae_title": "PACS", "called_ae_title": "CLOISTER", **caller}), reason)
+    recorder.flush()
+    with reading(zone.engine) as session:
+        return peers.list_rejected(session)[0].id
+
+
+def test_allowing_a_caller_pins_the_certificate_that_it_showed(clinical_zone: ClinicalZone) -> None:
+    row = turned_away(
+        clinical_zone, "unknown_ae_title", address="10.0.0.1", tls=True, certificate_sha256="ab" * 32
+    )
+    with writing(clinical_zone.engine) as session:
+        peers.allow_caller(session, clinical_zone.ledger, caller_id=row, name="Main PACS")
+    assert over_tls(clinical_zone, "ab" * 32) == (True, "")
+    assert over_tls(clinical_zone, tls=False) == (False, "needs_tls")
+    row = turned_away(
+        clinical_zone, "wrong_certificate", address="10.0.0.1", tls=True, certificate_sha256="cd" * 32
+    )
+    with writing(clinical_zone.engine) as session:
+        assert peers.allow_caller(session, clinical_zone.ledger, caller_id=row).name == "Main PACS"
+        assert len(peers.list_peers(session)) == 1, "the certificate was renewed, no peer was added"
+    assert over_tls(clinical_zone, "cd" * 32) == (True, "")
+    assert over_tls(clinical_zone, "ab" * 32) == (False, "wrong_certificate")
+
+
+@pytest.mark.parametrize("reason", ["needs_tls", "tls_failed", "wrong_called_ae_title"])
+def test_allowing_does_not_get_round_what_another_has_to_change(
+    clinical_zone: ClinicalZone, reason: str
+) -> None:
+    row = turned_away(clinical_zone, reason, address="10.0.0.1")
+    with pytest.raises(PeerError), writing(clinical_zone.engine) as session:
+        peers.allow_caller(session, clinical_zone.ledger, caller_id=row)
+    assert over_tls(clinical_zone, tls=False) == (False, "unknown_ae_title")
+
+
+def test_the_command_changes_shows_and_allows(config: Path, clinical_zone: ClinicalZone) -> None:
+    assert cloister(config, "add", "Main PACS", "PACS", "10.0.0.1", "--may-send")[0] == 0
+    changes = (
+        "--tls",
+        "--max-associations",
+        "4",
+        "--quiet-period",
+        "30",
+        "--schedule",
+        "mon-fri 20:00-06:00",
+    )
+    assert cloister(config, "change", "Main PACS", "--port", "104", "--destination", *changes)[0] == 0
+    shown = json.loads(cloister(config, "show", "Main PACS", "--json")[1])
+    assert (shown["tls"], shown["max_associations"], shown["quiet_period_s"]) == (True, 4, 30)
+    assert shown["schedule"] == "mon,tue,wed,thu,fri 20:00-06:00"
+    assert (shown["port"], shown["is_destination"], shown["may_send"]) == (104, True, True)
+    assert cloister(config, "change", "Main PACS", "--quiet-period", "default", "--no-tls")[0] == 0
+    assert json.loads(cloister(config, "show", "Main PACS", "--json")[1])["quiet_period_s"] is None
+    code, text = cloister(config, "change", "Main PACS", "--schedule", "never")
+    assert (code, "expected days" in text) == (2, True)
+    turned_away(clinical_zone, "unknown_ae_title", calling_ae_title="CT1", address="10.0.0.9")
+    assert cloister(config, "allow", "CT1", "--name", "Scanner 1")[0] == 0
+    assert json.loads(cloister(config, "show", "Scanner 1", "--json")[1])["may_send"] is True
+    assert cloister(config, "allow", "CT1")[0] == 2
+
+
+def test_a_secret_comes_by_standard_input_and_is_readable_by_its_owner_alone(
+    config: Path, clinical_zone: ClinicalZone, tmp_path: Path
+) -> None:
+    command = ["peer", "secret", "cloud", "--config", str(config)]
+    outcome = CliRunner().invoke(build(), command, input="user:pass word\n")
+    assert outcome.exit_code == 0
+    assert "pass" not in outcome.output
+    assert secrets.read(clinical_zone, "cloud") == "user:pass word"
+    path = clinical_zone.root / "secrets" / "cloud"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o644)
+    with pytest.raises(SecretError, match="0600"):
+        secrets.read(clinical_zone, "cloud")
+    (tmp_path / "token").write_text("abc\ndef")
+    assert cloister(config, "secret", "cloud", "--file", str(tmp_path / "token"))[0] == 2
+    with pytest.raises(SecretError, match="not stored"):
+        secrets.read(clinical_zone, "other")
+    with pytest.raises(SecretError, match="name"):
+        secrets.read(clinical_zone, "../keys/signing")
+
+
+def test_the_command_tests_a_peer_step_by_step(config: Path, tmp_path: Path) -> None:
+    running = start_scp(Inbox(tmp_path / "inbox", min_free_bytes=0))
+    try:
+        cloister(config, "add", "ws", "CLOISTER", "127.0.0.1", str(running.port), "--destination")
+        code, text = cloister(config, "test", "ws")
+        assert code == 0, text
+        assert not running.heard.received, "nothing is stored unless it is asked for"
+        assert cloister(config, "test", "ws", "--store")[0] == 0
+        assert len(running.heard.received) == 1
+    finally:
+        running.scp.stop()
+    code, text = cloister(config, "test", "ws", "--json")
+    (name, connection) = json.loads(text)["steps"]
+    assert (code, name["state"], connection["state"]) == (1, "ok", "failed")
+    assert connection["advice"][0]["side"] == "on the peer"
+
+
+def test_a_test_of_a_sender_says_why_it_was_turned_away(config: Path, clinical_zone: ClinicalZone) -> None:
+    add(clinical_zone, host="10.0.0.1")
+    code, text = cloister(config, "test", "PACS")
+    assert "never called" in text
+    assert "nothing listens on our own port" in text
+    turned_away(clinical_zone, "wrong_address", address="10.0.0.7")
+    code, text = cloister(config, "test", "PACS")
+    assert code == 1
+    assert "calls from 10.0.0.7: correct the host" in text
+
+
+def test_a_caller_that_is_allowed_twice_is_one_peer(clinical_zone: ClinicalZone) -> None:
+    for _ in range(2):
+        row = turned_away(clinical_zone, "unknown_ae_title", address="10.0.0.1")
+        with writing(clinical_zone.engine) as session:
+            peers.allow_caller(session, clinical_zone.ledger, caller_id=row)
+    with reading(clinical_zone.engine) as session:
+        assert len(peers.list_peers(session)) == 1

@@ -21,12 +21,14 @@ from appliance.db.clinical import Instance, RejectedCaller, Study
 from appliance.db.engine import reading, writing
 from appliance.peers import NewPeer, add_peer
 from appliance.processes.indexer import MAX_FAILURES, Duty
+from tests.dicom_node.authority import Authority, Issued
 from tests.dicom_node.support import (
     DCMTK,
     BytePeer,
     ct,
     dcmtk,
     encoded,
+    free_port,
     kill_group,
     program,
     save,
@@ -278,3 +280,42 @@ def test_a_duty_that_fails_is_tried_again_and_ends_the_process_in_the_end() -> N
     with pytest.raises(OSError, match="no"):
         duty.step(at)
     assert len(calls) == MAX_FAILURES
+
+
+@pytest.mark.dcmtk
+@pytest.mark.e2e
+def test_a_caller_over_tls_is_turned_away_allowed_by_its_certificate_and_then_heard(
+    processes: Processes, zone: ClinicalZone, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    ours, theirs, other = (authority.issue(name) for name in ("cloister", "scanner", "impostor"))
+    port = free_port()
+    values = {"tls_certificate": ours.certificate, "tls_key": ours.key, "tls_ca": authority.file}
+    lines = "".join(f'{name} = "{path}"\n' for name, path in values.items())
+    lines += f"tls_port = {port}\nplain = false\n"
+    text = processes.config.read_text(encoding="utf-8")
+    processes.config.write_text(text.replace("[dicom]\n", f"[dicom]\n{lines}"), encoding="utf-8")
+    processes.start("scp")
+    assert processes.port() == port, "the port without TLS is off"
+
+    def echo(shown: Issued) -> int:
+        tls = ("+tls", shown.key, shown.certificate, "+cf", authority.file)
+        titles = ("-aet", "SCANNER", "-aec", "CLOISTER", "127.0.0.1", str(port))
+        return dcmtk("echoscu", *tls, *titles, check=False).returncode
+
+    assert echo(theirs) != 0
+    wait_until(lambda: _turned_away(zone, "unknown_ae_title"), "the caller is listed")
+    (caller,) = _turned_away(zone, "unknown_ae_title")
+    assert (caller.tls, caller.certificate_sha256) == (True, theirs.sha256)
+    with writing(zone.engine) as session:
+        peers.allow_caller(session, zone.ledger, caller_id=caller.id, name="scanner")
+    wait_until(lambda: echo(theirs) == 0, "it is heard")
+    assert echo(other) != 0
+    wait_until(lambda: _turned_away(zone, "wrong_certificate"), "the impostor is listed")
+    (impostor,) = _turned_away(zone, "wrong_certificate")
+    assert impostor.certificate_sha256 == other.sha256
+
+
+def _turned_away(zone: ClinicalZone, reason: str) -> list[RejectedCaller]:
+    with reading(zone.engine) as session:
+        return list(session.scalars(select(RejectedCaller).where(RejectedCaller.reason == reason)))

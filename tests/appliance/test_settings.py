@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from appliance.errors import SettingsError
 from appliance.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def write(tmp_path: Path, content: str) -> Path:
@@ -112,3 +109,11 @@ def test_settings_cannot_be_changed(tmp_path: Path) -> None:
     settings = Settings(data_root=tmp_path)
     with pytest.raises(ValidationError):
         settings.name = "other"
+
+
+def test_relative_paths_of_every_section_are_meant_from_the_file(tmp_path: Path) -> None:
+    text = '[dicom]\ntls_certificate = "tls/a.pem"\ntls_key = "/etc/a.key"\n[federation]\nkit = "kit"\n'
+    settings = load_settings(write(tmp_path, text))
+    assert settings.dicom.tls_certificate == (tmp_path / "tls" / "a.pem").resolve()
+    assert settings.dicom.tls_key == Path("/etc/a.key")
+    assert settings.federation.kit == (tmp_path / "kit").resolve()

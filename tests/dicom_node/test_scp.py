@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import threading
 import tracemalloc
@@ -498,3 +499,13 @@ def test_stopping_ends_open_associations_soon_and_frees_the_inbox(inbox: Inbox) 
 )
 def test_addresses_are_compared_in_one_form(given: str, expected: str) -> None:
     assert plain_address(given) == expected
+
+
+def test_connections_that_close_at_once_hold_no_place(scp: RunningSCP) -> None:
+    """A port scanner, or the probes of a load balancer."""
+    for _ in range(200):
+        with socket.create_connection(("127.0.0.1", scp.port), timeout=10):
+            pass
+    wait_until(lambda: scp.scp.association_count == 0, "their places are free", 3)
+    with BytePeer(scp.port) as peer:
+        assert peer.associate()[0] == 0x02

@@ -11,6 +11,7 @@ from appliance.web.panel import (
     ledger,
     model,
     models,
+    peer,
     peers,
     quarantine,
     result,
@@ -37,6 +38,7 @@ PAGES: Final[tuple[Page[Any], ...]] = (
     jobs.PAGE,
     quarantine.PAGE,
     peers.PAGE,
+    peer.PAGE,
     ledger.PAGE,
     users.PAGE,
 )

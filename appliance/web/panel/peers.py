@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from sqlalchemy import delete, select
 
 from appliance.auth.rights import Right
 from appliance.db.clinical import Peer, RejectedCaller
 from appliance.db.engine import reading, writing
-from appliance.web import echoing
-from appliance.web.panel.markup import el, when
+from appliance.web.panel import callers, peer
+from appliance.web.panel.markup import DASH, el, when
 from appliance.web.panel.page import Action, ActionRefusedError, Drawing, Page, Query
 from appliance.web.panel.parts import (
-    Ask,
     Column,
     badge,
     button,
     card,
     check_field,
     dialog,
+    link,
     nothing,
     opener,
     page_head,
+    stack,
     table,
     text_field,
 )
@@ -35,17 +36,10 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
-    from appliance.peers import NewPeer
     from appliance.web.desk import Desk, Viewer
 
-_REASONS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "unknown_ae_title": "no peer has this AE title",
-        "wrong_address": "a peer has this AE title, at another address",
-        "name_unresolved": "a peer has this AE title, its host name has no address",
-        "not_ready": "the node was starting",
-    }
-)
+_TEXTS: Final = ("name", "ae_title", "host", "protocol", "url", "credential", "certificate_sha256")
+_CHECKS: Final = ("may_send", "may_query", "is_destination", "is_archive", "tls", "commitment")
 
 
 @dataclass(frozen=True)
@@ -61,19 +55,13 @@ class PeerRow:
     is_destination: bool
     enabled: bool
     last_seen_at: datetime | None
-
-
-@dataclass(frozen=True)
-class CallerRow:
-    """A caller that was turned away."""
-
-    id: str
-    calling_ae_title: str
-    called_ae_title: str
-    address: str
-    reason: str
-    count: int
-    last_seen_at: datetime
+    may_query: bool
+    is_archive: bool
+    protocol: str
+    url: str
+    tls: bool
+    certificate_sha256: str
+    test_ok: bool | None  # of the last test since the panel was started
 
 
 @dataclass(frozen=True)
@@ -81,10 +69,11 @@ class PeersView:
     """All peers and the latest callers that were turned away."""
 
     peers: tuple[PeerRow, ...]
-    callers: tuple[CallerRow, ...]
+    callers: tuple[callers.CallerRow, ...]
     can_manage: bool
     ae_title: str
     port: int
+    tls_port: int
 
 
 def load(desk: Desk, viewer: Viewer, query: Query) -> PeersView:
@@ -102,37 +91,35 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> PeersView:
                 is_destination=peer.is_destination,
                 enabled=peer.enabled,
                 last_seen_at=peer.last_seen_at,
+                may_query=peer.may_query,
+                is_archive=peer.is_archive,
+                protocol=peer.protocol,
+                url=peer.url,
+                tls=peer.tls,
+                certificate_sha256=peer.certificate_sha256,
+                test_ok=desk.peer_reports.verdict(peer.id),
             )
             for peer in session.scalars(select(Peer).order_by(Peer.name))
         )
-        callers = tuple(
-            CallerRow(
-                id=caller.id,
-                calling_ae_title=caller.calling_ae_title,
-                called_ae_title=caller.called_ae_title,
-                address=caller.address,
-                reason=_REASONS.get(caller.reason, caller.reason),
-                count=caller.count,
-                last_seen_at=caller.last_seen_at,
-            )
-            for caller in session.scalars(
-                select(RejectedCaller).order_by(RejectedCaller.last_seen_at.desc()).limit(100)
-            )
-        )
+        turned_away = callers.rows(session)
     manages = Right.MANAGE_PEERS in viewer.rights
-    return PeersView(peers, callers, manages, desk.settings.dicom.ae_title, desk.dicom_port())
+    dicom = desk.settings.dicom
+    port = desk.dicom_port() if dicom.plain else 0
+    return PeersView(peers, turned_away, manages, dicom.ae_title, port, dicom.tls_port)
 
 
 def draw(view: PeersView, viewer: Viewer) -> Drawing:
     """Draw peers, callers and the dialog to add a peer."""
     del viewer
     adding = opener("add-peer", "Add peer", style="primary") if view.can_manage else None
-    lead = f"This node is {view.ae_title} on port {view.port or 'unknown'}. Only known callers may send."
+    ports = [f"port {view.port or 'unknown'}"] if view.port or not view.tls_port else []
+    ports += [f"port {view.tls_port} with TLS"] if view.tls_port else []
+    lead = f"This node is {view.ae_title} on {' and '.join(ports)}. Only known callers may send."
     return {
         "head": page_head("Peers", adding, lead=lead),
-        "callers": card("Turned away", _callers(view)),
+        "callers": card("Turned away", callers.draw(view.callers, can_manage=view.can_manage)),
         "peers": card("Known peers", _peers(view)),
-        "dialog": _dialog() if view.can_manage else el("div"),
+        "dialog": el("div", _dialog(), callers.dialogs(view.callers)) if view.can_manage else el("div"),
     }
 
 
@@ -141,19 +128,19 @@ def _peers(view: PeersView) -> Markup:
         Column("Name", "wide"),
         Column("AE title", "tight"),
         Column("Address", "tight"),
-        Column("May", "tight"),
+        Column("May"),
+        Column("Last test", "tight"),
         Column("State", "tight"),
         Column("Last seen", "tight"),
         Column("", "tight"),
     )
     rows = [
         (
-            row.name,
-            el("code", row.ae_title),
-            f"{row.host}:{row.port}" if row.port else row.host,
-            " and ".join(
-                word for word, applies in (("send", row.may_send), ("receive", row.is_destination)) if applies
-            ),
+            link(f"/peers/{row.id}", row.name),
+            el("code", row.ae_title or DASH),
+            _address(row),
+            ", ".join(_uses(row)),
+            _tested(row),
             badge("enabled" if row.enabled else "disabled"),
             when(row.last_seen_at),
             _buttons(row) if view.can_manage else None,
@@ -168,55 +155,36 @@ def _peers(view: PeersView) -> Markup:
     return table("Known peers", columns, rows, empty=empty)
 
 
-def _buttons(row: PeerRow) -> Markup:
-    shown = []
-    if row.is_destination:
-        shown.append(button("echo", "Echo", described=row.name, id=row.id))
-    if row.enabled:
-        ask = Ask(f"Disable {row.name}? It can no longer send, and nothing is delivered to it.")
-        shown.append(button("disable", "Disable", described=row.name, ask=ask, style="danger", id=row.id))
+def _address(row: PeerRow) -> Markup:
+    if row.url:
+        where: object = el("span", urlsplit(row.url).netloc, title=row.url)
     else:
-        shown.append(button("enable", "Enable", described=row.name, id=row.id))
-    return el("div", shown, class_="buttons")
+        where = f"{row.host}:{row.port}" if row.port else row.host
+    kind = "DICOMweb" if row.protocol == "dicomweb" else ""
+    secure = "TLS, pinned certificate" if row.certificate_sha256 else "TLS" if row.tls else ""
+    words = ", ".join(word for word in (kind, secure) if word)
+    return stack(where, el("small", words) if words else None)
 
 
-def _callers(view: PeersView) -> Markup:
-    columns = (
-        Column("Caller", "tight"),
-        Column("Address", "tight"),
-        Column("Called", "tight"),
-        Column("Why", "wide"),
-        Column("Calls", "number"),
-        Column("Last call", "tight"),
-        Column("", "tight"),
+def _uses(row: PeerRow) -> list[str]:
+    uses = (
+        ("send", row.may_send),
+        ("query", row.may_query),
+        ("receive", row.is_destination),
+        ("be fetched from", row.is_archive),
     )
-    rows = [
-        (
-            el("code", row.calling_ae_title),
-            row.address,
-            el("code", row.called_ae_title),
-            row.reason,
-            row.count,
-            when(row.last_seen_at),
-            _caller_buttons(row) if view.can_manage else None,
-        )
-        for row in view.callers
-    ]
-    empty = nothing(
-        "Nobody was turned away.", "A caller that is not known shows up here, to be allowed with one click."
-    )
-    return table("Callers turned away", columns, rows, empty=empty)
+    return [word for word, applies in uses if applies]
 
 
-def _caller_buttons(row: CallerRow) -> Markup:
-    who = f"{row.calling_ae_title} at {row.address}"
-    ask = Ask(f"Allow {who} to send studies to this node?")
-    return el(
-        "div",
-        button("allow", "Allow", described=who, ask=ask, style="primary", id=row.id),
-        button("forget", "Forget", described=who, id=row.id),
-        class_="buttons",
-    )
+def _tested(row: PeerRow) -> Markup:
+    if row.test_ok is None:
+        return el("span", DASH, class_="none")
+    word = "well" if row.test_ok else "failed"
+    return badge(word, tone="ok" if row.test_ok else "bad", text=word)
+
+
+def _buttons(row: PeerRow) -> Markup:
+    return el("div", button("test", "Test", described=row.name, id=row.id), class_="buttons")
 
 
 def _dialog() -> Markup:
@@ -238,8 +206,12 @@ def _dialog() -> Markup:
             "fieldset",
             el("legend", "It may"),
             check_field("may_send", "Send studies to this node", checked=True),
+            check_field("may_query", "Query and retrieve what this node holds"),
             check_field("is_destination", "Receive results from this node"),
+            check_field("is_archive", "Be queried and fetched from"),
         ),
+        check_field("tls", "TLS alone, in both directions"),
+        el("p", "Its page has the rest: DICOMweb, certificate, limits, schedule.", class_="muted"),
         submit="Add peer",
     )
 
@@ -249,21 +221,10 @@ def add(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
     from appliance import peers  # noqa: PLC0415 - loaded with the first change
 
     port = fields.get("port", "").strip()
-    new = peers.NewPeer(
-        name=fields.get("name", ""),
-        ae_title=fields.get("ae_title", ""),
-        host=fields.get("host", ""),
-        port=int(port) if port.isascii() and port.isdecimal() and len(port) < 6 else 0,
-        may_send="may_send" in fields,
-        is_destination="is_destination" in fields,
-    )
-    _add(desk, viewer, new)
-    return f"{new.name.strip()} added."
-
-
-def _add(desk: Desk, viewer: Viewer, new: NewPeer) -> None:
-    from appliance import peers  # noqa: PLC0415 - as above
-
+    values: dict[str, Any] = {name: fields[name] for name in _TEXTS if name in fields}
+    values |= {name: name in fields for name in _CHECKS}
+    values["port"] = int(port) if port.isascii() and port.isdecimal() and len(port) < 6 else 0
+    new = peers.NewPeer(**{"name": "", **values})
     known = (
         RejectedCaller.calling_ae_title == new.ae_title.strip(),
         RejectedCaller.address == new.host.strip(),
@@ -274,67 +235,7 @@ def _add(desk: Desk, viewer: Viewer, new: NewPeer) -> None:
             session.execute(delete(RejectedCaller).where(*known))
     except peers.PeerError as error:
         raise ActionRefusedError(f"Not added: {error}.") from error
-
-
-def allow(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
-    """Make a peer of a caller that was turned away."""
-    from appliance import peers  # noqa: PLC0415 - as above
-
-    with reading(desk.zone.engine) as session:
-        caller = session.get(RejectedCaller, fields.get("id", ""))
-        taken = set(session.scalars(select(Peer.name)))
-    if caller is None:
-        raise ActionRefusedError("This caller is no longer listed.")
-    base = f"{caller.calling_ae_title} {caller.address.replace(':', '-')}"
-    name = next(
-        name for name in (base, *(f"{base} {number}" for number in range(2, 1000))) if name not in taken
-    )
-    new = peers.NewPeer(name=name, ae_title=caller.calling_ae_title, host=caller.address, may_send=True)
-    _add(desk, viewer, new)
-    return f"{caller.calling_ae_title} may send now."
-
-
-def forget(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
-    """Take a caller off the list until it calls again."""
-    del viewer
-    with writing(desk.zone.engine) as session:
-        session.execute(delete(RejectedCaller).where(RejectedCaller.id == fields.get("id", "")))
-    return "Off the list until it calls again."
-
-
-def enable(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
-    """Let a peer take part again."""
-    return _switch(desk, viewer, fields, enabled=True)
-
-
-def disable(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
-    """Shut a peer out without forgetting it."""
-    return _switch(desk, viewer, fields, enabled=False)
-
-
-def _switch(desk: Desk, viewer: Viewer, fields: Mapping[str, str], *, enabled: bool) -> str:
-    from appliance import peers  # noqa: PLC0415 - as above
-
-    with writing(desk.zone.engine) as session:
-        peer = session.get(Peer, fields.get("id", ""))
-        if peer is None:
-            raise ActionRefusedError("This peer is gone.")
-        peers.set_enabled(session, desk.zone.ledger, name=peer.name, enabled=enabled, actor=viewer.user_id)
-        return f"{peer.name} {'enabled' if enabled else 'disabled'}."
-
-
-def echo(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
-    """Ask a peer whether it hears us (C-ECHO)."""
-    del viewer
-    with reading(desk.zone.engine) as session:
-        peer = session.get(Peer, fields.get("id", ""))
-    if peer is None:
-        raise ActionRefusedError("This peer is gone.")
-    try:
-        took_s = echoing.echo(peer.ae_title, peer.host, peer.port, desk.settings.dicom.ae_title)
-    except echoing.EchoError as error:
-        raise ActionRefusedError(f"{peer.name} did not answer: {error}.") from error
-    return f"{peer.name} answered in {took_s * 1000:.0f} ms."
+    return f"{new.name.strip()} added."
 
 
 PAGE: Final = Page(
@@ -345,10 +246,8 @@ PAGE: Final = Page(
     draw=draw,
     actions={
         "add": Action(Right.MANAGE_PEERS, add),
-        "allow": Action(Right.MANAGE_PEERS, allow),
-        "forget": Action(Right.MANAGE_PEERS, forget),
-        "enable": Action(Right.MANAGE_PEERS, enable),
-        "disable": Action(Right.MANAGE_PEERS, disable),
-        "echo": Action(Right.MANAGE_PEERS, echo),
+        "allow": Action(Right.MANAGE_PEERS, callers.allow),
+        "forget": Action(Right.MANAGE_PEERS, callers.forget),
+        **{name: peer.ACTIONS[name] for name in ("enable", "disable", "test")},
     },
 )

@@ -83,10 +83,33 @@ def test_a_destination_needs_a_real_port(panel: PanelServer, port: str) -> None:
     assert "port" in said
 
 
-def test_an_echo_to_nobody_says_that_nobody_answered(panel: PanelServer) -> None:
-    status, said = _do(panel, "manage_peers", "peers/actions/echo", id=panel.seed.destination)
+def test_a_test_of_a_peer_that_is_not_there_says_which_step_failed(panel: PanelServer) -> None:
+    status, said = _do(panel, "manage_peers", "peers/actions/test", id=panel.seed.destination)
     assert status == 409
-    assert "did not answer" in said
+    assert "TCP connection" in said
+    view = panel.client("viewer").get(f"/api/v1/peers/{panel.seed.destination}").json()
+    assert [step["state"] for step in view["steps"]] == ["ok", "failed"]
+    assert view["steps"][1]["advice"][0][0] == "on the peer"
+
+
+def test_a_peer_is_changed_by_its_form(panel: PanelServer, desk: Desk) -> None:
+    with reading(desk.zone.engine) as session:
+        peer = session.scalar(select(Peer).where(Peer.name == "Old archive"))
+    assert peer is not None
+    path = f"peers/{peer.id}/actions/change"
+    fields = {"name": "Old archive", "ae_title": "ARCHIVE", "host": "10.20.1.9", "protocol": "dimse"}
+    fields |= {"port": "104", "is_archive": "yes", "may_send": "yes", "max_associations": "4"}
+    fields |= {"quiet_period_s": "90", "days": "mon,tue", "from": "20:00", "to": "06:00"}
+    assert _do(panel, "manage_peers", path, **fields)[0] == 200
+    with reading(desk.zone.engine) as session:
+        changed = session.get_one(Peer, peer.id)
+    assert (changed.port, changed.is_archive, changed.is_destination) == (104, True, False)
+    assert (changed.quiet_period_s, changed.max_associations) == (90, 4)
+    assert changed.schedule == {"days": ["mon", "tue"], "from": "20:00", "to": "06:00"}
+    for wrong, said in (({"port": "x"}, "port"), ({"days": ""}, "schedule"), ({"url": "https://a"}, "url")):
+        status, message = _do(panel, "manage_peers", path, **{**fields, **wrong})
+        assert (status, said in message) == (409, True)
+    assert _do(panel, "viewer", path, **fields)[0] == 403
 
 
 def test_a_model_goes_to_shadow_active_and_back(panel: PanelServer) -> None:

@@ -105,6 +105,7 @@ def _paths(panel: PanelServer) -> list[str]:
         "study_id": panel.seed.studies[4],
         "result_id": panel.seed.pictures[0],
         "model_id": panel.seed.models["active"],
+        "peer_id": panel.seed.destination,
         "run_id": panel.seed.run_id,
     }
     return [page.path.format(**ids) for page in PAGES]
@@ -219,12 +220,13 @@ def test_a_refused_action_says_why_and_keeps_the_form(window: Callable[..., Watc
     watched.sign_in("manage_peers")
     watched.open("/peers")
     watched.page.get_by_role("button", name="Add peer").first.click()
-    watched.page.get_by_label("Name").fill("Bad\\name")
-    watched.page.get_by_label("AE title").fill("X")
-    watched.page.get_by_label("Address").fill("10.0.0.1")
-    watched.page.get_by_role("dialog").get_by_role("button", name="Add peer").click()
+    dialog = watched.page.get_by_role("dialog")
+    dialog.get_by_label("Name").fill("Bad\\name")
+    dialog.get_by_label("AE title").fill("X")
+    dialog.get_by_label("Address").fill("10.0.0.1")
+    dialog.get_by_role("button", name="Add peer").click()
     watched.page.get_by_text("Not added: name").wait_for()
-    assert watched.page.get_by_label("Address").input_value() == "10.0.0.1"
+    assert dialog.get_by_label("Address").input_value() == "10.0.0.1"
 
 
 def test_signing_out_elsewhere_brings_this_page_to_the_sign_in(

@@ -37,6 +37,7 @@ def _concrete(path: str, panel: PanelServer) -> str:
         "study_id": panel.seed.studies[4],
         "result_id": panel.seed.pictures[0],
         "model_id": panel.seed.models["evaluated"],
+        "peer_id": panel.seed.destination,
         "run_id": panel.seed.run_id,
         "action": "verify",
         "name": "panel.js",

@@ -65,6 +65,7 @@ def _query(page: Page[Any], planted: Seed) -> Query:
             "study_id": planted.studies[4],
             "result_id": planted.pictures[0],
             "model_id": planted.models["active"],
+            "peer_id": planted.destination,
             "run_id": planted.run_id,
         }
         if "{" in page.path
