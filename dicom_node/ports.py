@@ -27,16 +27,20 @@ class Caller:
 class Decision:
     """Whether a caller may associate; ``reason`` is a code such as ``unknown_ae_title``.
 
-    A refusal is permanent, or ``transient``: the caller may come again (PS3.8 table 9-21).
+    A refusal is permanent, or ``transient``: the caller may come again (PS3.8 table 9-21). Who is allowed may
+    send, ask for what is stored, report on what we gave it, or some of these.
     """
 
     allowed: bool
     reason: str = ""
     transient: bool = False
+    may_store: bool = True
+    may_query: bool = False
+    may_report: bool = False
 
 
 class CallerPolicy(Protocol):
-    """Decides who may send. Called on the receiving path: it must not wait for a database."""
+    """Decides who may associate and for what. Called on the receiving path: it must not wait."""
 
     def decide(self, caller: Caller) -> Decision:
         """Say whether this caller may associate."""

@@ -41,7 +41,8 @@ _INVALID_PDU: Final = "Evt19"
 
 MAX_CONTROL_PDU_BYTES: Final = 1 << 20
 MAX_COMMAND_BYTES: Final = 1 << 16
-MAX_OTHER_DATA_SET_BYTES: Final = 1 << 20
+MAX_OTHER_DATA_SET_BYTES: Final = 4 << 20
+MAX_WAITING_MESSAGES: Final = 16
 _BUFFER_BYTES: Final = 256 << 10
 _IDLE_WAIT_MS: Final = 100
 CANNOT_UNDERSTAND: Final = 0xC000
@@ -359,6 +360,8 @@ class ReceivingDUL(DULServiceProvider):  # type: ignore[misc]
 
     def _forward(self, context_id: int, fragment: bytes) -> None:
         """Leave a message of another service to pynetdicom."""
+        if self.assoc.dimse.msg_queue.qsize() > MAX_WAITING_MESSAGES:
+            raise ProtocolViolationError("more requests than were negotiated before an answer")
         primitive = P_DATA()
         primitive.presentation_data_value_list = [[context_id, fragment]]
         try:
