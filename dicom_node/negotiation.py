@@ -52,7 +52,7 @@ class Roles:
 
 _NONE: Final[Mapping[str, Roles]] = MappingProxyType({})
 # Encodings of the small data sets of queries and notifications; deflated ones could grow without bound.
-_PLAIN: Final = frozenset({IMPLICIT_VR_LITTLE_ENDIAN, "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
+_PLAIN: Final = frozenset({IMPLICIT_VR_LITTLE_ENDIAN, "1.2.840.10008.1.2.1"})
 
 
 @cache

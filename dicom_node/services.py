@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from io import BytesIO
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 PROCESSING_FAILURE: Final = 0x0110
 _COMPOSITE: Final = ("C_FIND", "C_GET", "C_MOVE")
+_NONE: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class RequestError(DICOMNodeError):
@@ -82,7 +84,7 @@ class Exchange:
             raise RequestError(PROCESSING_FAILURE, "the data set cannot be read") from error
         return found
 
-    def respond(self, status: int, *, data: bytes = b"", **fields: Any) -> None:
+    def respond(self, status: int, *, data: bytes = b"", fields: Mapping[str, int] = _NONE) -> None:
         """Send a response.
 
         Parameters
@@ -90,7 +92,7 @@ class Exchange:
         status : int
         data : bytes
             Data set in the transfer syntax of the context; none when empty.
-        **fields
+        fields : mapping
             Further fields, by pynetdicom's name.
 
         Raises

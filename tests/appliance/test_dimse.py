@@ -1,0 +1,450 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pynetdicom import AE, build_role, evt
+
+from appliance import dimse, node
+from appliance.callers import DatabaseCallers
+from appliance.catalogue import DatabaseCatalogue
+from appliance.db.clinical import ClinicalLedgerEntry, Peer
+from appliance.db.engine import reading, writing
+from appliance.filing import index_batch, open_inbox
+from appliance.names import Names
+from dicom_node.finding import find_service
+from dicom_node.inbox import Announcement
+from dicom_node.part10 import MAX_META_BYTES, decode
+from dicom_node.ports import Caller
+from dicom_node.query import Level, Query
+from dicom_node.scp import SCPConfig, StorageSCP
+from tests.appliance.test_catalogue import add_result, receive
+from tests.dicom_node.orthanc import running_orthanc
+from tests.dicom_node.support import (
+    DCMTK,
+    Heard,
+    ct,
+    dcmtk,
+    encoded,
+    free_port,
+    listening,
+    process,
+    program,
+    wait_until,
+)
+from tests.shared_data import shared_data_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+PATIENT_FIND = "1.2.840.10008.5.1.4.1.2.1.1"
+STUDY_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+STUDY_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
+STUDY_GET = "1.2.840.10008.5.1.4.1.2.2.3"
+CT = str(CTImageStorage)
+EXPLICIT = str(ExplicitVRLittleEndian)
+SERIES_OF_ONE = {"StudyInstanceUID": "1.2.1", "SeriesInstanceUID": "", "Modality": ""}
+
+
+@dataclass
+class Node:
+    """A zone and its SCP, running."""
+
+    zone: node.ClinicalZone
+    scp: StorageSCP
+    heard: Heard
+    port: int
+    callers: DatabaseCallers
+
+    def peer(self, name: str, **values: Any) -> None:
+        """Know a peer."""
+        with writing(self.zone.engine) as session:
+            session.add(Peer(name=name, ae_title=name, **{"host": "127.0.0.1", **values}))
+        self.callers.refresh()
+
+
+@pytest.fixture
+def running(clinical_zone: node.ClinicalZone, tmp_path: Path) -> Iterator[Node]:
+    """Give a node's SCP with a workstation that may query and nothing else."""
+    callers = DatabaseCallers(clinical_zone.engine, Names(), tmp_path / "senders.json")
+    heard = Heard()
+    services = dimse.services(clinical_zone)
+    scp = StorageSCP(SCPConfig("CLOISTER"), open_inbox(clinical_zone), callers, heard, services)
+    started = Node(clinical_zone, scp, heard, scp.start(), callers)
+    started.peer("WORKSTATION", may_query=True)
+    started.peer("SCANNER", may_send=True)
+    yield started
+    scp.stop()
+
+
+@pytest.fixture
+def filled(running: Node) -> Node:
+    """Give a node with two patients and three studies."""
+    one = {"PatientID": "P1", "PatientName": "Doe^Jane", "StudyInstanceUID": "1.2.1", "StudyDate": "20240105"}
+    receive(running.zone, **one, SeriesInstanceUID="1.2.1.1", Modality="CT", InstanceNumber="1")
+    receive(running.zone, **one, SeriesInstanceUID="1.2.1.1", Modality="CT", InstanceNumber="2")
+    receive(running.zone, **one, SeriesInstanceUID="1.2.1.2", Modality="SR")
+    late = {"PatientID": "P1", "PatientName": "Doe^Jane", "StudyInstanceUID": "1.2.2"}
+    receive(running.zone, **late, SeriesInstanceUID="1.2.2.1", Modality="MR")
+    other = {"PatientID": "P2", "PatientName": "Müller^Jörg", "SpecificCharacterSet": "ISO_IR 100"}
+    receive(running.zone, **other, StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.3.1", Modality="CR")
+    return running
+
+
+def identifier(level: str, **values: str) -> Dataset:
+    ds = Dataset()
+    ds.QueryRetrieveLevel = level
+    for keyword, value in values.items():
+        setattr(ds, keyword, value)
+    return ds
+
+
+def associate(running: Node, contexts: Sequence[tuple[str, Sequence[str]]], **more: Any) -> Any:
+    ae = AE(ae_title=more.pop("title", "WORKSTATION"))
+    for abstract, syntaxes in contexts:
+        ae.add_requested_context(abstract, list(syntaxes))
+    return ae.associate("127.0.0.1", running.port, ae_title="CLOISTER", **more)
+
+
+def find(running: Node, ds: Dataset, model: str = STUDY_FIND) -> tuple[list[int], list[Dataset]]:
+    association = associate(running, [(model, [EXPLICIT, "1.2.840.10008.1.2"])])
+    assert association.is_established
+    answers = list(association.send_c_find(ds, model))
+    association.release()
+    return [int(status.Status) for status, _ in answers], [found for _, found in answers if found]
+
+
+def test_studies_are_found_with_what_was_asked_for(filled: Node) -> None:
+    asked = {"PatientName": "doe*", "StudyDate": "20240101-", "StudyInstanceUID": "", "ModalitiesInStudy": ""}
+    counts = {
+        "NumberOfStudyRelatedSeries": "",
+        "NumberOfStudyRelatedInstances": "",
+        "InstanceAvailability": "",
+    }
+    statuses, (study,) = find(filled, identifier("STUDY", **asked, **counts))
+    assert statuses == [0xFF00, 0]
+    assert study.PatientName == "Doe^Jane"
+    assert study.StudyInstanceUID == "1.2.1"
+    assert sorted(study.ModalitiesInStudy) == ["CT", "SR"]
+    assert (study.NumberOfStudyRelatedSeries, study.NumberOfStudyRelatedInstances) == (2, 3)
+    assert (study.RetrieveAETitle, study.InstanceAvailability) == ("CLOISTER", "ONLINE")
+    assert study.QueryRetrieveLevel == "STUDY"
+    assert "StudyTime" not in study
+
+
+def test_names_are_matched_and_answered_in_any_alphabet(filled: Node) -> None:
+    ds = identifier("PATIENT", PatientID="", NumberOfPatientRelatedStudies="")
+    ds.SpecificCharacterSet = "ISO_IR 100"
+    ds.PatientName = "Müller*"
+    _, (patient,) = find(filled, ds, PATIENT_FIND)
+    assert patient.SpecificCharacterSet == "ISO_IR 192"
+    assert str(patient.PatientName) == "Müller^Jörg"
+    assert patient.NumberOfPatientRelatedStudies == 1
+
+
+def test_series_and_images_are_found_below_their_study(filled: Node) -> None:
+    _, series = find(filled, identifier("SERIES", **SERIES_OF_ONE))
+    assert [one.SeriesInstanceUID for one in series] == ["1.2.1.1", "1.2.1.2"]
+    keys = {"StudyInstanceUID": "1.2.1", "SeriesInstanceUID": "1.2.1.1", "SOPInstanceUID": "", "Rows": ""}
+    _, images = find(filled, identifier("IMAGE", **keys, InstanceNumber=""))
+    assert [one.InstanceNumber for one in images] == [1, 2]
+    assert images[0].Rows == 16
+
+
+def test_a_key_that_means_nothing_here_is_said_so(filled: Node) -> None:
+    statuses, (study,) = find(filled, identifier("STUDY", StudyInstanceUID="1.2.2", InstitutionName="X"))
+    assert statuses == [0xFF01, 0]
+    assert "InstitutionName" not in study
+
+
+@pytest.mark.parametrize(
+    "ds",
+    [
+        identifier("IMAGES", StudyInstanceUID="1.2.1"),
+        identifier("PATIENT", PatientID="P1"),
+        identifier("SERIES", SeriesInstanceUID="1.2.1.1"),
+        identifier("SERIES", StudyInstanceUID="1.2.1\\1.2.2"),
+        identifier("IMAGE", StudyInstanceUID="1.2.1", SOPInstanceUID=""),
+        identifier("STUDY", StudyDate="2024"),
+        identifier("STUDY", PatientID="*a" * 11),
+    ],
+    ids=[
+        "level",
+        "other_model",
+        "no_study",
+        "two_studies",
+        "no_series",
+        "date",
+        "wild",
+    ],
+)
+def test_an_identifier_without_meaning_is_refused(filled: Node, ds: Dataset) -> None:
+    assert find(filled, ds)[0] == [0xA900]
+
+
+def test_a_broken_identifier_is_refused_and_the_association_goes_on(filled: Node) -> None:
+    association = associate(filled, [(STUDY_FIND, [EXPLICIT])])
+    broken = identifier("STUDY", StudyInstanceUID="")
+    broken.add_new(0x00100020, "UN", b"\xff\xfe\xfd")
+    broken.add_new(0x00100040, "OB", b"\x00\x01")
+    assert [int(status.Status) for status, _ in association.send_c_find(broken, STUDY_FIND)] == [0xA900]
+    whole = identifier("STUDY", StudyInstanceUID="1.2.1")
+    assert [int(status.Status) for status, _ in association.send_c_find(whole, STUDY_FIND)] == [0xFF00, 0]
+    association.release()
+
+
+def test_who_may_not_query_gets_no_context_for_it(filled: Node) -> None:
+    contexts = [(STUDY_FIND, [EXPLICIT]), (STUDY_GET, [EXPLICIT]), (STUDY_MOVE, [EXPLICIT]), (CT, [EXPLICIT])]
+    association = associate(filled, contexts, title="SCANNER")
+    assert [str(context.abstract_syntax) for context in association.accepted_contexts] == [CT]
+    association.release()
+
+
+def test_who_may_query_alone_sends_nothing(filled: Node) -> None:
+    association = associate(filled, [(CT, [EXPLICIT]), (STUDY_FIND, [EXPLICIT])])
+    assert [str(context.abstract_syntax) for context in association.accepted_contexts] == [STUDY_FIND]
+    association.release()
+    role = build_role(CT, scu_role=True, scp_role=True)
+    association = associate(filled, [(CT, [EXPLICIT]), (STUDY_GET, [EXPLICIT])], ext_neg=[role])
+    (context,) = [one for one in association.accepted_contexts if str(one.abstract_syntax) == CT]
+    assert (context.as_scu, context.as_scp) == (False, True)
+    association.release()
+
+
+def test_a_query_can_be_cancelled(filled: Node) -> None:
+    filled.zone.engine.dispose()
+    many = ManyMatches(filled.zone, 10_000)
+    scp = StorageSCP(
+        SCPConfig("CLOISTER"),
+        open_inbox_beside(filled),
+        filled.callers,
+        Heard(),
+        [find_service(many, "CLOISTER")],
+    )
+    port = scp.start()
+    ae = AE(ae_title="WORKSTATION")
+    ae.add_requested_context(STUDY_FIND, EXPLICIT)
+    association = ae.associate("127.0.0.1", port, ae_title="CLOISTER")
+    statuses = []
+    for number, (status, _) in enumerate(association.send_c_find(identifier("STUDY"), STUDY_FIND, msg_id=5)):
+        statuses.append(int(status.Status))
+        if number == 20:
+            association.send_c_cancel(5, query_model=STUDY_FIND)
+    assert statuses[-1] == 0xFE00
+    assert len(statuses) < 9_000
+    statuses = [int(status.Status) for status, _ in association.send_c_find(identifier("STUDY"), STUDY_FIND)]
+    assert (len(statuses), statuses[-1]) == (10_001, 0)
+    many.number = 10_001
+    statuses = [int(status.Status) for status, _ in association.send_c_find(identifier("STUDY"), STUDY_FIND)]
+    assert (len(statuses), statuses[-1]) == (10_001, 0xA700)
+    association.release()
+    scp.stop()
+
+
+class ManyMatches(DatabaseCatalogue):
+    """A catalogue of as many studies as a test wants."""
+
+    def __init__(self, zone: node.ClinicalZone, number: int) -> None:
+        super().__init__(zone)
+        self.number = number
+
+    def find(self, query: Query) -> list[dict[str, str]]:
+        found = super().find(Query(Level.STUDY, {"StudyInstanceUID": "1.2.1"}))[0]
+        return [{**found, "StudyInstanceUID": f"1.2.9.{n}"} for n in range(min(self.number, query.limit))]
+
+
+def open_inbox_beside(filled: Node) -> Any:
+    from dicom_node.inbox import Inbox  # noqa: PLC0415
+
+    return Inbox(filled.zone.root / "other_inbox", min_free_bytes=1)
+
+
+def stored_data(path: Path) -> bytes:
+    content = path.read_bytes()
+    return content[decode(content[:MAX_META_BYTES]).data_offset :]
+
+
+def get(running: Node, ds: Dataset, pairs: Sequence[tuple[str, str]]) -> tuple[Dataset, dict[str, bytes]]:
+    """C-GET with a presentation context for each pair; return the last response and the data sets."""
+    got: dict[str, bytes] = {}
+
+    def store(event: Any) -> int:
+        got[str(event.request.AffectedSOPInstanceUID)] = event.request.DataSet.getvalue()
+        return 0
+
+    roles = [build_role(uid, scp_role=True) for uid in dict.fromkeys(uid for uid, _ in pairs)]
+    contexts = [(STUDY_GET, [EXPLICIT]), *((uid, [syntax]) for uid, syntax in pairs)]
+    association = associate(running, contexts, ext_neg=roles, evt_handlers=[(evt.EVT_C_STORE, store)])
+    assert association.is_established
+    responses = list(association.send_c_get(ds, STUDY_GET))
+    association.release()
+    status, failed = responses[-1]
+    if failed:
+        status.update(failed)
+    return status, got
+
+
+def test_a_study_comes_back_with_its_results_on_the_same_association(filled: Node) -> None:
+    add_result(filled.zone, "1.2.1")
+    status, got = get(filled, identifier("STUDY", StudyInstanceUID="1.2.1"), [(CT, EXPLICIT)])
+    held = DatabaseCatalogue(filled.zone).instances("1.2.1")
+    assert (status.Status, status.NumberOfCompletedSuboperations) == (0, 4)
+    assert got == {one.sop_instance_uid: stored_data(one.path) for one in held}
+    with reading(filled.zone.engine) as session:
+        kinds = [entry.kind for entry in session.query(ClinicalLedgerEntry)]
+    assert kinds.count(dimse.STUDY_RETRIEVED) == 1
+
+
+def test_what_the_requestor_does_not_accept_fails_alone(filled: Node) -> None:
+    jpeg = "1.2.840.10008.1.2.4.50"
+    ds = ct({"PatientID": "P1", "StudyInstanceUID": "1.2.1", "SeriesInstanceUID": "1.2.1.1"})
+    inbox = open_inbox(filled.zone)
+    uid = str(ds.SOPInstanceUID)
+    inbox.commit([encoded(ds)], Caller("CT1", "CLOISTER", "127.0.0.1"), Announcement(CT, uid, jpeg))
+    index_batch(filled.zone, inbox)
+    status, got = get(filled, identifier("STUDY", StudyInstanceUID="1.2.1"), [(CT, EXPLICIT)])
+    assert (status.Status, status.NumberOfFailedSuboperations, len(got)) == (0xB000, 1, 3)
+    assert status.FailedSOPInstanceUIDList == uid
+    status, got = get(filled, identifier("STUDY", StudyInstanceUID="1.2.1"), [(CT, "1.2.840.10008.1.2")])
+    assert (status.Status, len(got)) == (0xA702, 0)
+
+
+def test_nothing_that_matches_is_a_success_without_instances(filled: Node) -> None:
+    status, got = get(filled, identifier("STUDY", StudyInstanceUID="1.2.99"), [(CT, EXPLICIT)])
+    assert (status.Status, status.NumberOfCompletedSuboperations, got) == (0, 0, {})
+    assert get(filled, identifier("STUDY", StudyInstanceUID="*"), [(CT, EXPLICIT)])[0].Status == 0xA900
+
+
+def test_a_retrieval_ends_when_its_requestor_is_gone(filled: Node) -> None:
+    def leave(event: Any) -> int:
+        event.assoc.dul.socket.socket.shutdown(2)
+        return 0
+
+    association = associate(
+        filled,
+        [(STUDY_GET, [EXPLICIT]), (CT, [EXPLICIT])],
+        ext_neg=[build_role(CT, scp_role=True)],
+        evt_handlers=[(evt.EVT_C_STORE, leave)],
+    )
+    list(association.send_c_get(identifier("STUDY", StudyInstanceUID="1.2.1"), STUDY_GET))
+    wait_until(lambda: filled.scp.association_count == 0, "the association is over")
+    assert find(filled, identifier("STUDY", StudyInstanceUID="1.2.1"))[0] == [0xFF00, 0]
+
+
+def move(running: Node, destination: str, **keys: str) -> tuple[list[Dataset], Dataset | None]:
+    association = associate(running, [(STUDY_MOVE, [EXPLICIT])])
+    responses = list(association.send_c_move(identifier("STUDY", **keys), destination, STUDY_MOVE))
+    association.release()
+    return [status for status, _ in responses], responses[-1][1]
+
+
+@pytest.fixture
+def reading_room(filled: Node, tmp_path: Path) -> Iterator[Callable[[], dict[str, bytes]]]:
+    """Run DCMTK's storescp as a destination; give what it holds."""
+    folder = tmp_path / "reading_room"
+    folder.mkdir()
+    port = free_port()
+    command = [program(DCMTK / "storescp"), "+uc", "+B", "-od", str(folder), "-aet", "ROOM", str(port)]
+    for _ in process(command):
+        wait_until(lambda: listening(port), "storescp listens")
+        filled.peer("ROOM", is_destination=True, port=port)
+
+        def held() -> dict[str, bytes]:
+            return {str(dcmread(path).SOPInstanceUID): stored_data(path) for path in folder.iterdir()}
+
+        yield held
+
+
+@pytest.mark.dcmtk
+def test_a_study_goes_to_another_application_entity(
+    filled: Node, reading_room: Callable[[], dict[str, bytes]]
+) -> None:
+    responses, _ = move(filled, "ROOM", StudyInstanceUID="1.2.1")
+    assert [one.Status for one in responses] == [0xFF00, 0xFF00, 0]
+    assert [one.get("NumberOfRemainingSuboperations") for one in responses] == [2, 1, None]
+    held = DatabaseCatalogue(filled.zone).instances("1.2.1")
+    assert reading_room() == {one.sop_instance_uid: stored_data(one.path) for one in held}
+
+
+@pytest.mark.dcmtk
+def test_programs_of_dcmtk_find_move_and_get(
+    filled: Node, reading_room: Callable[[], dict[str, bytes]], tmp_path: Path
+) -> None:
+    titles = ["-aet", "WORKSTATION", "-aec", "CLOISTER"]
+    keys = ["-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID=1.2.1"]
+    peer = ["127.0.0.1", str(filled.port)]
+    found = dcmtk("findscu", "-v", "-S", *titles, *keys, "-k", "PatientName", *peer)
+    assert "Doe^Jane" in found.stdout + found.stderr
+    dcmtk("movescu", "-S", *titles, "-aem", "ROOM", *keys, *peer)
+    assert len(reading_room()) == 3
+    folder = tmp_path / "got"
+    folder.mkdir()
+    dcmtk("getscu", "-S", *titles, "-od", folder, *keys, *peer)
+    held = {one.sop_instance_uid for one in DatabaseCatalogue(filled.zone).instances("1.2.1")}
+    assert {str(dcmread(path).SOPInstanceUID) for path in folder.iterdir()} == held
+
+
+def test_an_unknown_destination_is_refused(filled: Node) -> None:
+    assert [one.Status for one in move(filled, "NOBODY", StudyInstanceUID="1.2.1")[0]] == [0xA801]
+    assert [one.Status for one in move(filled, "SCANNER", StudyInstanceUID="1.2.1")[0]] == [0xA801]
+
+
+def test_a_destination_that_is_away_fails_every_instance(filled: Node) -> None:
+    filled.peer("AWAY", is_destination=True, port=free_port())
+    responses, failed = move(filled, "AWAY", StudyInstanceUID="1.2.1")
+    assert responses[-1].Status == 0xA702
+    assert responses[-1].NumberOfFailedSuboperations == 3
+    assert failed is not None
+    assert len(failed.FailedSOPInstanceUIDList) == 3
+
+
+@pytest.mark.orthanc
+def test_orthanc_finds_and_retrieves(filled: Node, tmp_path: Path) -> None:
+    import httpx  # noqa: PLC0415
+
+    filled.peer("ORTHANC", may_query=True, is_destination=True)
+    modality = {"AET": "CLOISTER", "Host": "127.0.0.1", "Port": filled.port}
+    with running_orthanc(tmp_path / "orthanc", DicomModalities={"cloister": modality}) as orthanc:
+        with writing(filled.zone.engine) as session:
+            session.query(Peer).filter_by(name="ORTHANC").one().port = orthanc.dicom_port
+        base = f"http://127.0.0.1:{orthanc.http_port}"
+        body = {"Level": "Study", "Query": {"PatientID": "P1", "StudyDate": "20240105"}}
+        found = httpx.post(f"{base}/modalities/cloister/query", json=body, timeout=30).json()
+        answers = httpx.get(f"{base}/queries/{found['ID']}/answers", timeout=30).json()
+        assert answers == ["0"]
+        retrieve = httpx.post(f"{base}/queries/{found['ID']}/retrieve", content="ORTHANC", timeout=60)
+        retrieve.raise_for_status()
+        assert len(orthanc.instances()) == 3
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_every_file_comes_back_byte_for_byte(running: Node) -> None:
+    inbox = open_inbox(running.zone)
+    caller = Caller("SCANNER", "CLOISTER", "127.0.0.1")
+    for path in sorted((shared_data_dir() / "dicom").rglob("*")):
+        content = path.read_bytes() if path.is_file() else b""
+        if content[128:132] != b"DICM":
+            continue
+        meta = decode(content[:MAX_META_BYTES])
+        announced = Announcement(meta.uid(2), meta.uid(3), meta.uid(0x10))
+        if meta.uid(2) and meta.uid(3) and meta.uid(0x10):
+            inbox.commit([content[meta.data_offset :]], caller, announced)
+    while index_batch(running.zone, inbox).total:
+        pass
+    catalogue = DatabaseCatalogue(running.zone)
+    studies = [one["StudyInstanceUID"] for one in catalogue.find(Query(Level.STUDY))]
+    number = 0
+    for study in studies:
+        held = catalogue.instances(study)
+        pairs = list(dict.fromkeys((one.sop_class_uid, one.transfer_syntax_uid) for one in held))
+        status, got = get(running, identifier("STUDY", StudyInstanceUID=study), pairs)
+        assert status.Status == 0
+        assert got == {one.sop_instance_uid: stored_data(one.path) for one in held}
+        number += len(got)
+    assert number > 300
