@@ -17,7 +17,7 @@ from appliance.db.engine import reading, writing
 from appliance.filing import index_batch, open_inbox
 from appliance.names import Names
 from dicom_node.finding import find_service
-from dicom_node.inbox import Announcement
+from dicom_node.inbox import Announcement, Inbox
 from dicom_node.part10 import MAX_META_BYTES, decode
 from dicom_node.ports import Caller
 from dicom_node.query import Level, Query
@@ -216,52 +216,55 @@ def test_who_may_query_alone_sends_nothing(filled: Node) -> None:
     association.release()
 
 
-def test_a_query_can_be_cancelled(filled: Node) -> None:
-    filled.zone.engine.dispose()
-    many = ManyMatches(filled.zone, 10_000)
-    scp = StorageSCP(
-        SCPConfig("CLOISTER"),
-        open_inbox_beside(filled),
-        filled.callers,
-        Heard(),
-        [find_service(many, "CLOISTER")],
-    )
-    port = scp.start()
-    ae = AE(ae_title="WORKSTATION")
-    ae.add_requested_context(STUDY_FIND, EXPLICIT)
-    association = ae.associate("127.0.0.1", port, ae_title="CLOISTER")
-    statuses = []
-    for number, (status, _) in enumerate(association.send_c_find(identifier("STUDY"), STUDY_FIND, msg_id=5)):
-        statuses.append(int(status.Status))
-        if number == 20:
-            association.send_c_cancel(5, query_model=STUDY_FIND)
-    assert statuses[-1] == 0xFE00
-    assert len(statuses) < 9_000
-    statuses = [int(status.Status) for status, _ in association.send_c_find(identifier("STUDY"), STUDY_FIND)]
-    assert (len(statuses), statuses[-1]) == (10_001, 0)
-    many.number = 10_001
-    statuses = [int(status.Status) for status, _ in association.send_c_find(identifier("STUDY"), STUDY_FIND)]
-    assert (len(statuses), statuses[-1]) == (10_001, 0xA700)
-    association.release()
+@pytest.fixture
+def many(filled: Node) -> Iterator[ManyMatches]:
+    """Run a second SCP on a catalogue of very many studies."""
+    found = ManyMatches(filled.zone)
+    inbox = Inbox(filled.zone.root / "other_inbox", min_free_bytes=1)
+    services = [find_service(found, "CLOISTER")]
+    scp = StorageSCP(SCPConfig("CLOISTER"), inbox, filled.callers, Heard(), services)
+    found.port = scp.start()
+    yield found
     scp.stop()
 
 
 class ManyMatches(DatabaseCatalogue):
     """A catalogue of as many studies as a test wants."""
 
-    def __init__(self, zone: node.ClinicalZone, number: int) -> None:
-        super().__init__(zone)
-        self.number = number
+    number = 20_000
+    port = 0
 
     def find(self, query: Query) -> list[dict[str, str]]:
+        """Return so many studies, or the limit."""
         found = super().find(Query(Level.STUDY, {"StudyInstanceUID": "1.2.1"}))[0]
         return [{**found, "StudyInstanceUID": f"1.2.9.{n}"} for n in range(min(self.number, query.limit))]
 
 
-def open_inbox_beside(filled: Node) -> Any:
-    from dicom_node.inbox import Inbox  # noqa: PLC0415
+def test_a_query_can_be_cancelled(many: ManyMatches) -> None:
+    ae = AE(ae_title="WORKSTATION")
+    ae.add_requested_context(STUDY_FIND, EXPLICIT)
+    association = ae.associate("127.0.0.1", many.port, ae_title="CLOISTER")
+    statuses = []
+    for number, (status, _) in enumerate(association.send_c_find(identifier("STUDY"), STUDY_FIND, msg_id=5)):
+        statuses.append(int(status.Status))
+        if number == 20:
+            association.send_c_cancel(5, query_model=STUDY_FIND)
+    assert statuses[-1] == 0xFE00
+    assert len(statuses) < 5_000
+    association.release()
 
-    return Inbox(filled.zone.root / "other_inbox", min_free_bytes=1)
+
+@pytest.mark.dcmtk
+@pytest.mark.slow
+def test_ten_thousand_matches_are_answered_and_no_more(many: ManyMatches) -> None:
+    command = ["-v", "-S", "-aet", "WORKSTATION", "-aec", "CLOISTER", "-k", "QueryRetrieveLevel=STUDY"]
+    done = dcmtk("findscu", *command, "127.0.0.1", str(many.port))
+    text = done.stdout + done.stderr
+    assert text.count("(Pending)") == 10_000
+    assert "OutOfResources" in text
+    many.number = 10_000
+    done = dcmtk("findscu", *command, "127.0.0.1", str(many.port))
+    assert "OutOfResources" not in done.stdout + done.stderr
 
 
 def stored_data(path: Path) -> bytes:
