@@ -8,14 +8,17 @@ from sqlalchemy import select
 
 from appliance import logs, peers
 from appliance.catalogue import DatabaseCatalogue
+from appliance.commitment import DatabaseKeeper
 from appliance.db.clinical import Peer, Study
 from appliance.db.engine import reading, writing
 from dicom_node import finding, retrieving
+from dicom_node.commitment import commitment_service
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from appliance.node import ClinicalZone
+    from dicom_node.commitment import Item
     from dicom_node.ports import Caller
     from dicom_node.query import StoredInstance
     from dicom_node.scu import Destination
@@ -39,6 +42,7 @@ def services(zone: ClinicalZone) -> list[Service]:
         finding.find_service(catalogue, ae_title),
         retrieving.get_service(catalogue, recorder),
         retrieving.move_service(catalogue, recorder, destination, ae_title),
+        commitment_service(DatabaseKeeper(zone, on_commitment_report), ae_title),
     ]
 
 
@@ -52,6 +56,14 @@ def destination_of(zone: ClinicalZone, ae_title: str) -> Destination | None:
         if peer is None:
             return None
         return peers.destination_of(peer, zone.settings.dicom, zone.settings.dicom.network_timeout_s)
+
+
+def on_commitment_report(
+    transaction_uid: str, committed: Sequence[Item], failed: Sequence[tuple[str, str, int]]
+) -> bool:
+    """Refuse a report that nobody waits for."""
+    del transaction_uid, committed, failed
+    return False
 
 
 class Retrievals:
@@ -72,8 +84,8 @@ class Retrievals:
             )
             known = {title: row_id for row_id, title in session.execute(titles)}
             body = {
-                "by": known.get(caller.calling_ae_title, ""),
-                "to": known.get(destination, ""),
+                "by": known.get(caller.calling_ae_title),
+                "to": known.get(destination),
                 "asked": asked,
                 "sent": completed,
             }

@@ -6,6 +6,7 @@ peer holds no more than a few pieces in memory.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ from dicom_node import part10
 from dicom_node.errors import DICOMNodeError, HeaderError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pynetdicom.association import Association
@@ -72,6 +74,21 @@ def wait_for_room(association: Association, queued: int = _QUEUED_PDUS) -> None:
         time.sleep(_POLL_S)
 
 
+@contextlib.contextmanager
+def paused(association: Association) -> Iterator[None]:
+    """Keep the association's own loop from taking answers away; as acceptor we are that loop."""
+    if not association.is_requestor:
+        yield
+        return
+    association._reactor_checkpoint.clear()  # noqa: SLF001 -- as the library's own send functions do
+    try:
+        while not association._is_paused:  # noqa: SLF001
+            time.sleep(_POLL_S)
+        yield
+    finally:
+        association._reactor_checkpoint.set()  # noqa: SLF001
+
+
 def send_store(
     association: Association,
     path: Path,
@@ -123,17 +140,9 @@ def send_store(
 
 
 def _exchange(association: Association, request: C_STORE, context_id: int) -> int:
-    pausing = association.is_requestor
-    if pausing:  # as the library's own send functions do: its loop would take the answer away
-        association._reactor_checkpoint.clear()  # noqa: SLF001
-        while not association._is_paused:  # noqa: SLF001
-            time.sleep(_POLL_S)
-    try:
+    with paused(association):
         _stream(association, request, context_id)
         return _answer(association, int(request.MessageID))
-    finally:
-        if pausing:
-            association._reactor_checkpoint.set()  # noqa: SLF001
 
 
 def _stream(association: Association, request: C_STORE, context_id: int) -> None:

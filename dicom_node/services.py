@@ -185,6 +185,9 @@ def serve(
     Exception or None
         What went wrong unforeseen, after the peer has been told.
     """
+    if message.MessageIDBeingRespondedTo is not None:  # an answer that nobody waits for any more
+        otherwise(message, context_id)
+        return None
     context = association._accepted_cx.get(context_id)  # noqa: SLF001
     named = getattr(message, "AffectedSOPClassUID", None) or getattr(message, "RequestedSOPClassUID", None)
     if context is None or named is None or str(named) != str(context.abstract_syntax):
@@ -205,8 +208,6 @@ def serve(
 
 
 def _find(services: Sequence[Service], message: Any, abstract_syntax: str) -> Service | None:
-    if message.MessageIDBeingRespondedTo is not None:
-        return None
     for service in services:
         if abstract_syntax in service.roles and type(message) in service.answers:
             return service

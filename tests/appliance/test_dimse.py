@@ -1,27 +1,24 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, build_role, evt
 
-from appliance import dimse, node
-from appliance.callers import DatabaseCallers
+from appliance import dimse
 from appliance.catalogue import DatabaseCatalogue
 from appliance.db.clinical import ClinicalLedgerEntry, Peer
 from appliance.db.engine import reading, writing
 from appliance.filing import index_batch, open_inbox
-from appliance.names import Names
 from dicom_node.finding import find_service
 from dicom_node.inbox import Announcement, Inbox
 from dicom_node.part10 import MAX_META_BYTES, decode
 from dicom_node.ports import Caller
 from dicom_node.query import Level, Query
 from dicom_node.scp import SCPConfig, StorageSCP
+from tests.appliance.dimse_node import CT, EXPLICIT, Node
 from tests.appliance.test_catalogue import add_result, receive
 from tests.dicom_node.orthanc import running_orthanc
 from tests.dicom_node.support import (
@@ -46,40 +43,7 @@ PATIENT_FIND = "1.2.840.10008.5.1.4.1.2.1.1"
 STUDY_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 STUDY_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
 STUDY_GET = "1.2.840.10008.5.1.4.1.2.2.3"
-CT = str(CTImageStorage)
-EXPLICIT = str(ExplicitVRLittleEndian)
 SERIES_OF_ONE = {"StudyInstanceUID": "1.2.1", "SeriesInstanceUID": "", "Modality": ""}
-
-
-@dataclass
-class Node:
-    """A zone and its SCP, running."""
-
-    zone: node.ClinicalZone
-    scp: StorageSCP
-    heard: Heard
-    port: int
-    callers: DatabaseCallers
-
-    def peer(self, name: str, **values: Any) -> None:
-        """Know a peer."""
-        with writing(self.zone.engine) as session:
-            session.add(Peer(name=name, ae_title=name, **{"host": "127.0.0.1", **values}))
-        self.callers.refresh()
-
-
-@pytest.fixture
-def running(clinical_zone: node.ClinicalZone, tmp_path: Path) -> Iterator[Node]:
-    """Give a node's SCP with a workstation that may query and nothing else."""
-    callers = DatabaseCallers(clinical_zone.engine, Names(), tmp_path / "senders.json")
-    heard = Heard()
-    services = dimse.services(clinical_zone)
-    scp = StorageSCP(SCPConfig("CLOISTER"), open_inbox(clinical_zone), callers, heard, services)
-    started = Node(clinical_zone, scp, heard, scp.start(), callers)
-    started.peer("WORKSTATION", may_query=True)
-    started.peer("SCANNER", may_send=True)
-    yield started
-    scp.stop()
 
 
 @pytest.fixture
