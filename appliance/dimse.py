@@ -9,10 +9,12 @@ from sqlalchemy import select
 from appliance import logs, peers
 from appliance.catalogue import DatabaseCatalogue
 from appliance.commitment import DatabaseKeeper
+from appliance.completion import DatabaseSteps
 from appliance.db.clinical import Peer, Study
 from appliance.db.engine import reading, writing
 from dicom_node import finding, retrieving
 from dicom_node.commitment import commitment_service
+from dicom_node.procedure_steps import availability_service, procedure_step_service
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +35,7 @@ _LOG = logs.logger(__name__)
 def services(zone: ClinicalZone) -> list[Service]:
     """Return the further services of a clinical zone's SCP."""
     catalogue, recorder = DatabaseCatalogue(zone), Retrievals(zone)
-    ae_title = zone.settings.dicom.ae_title
+    ae_title, steps = zone.settings.dicom.ae_title, DatabaseSteps(zone)
 
     def destination(title: str) -> Destination | None:
         return destination_of(zone, title)
@@ -43,6 +45,8 @@ def services(zone: ClinicalZone) -> list[Service]:
         retrieving.get_service(catalogue, recorder),
         retrieving.move_service(catalogue, recorder, destination, ae_title),
         commitment_service(DatabaseKeeper(zone, on_commitment_report), ae_title),
+        procedure_step_service(steps),
+        availability_service(steps),
     ]
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PROCESSING_FAILURE: Final = 0x0110
 _COMPOSITE: Final = ("C_FIND", "C_GET", "C_MOVE")
-_NONE: Final[Mapping[str, int]] = MappingProxyType({})
+_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class RequestError(DICOMNodeError):
@@ -84,7 +84,7 @@ class Exchange:
             raise RequestError(PROCESSING_FAILURE, "the data set cannot be read") from error
         return found
 
-    def respond(self, status: int, *, data: bytes = b"", fields: Mapping[str, int] = _NONE) -> None:
+    def respond(self, status: int, *, data: bytes = b"", fields: Mapping[str, Any] = _NONE) -> None:
         """Send a response.
 
         Parameters
