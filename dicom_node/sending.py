@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.pdu_primitives import P_DATA
 
-from dicom_node import part10
+from dicom_node import commands, part10
 from dicom_node.errors import DICOMNodeError, HeaderError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MAX_PDU_BYTES: Final = 131072
 _QUEUED_PDUS: Final = 8
+_QUEUED_MESSAGES: Final = 64
 _POLL_S: Final = 0.0005
 _ESTABLISHED: Final = "Sta6"
 
@@ -72,6 +73,23 @@ def wait_for_room(association: Association, queued: int = _QUEUED_PDUS) -> None:
         if not is_open(association):
             raise SendingError("the association ended early", ended=True)
         time.sleep(_POLL_S)
+
+
+def send_message(association: Association, context_id: int, command: bytes, data: bytes = b"") -> None:
+    """Send a command set and, unless it is empty, a data set.
+
+    Raises
+    ------
+    SendingError
+        When the association is over.
+    """
+    wait_for_room(association, _QUEUED_MESSAGES)
+    room = _room(association)
+    for content, kind in ((command, 1), (data, 0)):
+        for start in range(0, len(content), room):
+            last = start + room >= len(content)
+            piece = _piece(context_id, kind, content[start : start + room], last=last)
+            association.dul.send_pdu(piece)
 
 
 @contextlib.contextmanager
@@ -130,32 +148,41 @@ def send_store(
     context_id = accepted_context(association, sop_class, meta.uid(0x0010))
     if context_id is None:
         raise SendingError("no presentation context for this SOP class and transfer syntax", ended=False)
-    request = C_STORE()
-    request.MessageID, request.Priority = message_id, priority
-    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = sop_class, sop_instance
-    if originator is not None:
-        request.MoveOriginatorApplicationEntityTitle, request.MoveOriginatorMessageID = originator
-    request._dataset_path = (path, meta.data_offset)  # noqa: SLF001 -- its way to stream a file
-    return _exchange(association, request, context_id)
+    size = path.stat().st_size - meta.data_offset
+    if size <= 0:
+        raise HeaderError("bad_file_meta", "expected a data set behind the file meta information")
+    command = commands.encode_store_request(sop_class, sop_instance, message_id, priority, originator)
+    with paused(association), path.open("rb") as file:
+        file.seek(meta.data_offset)
+        send_message(association, context_id, command)
+        try:
+            _stream(association, context_id, file, size)
+        except OSError:
+            association.abort(block=False)  # half an instance cannot be taken back
+            raise
+        return _answer(association, message_id)
 
 
-def _exchange(association: Association, request: C_STORE, context_id: int) -> int:
-    with paused(association):
-        _stream(association, request, context_id)
-        return _answer(association, int(request.MessageID))
+def _stream(association: Association, context_id: int, file: BinaryIO, size: int) -> None:
+    room = _room(association)
+    while size:
+        wait_for_room(association)
+        fragment = file.read(min(room, size))
+        if not fragment:
+            raise OSError("a file became shorter while it was read")
+        size -= len(fragment)
+        association.dul.send_pdu(_piece(context_id, 0, fragment, last=not size))
 
 
-def _stream(association: Association, request: C_STORE, context_id: int) -> None:
-    message = C_STORE_RQ()
-    message.primitive_to_message(request)
-    room = association.dimse.maximum_pdu_size or _MAX_PDU_BYTES
-    try:
-        for piece in message.encode_msg(context_id, min(room, _MAX_PDU_BYTES)):
-            wait_for_room(association)
-            association.dul.send_pdu(piece)
-    except OSError:
-        association.abort(block=False)  # half an instance cannot be taken back
-        raise
+def _room(association: Association) -> int:
+    """Return how much of a message fits into a PDU of the peer's."""
+    return min(association.dimse.maximum_pdu_size or _MAX_PDU_BYTES, _MAX_PDU_BYTES) - 6
+
+
+def _piece(context_id: int, kind: int, fragment: bytes, *, last: bool) -> P_DATA:
+    piece = P_DATA()
+    piece.presentation_data_value_list = [[context_id, bytes([kind | (2 if last else 0)]) + fragment]]
+    return piece
 
 
 def _answer(association: Association, message_id: int) -> int:

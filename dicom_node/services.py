@@ -12,10 +12,10 @@ from io import BytesIO
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from pynetdicom.dimse_primitives import N_EVENT_REPORT
+from pynetdicom.dimse_primitives import C_FIND, C_GET, C_MOVE, N_EVENT_REPORT
 from pynetdicom.dsutils import decode
 
-from dicom_node import sending
+from dicom_node import commands, sending
 from dicom_node.errors import DICOMNodeError
 
 if TYPE_CHECKING:
@@ -28,7 +28,14 @@ if TYPE_CHECKING:
     from dicom_node.ports import Caller, Decision
 
 PROCESSING_FAILURE: Final = 0x0110
-_COMPOSITE: Final = ("C_FIND", "C_GET", "C_MOVE")
+# Command fields of responses, and elements of their counts (PS3.7 9.3, E.1).
+_COMPOSITE: Final[Mapping[type, int]] = MappingProxyType({C_FIND: 0x8020, C_GET: 0x8010, C_MOVE: 0x8021})
+_COUNTS: Final = {
+    "NumberOfRemainingSuboperations": 0x1020,
+    "NumberOfCompletedSuboperations": 0x1021,
+    "NumberOfFailedSuboperations": 0x1022,
+    "NumberOfWarningSuboperations": 0x1023,
+}
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
@@ -91,7 +98,7 @@ class Exchange:
         ----------
         status : int
         data : bytes
-            Data set in the transfer syntax of the context; none when empty.
+            Identifier in the transfer syntax of the context; none when empty, and none for DIMSE-N.
         fields : mapping
             Further fields, by pynetdicom's name.
 
@@ -100,21 +107,29 @@ class Exchange:
         SendingError
             When the association is over.
         """
+        if type(self.request) in _COMPOSITE:
+            command = commands.encode_response(
+                _COMPOSITE[type(self.request)],
+                self.abstract_syntax,
+                int(self.request.MessageID),
+                status,
+                has_data_set=bool(data),
+                numbers={_COUNTS[name]: fields[name] for name in _COUNTS if name in fields},
+            )
+            sending.send_message(self.association, self.context.context_id, command, data)
+        else:
+            self._respond_to_normalized(status, fields)
+
+    def _respond_to_normalized(self, status: int, fields: Mapping[str, Any]) -> None:
         request = self.request
         response = type(request)()
         response.MessageIDBeingRespondedTo = request.MessageID
         response.AffectedSOPClassUID = self.abstract_syntax
-        kind = type(request).__name__
-        if kind not in _COMPOSITE:
-            instance = getattr(request, "RequestedSOPInstanceUID", None) or getattr(
-                request, "AffectedSOPInstanceUID", None
-            )
-            response.AffectedSOPInstanceUID = instance
+        named = getattr(request, "RequestedSOPInstanceUID", None)
+        response.AffectedSOPInstanceUID = named or getattr(request, "AffectedSOPInstanceUID", None)
         response.Status = status
         for name, value in fields.items():
             setattr(response, name, value)
-        if data:
-            response.Identifier = BytesIO(data)
         sending.wait_for_room(self.association)
         self.association.dimse.send_msg(response, self.context.context_id)
 

@@ -42,8 +42,9 @@ def test_a_study_is_sent_committed_after_a_crash_found_and_retrieved(
 ) -> None:
     scanner = Modality(0)
     with writing(zone.engine) as session:
-        there = {"may_send": True, "is_destination": True, "port": scanner.listen()}
-        add_peer(session, zone.ledger, NewPeer("scanner", "SCANNER", "127.0.0.1", **there))
+        port = scanner.listen()
+        sender = NewPeer("scanner", "SCANNER", "127.0.0.1", port, may_send=True, is_destination=True)
+        add_peer(session, zone.ledger, sender)
         add_peer(session, zone.ledger, NewPeer("room", "WORKSTATION", "127.0.0.1", may_query=True))
     scp = processes.start("scp")
     scanner.node_port = processes.port()
