@@ -22,6 +22,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.fsm import InvalidEventError
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _P_DATA_TF: Final = 0x04
 _AWAITING_REQUEST: Final = "Sta2"
 _ESTABLISHED: Final = "Sta6"
+_SENDING: Final = frozenset({"Sta6", "Sta8"})
 _TRANSPORT_CLOSED: Final = "Evt17"
 _INVALID_PDU: Final = "Evt19"
 
@@ -250,12 +252,22 @@ class ReceivingDUL(DULServiceProvider):  # type: ignore[misc]
         """Run until the association ends; an instance that did not come whole leaves nothing behind."""
         try:
             super().run_reactor()
+        except InvalidEventError:  # two ends at once, such as an abort of ours and one of the peer's
+            self.socket.close()
+            self.assoc.dimse.msg_queue.put((None, None))
         finally:
             self._discard()
             with self._wake_lock:  # a number that is closed may already belong to another file
                 self._wake_open = False
                 os.close(self.wake_read)
                 os.close(self._wake_write)
+
+    def _process_recv_primitive(self) -> bool:
+        """Take the next primitive of the local user; data for an association that is over is dropped."""
+        waiting = self.to_provider_queue.queue
+        while waiting and isinstance(waiting[0], P_DATA) and self.state_machine.current_state not in _SENDING:
+            self.to_provider_queue.get()
+        return bool(super()._process_recv_primitive())
 
     def _read_pdu_data(self) -> None:
         """Read one PDU: data ones of an established association here, all others as pynetdicom does."""
