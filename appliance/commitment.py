@@ -124,6 +124,8 @@ class DatabaseKeeper:
                 return
             request = _load(zone, claim.subject_id)
             report = None if request is None else _judged_soon(zone, request, is_there)
+            if report is not None:
+                _note_complete(zone, report)
             if report is not None and is_there() and _sent(send, report):
                 _conclude(zone, claim, report)
                 return
@@ -153,6 +155,7 @@ def report(zone: ClinicalZone, claim: Claim) -> None:
     if judged is None:
         claim.postpone("waits until what was received before is filed", _LOOK_AGAIN_S)
         return
+    _note_complete(zone, judged)
     destination = _destination(zone, request)
     if destination is None:
         _bury(zone, claim, "no peer of this AE title has a port; give it one")
@@ -260,14 +263,18 @@ def _conclude(zone: ClinicalZone, claim: Claim, report: Report) -> None:
         row.failed_count = len(report.failed)
         body = {"committed": len(report.committed), "failed": len(report.failed)}
         zone.ledger.append(session, kind=COMMITMENT_REPORTED, subject_id=row.id, body=body)
-        if not report.failed:
-            _mark_complete(zone, session, {uid for _, uid in report.committed})
         claim.finish(session)
     _LOG.info(COMMITMENT_REPORTED, row_id=claim.subject_id, failed=len(report.failed))
 
 
-def _mark_complete(zone: ClinicalZone, session: Session, uids: set[str]) -> None:
+def _note_complete(zone: ClinicalZone, report: Report) -> None:
     """Note that a study is complete where its sender named every instance of it that we hold."""
+    if not report.failed:
+        with writing(zone.engine) as session:
+            _mark_complete(zone, session, {uid for _, uid in report.committed})
+
+
+def _mark_complete(zone: ClinicalZone, session: Session, uids: set[str]) -> None:
     named: dict[str, int] = {}
     wanted = sorted(uids)
     for start in range(0, len(wanted), _CHUNK):

@@ -1,25 +1,29 @@
 """The Retrieve SCP: C-MOVE and C-GET (PS3.4 C.4.2, C.4.3).
 
-Instances go out in the transfer syntax they are stored in, byte for byte.
+Instances go out in the transfer syntax they are stored in, byte for byte. Only where a peer takes
+uncompressed ones in nothing but the default transfer syntax (PS3.5 10.1), they are encoded again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import TYPE_CHECKING, Final, Protocol
 
+from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pynetdicom.dimse_primitives import C_GET, C_MOVE
 
 from dicom_node import sending
 from dicom_node.errors import HeaderError
 from dicom_node.identifiers import PATIENT_ROOT, STUDY_ROOT, IdentifierError, encode, read_retrieval
-from dicom_node.negotiation import Roles
+from dicom_node.negotiation import IMPLICIT_VR_LITTLE_ENDIAN, Roles
 from dicom_node.query import Level, Query, QueryError
-from dicom_node.scu import AssociationError, associate
+from dicom_node.scu import EXPLICIT_VR_LITTLE_ENDIAN, AssociationError, associate
 from dicom_node.services import RequestError, Service
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pynetdicom.association import Association
 
@@ -46,6 +50,7 @@ UNABLE_TO_PROCESS: Final = 0xC000
 
 MAX_INSTANCES: Final = 65_535  # the counts of the responses are 16-bit numbers
 _MAX_CONTEXTS: Final = 128
+_MAX_CONVERTED_BYTES: Final = 64 << 20  # they are in memory meanwhile
 _STORE_WARNINGS: Final = frozenset({0xB000, 0xB006, 0xB007})
 _MAX_FAILED_BYTES: Final = 60_000  # of a list of UIDs, in the answer
 
@@ -190,16 +195,23 @@ def _instances(catalogue: Catalogue, level: Level, keys: Mapping[str, str]) -> S
     return catalogue.instances(studies, keys["SeriesInstanceUID"], keys.get("SOPInstanceUID", ""))
 
 
+def _pairs(instances: Iterable[StoredInstance]) -> dict[tuple[str, str], None]:
+    """Return SOP class and transfer syntax of each presentation context that the instances need."""
+    pairs = {(item.sop_class_uid, item.transfer_syntax_uid): None for item in instances}
+    plain = [uid for uid, syntax in pairs if syntax == EXPLICIT_VR_LITTLE_ENDIAN]
+    return pairs | {(uid, IMPLICIT_VR_LITTLE_ENDIAN): None for uid in plain}
+
+
 def _batches(instances: Sequence[StoredInstance]) -> list[list[StoredInstance]]:
     """Split so that the presentation contexts of each part fit into one association."""
     batches: list[list[StoredInstance]] = []
-    pairs: set[tuple[str, str]] = set()
+    pairs: dict[tuple[str, str], None] = {}
     for instance in instances:
-        pair = (instance.sop_class_uid, instance.transfer_syntax_uid)
-        if not batches or (pair not in pairs and len(pairs) == _MAX_CONTEXTS):
+        more = pairs | _pairs([instance])
+        if not batches or len(more) > _MAX_CONTEXTS:
             batches.append([])
-            pairs = set()
-        pairs.add(pair)
+            more = _pairs([instance])
+        pairs = more
         batches[-1].append(instance)
     return batches
 
@@ -213,9 +225,8 @@ def _move(
 ) -> None:
     if exchange.cancelled() or not exchange.is_open:
         return
-    pairs = dict.fromkeys((item.sop_class_uid, item.transfer_syntax_uid) for item in batch)
     try:
-        association = associate(destination, ae_title, [(uid, [syntax]) for uid, syntax in pairs])
+        association = associate(destination, ae_title, [(uid, [syntax]) for uid, syntax in _pairs(batch)])
     except AssociationError:
         for instance in batch:
             counts.note(instance, None)
@@ -237,6 +248,9 @@ def _send(
     association: Association, instance: StoredInstance, message_id: int, originator: tuple[str, int] | None
 ) -> int | None:
     try:
+        if _must_be_converted(association, instance):
+            outgoing = _converted(instance)
+            return sending.send_outgoing(association, outgoing, message_id=message_id, originator=originator)
         return sending.send_store(association, instance.path, message_id=message_id, originator=originator)
     except sending.SendingError as error:
         if error.ended and association.is_acceptor:
@@ -244,6 +258,31 @@ def _send(
         return None
     except (OSError, HeaderError):
         return None
+
+
+def _must_be_converted(association: Association, instance: StoredInstance) -> bool:
+    if (
+        instance.transfer_syntax_uid != EXPLICIT_VR_LITTLE_ENDIAN
+        or instance.size_bytes > _MAX_CONVERTED_BYTES
+    ):
+        return False
+    accepted = sending.accepted_syntaxes(association, instance.sop_class_uid)
+    return EXPLICIT_VR_LITTLE_ENDIAN not in accepted and IMPLICIT_VR_LITTLE_ENDIAN in accepted
+
+
+def _converted(instance: StoredInstance) -> sending.Outgoing:
+    """Encode an instance in the default transfer syntax, in memory."""
+    content = BytesIO()
+    try:
+        ds = Dataset(dcmread(instance.path))
+        ds.save_as(content, implicit_vr=True, little_endian=True)
+    except Exception as error:  # edge of a sub-operation: stored as received, whatever that was
+        raise HeaderError("unreadable", "the data set cannot be encoded again") from error
+    size = content.tell()
+    content.seek(0)
+    return sending.Outgoing(
+        instance.sop_class_uid, instance.sop_instance_uid, IMPLICIT_VR_LITTLE_ENDIAN, content, size
+    )
 
 
 def _tell(

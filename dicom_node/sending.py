@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from pynetdicom.dimse_primitives import C_STORE
@@ -35,6 +36,17 @@ class SendingError(DICOMNodeError):
     def __init__(self, message: str, *, ended: bool) -> None:
         super().__init__(message)
         self.ended = ended
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A data set to be sent: so many bytes from where the content stands."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    content: BinaryIO
+    size_bytes: int
 
 
 def is_open(association: Association) -> bool:
@@ -140,23 +152,36 @@ def send_store(
     """
     with path.open("rb") as file:
         meta = part10.decode(file.read(part10.MAX_META_BYTES))
-    sop_class, sop_instance = meta.uid(0x0002), meta.uid(0x0003)
-    if not (sop_class and sop_instance and meta.uid(0x0010)):
-        raise HeaderError("bad_file_meta", "expected SOP class, instance and transfer syntax")
+        file.seek(meta.data_offset)
+        size = path.stat().st_size - meta.data_offset
+        outgoing = Outgoing(meta.uid(0x0002), meta.uid(0x0003), meta.uid(0x0010), file, size)
+        return send_outgoing(
+            association, outgoing, message_id=message_id, priority=priority, originator=originator
+        )
+
+
+def send_outgoing(
+    association: Association,
+    outgoing: Outgoing,
+    *,
+    message_id: int = 1,
+    priority: int = 0,
+    originator: tuple[str, int] | None = None,
+) -> int:
+    """Send a data set from wherever it is; else as :func:`send_store`."""
+    sop_class, sop_instance = outgoing.sop_class_uid, outgoing.sop_instance_uid
+    if not (sop_class and sop_instance and outgoing.transfer_syntax_uid and outgoing.size_bytes > 0):
+        raise HeaderError("bad_file_meta", "expected SOP class, instance, transfer syntax and a data set")
     if not is_open(association):
         raise SendingError("the association ended early", ended=True)
-    context_id = accepted_context(association, sop_class, meta.uid(0x0010))
+    context_id = accepted_context(association, sop_class, outgoing.transfer_syntax_uid)
     if context_id is None:
         raise SendingError("no presentation context for this SOP class and transfer syntax", ended=False)
-    size = path.stat().st_size - meta.data_offset
-    if size <= 0:
-        raise HeaderError("bad_file_meta", "expected a data set behind the file meta information")
     command = commands.encode_store_request(sop_class, sop_instance, message_id, priority, originator)
-    with paused(association), path.open("rb") as file:
-        file.seek(meta.data_offset)
+    with paused(association):
         send_message(association, context_id, command)
         try:
-            _stream(association, context_id, file, size)
+            _stream(association, context_id, outgoing.content, outgoing.size_bytes)
         except OSError:
             association.abort(block=False)  # half an instance cannot be taken back
             raise

@@ -8,7 +8,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DICOMSequence
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, build_context, evt
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from appliance import commitment, node
 from appliance.catalogue import DatabaseCatalogue
@@ -290,3 +290,13 @@ def test_orthanc_commits_what_we_ask_for(tmp_path: Path) -> None:
         there = Destination("ORTHANC", "127.0.0.1", orthanc.dicom_port)
         outcome = request_commitment(there, "CLOISTER", str(generate_uid()), [(CT, "1.2.3")], wait_s=0.2)
         assert outcome.accepted
+
+
+def test_a_request_that_cannot_be_noted_is_refused(running: Node, modality: Modality) -> None:
+    items = stored(running)
+    with running.zone.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE commitment_request RENAME TO away"))
+    assert modality.ask(items, stay=False) == 0x0110
+    with running.zone.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE away RENAME TO commitment_request"))
+    assert modality.ask(items, stay=True) == 0

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pynetdicom import AE, build_role, evt
+from pynetdicom.dsutils import decode as decode_data_set
 
 from appliance import dimse
 from appliance.catalogue import DatabaseCatalogue
@@ -277,8 +279,17 @@ def test_what_the_requestor_does_not_accept_fails_alone(filled: Node) -> None:
     status, got = get(filled, identifier("STUDY", StudyInstanceUID="1.2.1"), [(CT, EXPLICIT)])
     assert (status.Status, status.NumberOfFailedSuboperations, len(got)) == (0xB000, 1, 3)
     assert status.FailedSOPInstanceUIDList == uid
-    status, got = get(filled, identifier("STUDY", StudyInstanceUID="1.2.1"), [(CT, "1.2.840.10008.1.2")])
+    status, got = get(filled, identifier("STUDY", StudyInstanceUID="1.2.1"), [(CT, "1.2.840.10008.1.2.5")])
     assert (status.Status, len(got)) == (0xA702, 0)
+
+
+def test_a_requestor_of_the_default_transfer_syntax_alone_gets_that(filled: Node) -> None:
+    status, got = get(filled, identifier("STUDY", StudyInstanceUID="1.2.1"), [(CT, "1.2.840.10008.1.2")])
+    assert status.Status == 0
+    held = DatabaseCatalogue(filled.zone).instances("1.2.1")
+    for one in held:
+        data = decode_data_set(BytesIO(got[one.sop_instance_uid]), is_implicit_vr=True, is_little_endian=True)
+        assert data.to_json_dict() == Dataset(dcmread(one.path)).to_json_dict()
 
 
 def test_nothing_that_matches_is_a_success_without_instances(filled: Node) -> None:

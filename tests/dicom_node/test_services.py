@@ -248,7 +248,7 @@ def test_a_move_to_nobody_and_a_get_of_nothing_are_answered(
     with BytePeer(served[1]) as peer:
         peer.associate((STUDY_MOVE, [EXPLICIT]))
         keys = LEVEL + element(0x0020000D, b"UI", b"1.2.")
-        nowhere = {"destination": (0x0600, b"NOBODY")}
+        nowhere: dict[str, Any] = {"destination": (0x0600, b"NOBODY")}
         for more in ({}, nowhere):
             peer.send(pdu(0x04, pdv(1, 0x03, request(0x0021, STUDY_MOVE, **more)) + pdv(1, 0x02, keys)))
             assert final_status(peer) == 0xA801
