@@ -10,14 +10,13 @@ from sqlalchemy import select
 from appliance.db.base import now
 from appliance.db.clinical import Instance, PerformedProcedureStep, Series, Study
 from appliance.db.engine import reading, writing
-from dicom_node.procedure_steps import COMPLETED, IN_PROGRESS
+from dicom_node.ports import COMPLETED, IN_PROGRESS
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from appliance.node import ClinicalZone
-    from dicom_node.ports import Caller
-    from dicom_node.procedure_steps import Step
+    from dicom_node.ports import Caller, Step
 
 STUDY_COMPLETE: Final = "study.complete"
 
@@ -28,7 +27,7 @@ _STALE_AFTER: Final = timedelta(days=1)  # a step that its modality never ended
 
 
 class DatabaseSteps:
-    """Keeps procedure steps; implements :class:`dicom_node.procedure_steps.StepKeeper`."""
+    """Keeps procedure steps; implements :class:`dicom_node.ports.StepKeeper`."""
 
     def __init__(self, zone: ClinicalZone) -> None:
         self._zone = zone

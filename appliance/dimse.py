@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import select
@@ -17,8 +18,6 @@ from dicom_node.commitment import commitment_service
 from dicom_node.procedure_steps import availability_service, procedure_step_service
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from appliance.node import ClinicalZone
     from dicom_node.commitment import Item
     from dicom_node.ports import Caller
@@ -32,8 +31,25 @@ RETRIEVED: Final = "scp.retrieved"
 _LOG = logs.logger(__name__)
 
 
-def services(zone: ClinicalZone) -> list[Service]:
-    """Return the further services of a clinical zone's SCP."""
+OnReport = Callable[[str, Sequence["Item"], Sequence[tuple[str, str, int]]], bool]
+
+
+def unasked(transaction_uid: str, committed: Sequence[Item], failed: Sequence[tuple[str, str, int]]) -> bool:
+    """Refuse a report that nobody waits for."""
+    del transaction_uid, committed, failed
+    return False
+
+
+def services(zone: ClinicalZone, on_commitment_report: OnReport = unasked) -> list[Service]:
+    """Return the further services of a clinical zone's SCP.
+
+    Parameters
+    ----------
+    zone : ClinicalZone
+    on_commitment_report : callable
+        Takes transaction UID, committed and failed instances of a report on what a peer committed for us;
+        says whether we had asked for it.
+    """
     catalogue, recorder = DatabaseCatalogue(zone), Retrievals(zone)
     ae_title, steps = zone.settings.dicom.ae_title, DatabaseSteps(zone)
 
@@ -60,14 +76,6 @@ def destination_of(zone: ClinicalZone, ae_title: str) -> Destination | None:
         if peer is None:
             return None
         return peers.destination_of(peer, zone.settings.dicom, zone.settings.dicom.network_timeout_s)
-
-
-def on_commitment_report(
-    transaction_uid: str, committed: Sequence[Item], failed: Sequence[tuple[str, str, int]]
-) -> bool:
-    """Refuse a report that nobody waits for."""
-    del transaction_uid, committed, failed
-    return False
 
 
 class Retrievals:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dicom_node.inbox import InboxEntry
     from dicom_node.query import Query, StoredInstance
+
+
+# Performed Procedure Step Status (PS3.3 C.4.14).
+IN_PROGRESS: Final = "IN PROGRESS"
+COMPLETED: Final = "COMPLETED"
+DISCONTINUED: Final = "DISCONTINUED"
 
 
 @dataclass(frozen=True)
@@ -84,3 +90,22 @@ class Catalogue(Protocol):
 
     def instances(self, study_uid: str, series_uid: str = "", sop_uid: str = "") -> Sequence[StoredInstance]:
         """Return the instances of a study, of one series of it, or the one instance."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step says: its status, empty where it says nothing, its studies and the instances it made."""
+
+    status: str
+    study_instance_uids: tuple[str, ...] = ()
+    instances: tuple[str, ...] = ()
+
+
+class StepKeeper(Protocol):
+    """Keeps procedure steps. Its functions may wait for a database."""
+
+    def create(self, caller: Caller, sop_instance_uid: str, step: Step) -> bool:
+        """Note a new step durably; return False where there is one of this UID."""
+
+    def update(self, sop_instance_uid: str, step: Step) -> str | None:
+        """Change a step that is in progress; return the status it had before, None for an unknown one."""

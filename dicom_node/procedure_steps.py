@@ -6,8 +6,7 @@ Both tell when a study is complete; no more of them is kept than that needs.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
@@ -15,20 +14,17 @@ from pynetdicom.dimse_primitives import N_CREATE, N_SET
 
 from dicom_node.errors import DICOMNodeError
 from dicom_node.negotiation import Roles
+from dicom_node.ports import COMPLETED, DISCONTINUED, IN_PROGRESS, Step
 from dicom_node.services import RequestError, Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dicom_node.ports import Caller, Decision
+    from dicom_node.ports import Decision, StepKeeper
     from dicom_node.services import Exchange
 
 PERFORMED_PROCEDURE_STEP: Final = "1.2.840.10008.3.1.2.3.3"
 INSTANCE_AVAILABILITY: Final = "1.2.840.10008.5.1.4.33"
-
-IN_PROGRESS: Final = "IN PROGRESS"
-COMPLETED: Final = "COMPLETED"
-DISCONTINUED: Final = "DISCONTINUED"
 
 # PS3.7 annex C, PS3.4 table F.7.2-2.
 SUCCESS: Final = 0x0000
@@ -46,25 +42,6 @@ _UID: Final = re.compile(r"[0-9][0-9.]{0,63}\Z")
 
 class StepError(DICOMNodeError):
     """A procedure step that cannot be read; the text names the attribute."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a step says: its status, empty where it says nothing, its studies and the instances it made."""
-
-    status: str
-    study_instance_uids: tuple[str, ...] = ()
-    instances: tuple[str, ...] = ()
-
-
-class StepKeeper(Protocol):
-    """Keeps procedure steps. Its functions may wait for a database."""
-
-    def create(self, caller: Caller, sop_instance_uid: str, step: Step) -> bool:
-        """Note a new step durably; return False where there is one of this UID."""
-
-    def update(self, sop_instance_uid: str, step: Step) -> str | None:
-        """Change a step that is in progress; return the status it had before, None for an unknown one."""
 
 
 def procedure_step_service(keeper: StepKeeper) -> Service:

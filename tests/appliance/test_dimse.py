@@ -367,6 +367,22 @@ def test_programs_of_dcmtk_find_move_and_get(
     assert {str(dcmread(path).SOPInstanceUID) for path in folder.iterdir()} == held
 
 
+@pytest.mark.dcmtk
+def test_a_move_can_be_cancelled(filled: Node, reading_room: Callable[[], dict[str, bytes]]) -> None:
+    association = associate(filled, [(STUDY_MOVE, [EXPLICIT])])
+    keys = identifier("STUDY", StudyInstanceUID="1.2.1")
+    responses = []
+    for status, _ in association.send_c_move(keys, "ROOM", STUDY_MOVE, msg_id=7):
+        responses.append(status)
+        if len(responses) == 1:
+            association.send_c_cancel(7, query_model=STUDY_MOVE)
+    association.release()
+    assert responses[-1].Status in {0xFE00, 0}
+    done = responses[-1].NumberOfCompletedSuboperations
+    assert done + responses[-1].get("NumberOfRemainingSuboperations", 0) == 3
+    assert len(reading_room()) == done
+
+
 def test_an_unknown_destination_is_refused(filled: Node) -> None:
     assert [one.Status for one in move(filled, "NOBODY", StudyInstanceUID="1.2.1")[0]] == [0xA801]
     assert [one.Status for one in move(filled, "SCANNER", StudyInstanceUID="1.2.1")[0]] == [0xA801]
