@@ -1,4 +1,4 @@
-"""Who may send: the peers in the database, as the receiving path sees them."""
+"""Who may associate, and for what: the peers in the database, as the receiving path sees them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import select
+from sqlalchemy import and_, or_, select
 
 from appliance import durable, logs
 from appliance.db.clinical import Peer
@@ -40,6 +40,9 @@ class _Sender:
     host: str
     tls: bool = False
     certificate_sha256: str = ""
+    may_send: bool = True
+    may_query: bool = False
+    may_report: bool = False
 
     def problem(self, caller: Caller) -> str:
         """Say what its way of calling lacks."""
@@ -48,8 +51,24 @@ class _Sender:
         return NEEDS_TLS if (self.tls or self.certificate_sha256) and not caller.tls else ""
 
 
+# A destination that commits what we delivered tells us so on an association of its own (PS3.4 J.3.3).
+_REPORTS: Final = and_(Peer.is_destination, Peer.commitment)
+
+
+def _sender(peer: Peer) -> _Sender:
+    return _Sender(
+        peer.ae_title,
+        peer.host,
+        peer.tls,
+        peer.certificate_sha256,
+        peer.may_send,
+        peer.may_query,
+        peer.is_destination and peer.commitment,
+    )
+
+
 class DatabaseCallers:
-    """Who may send, from the peers in the database.
+    """Who may send, ask for what is stored, or report on what we gave it, from the peers in the database.
 
     The receiving path asks what is in memory; :meth:`refresh`, called every second from elsewhere, renews it.
     What was read last is kept in a file, so that a process which starts while the database is away knows the
@@ -75,10 +94,12 @@ class DatabaseCallers:
     def refresh(self) -> None:
         """Read the peers again."""
         with reading(self._engine) as session:
-            peers = session.scalars(select(Peer).where(Peer.enabled, Peer.may_send).order_by(Peer.id)).all()
-        self._senders = tuple(
-            _Sender(peer.ae_title, peer.host, peer.tls, peer.certificate_sha256) for peer in peers
-        )
+            peers = session.scalars(
+                select(Peer)
+                .where(Peer.enabled, or_(Peer.may_send, Peer.may_query, _REPORTS))
+                .order_by(Peer.id)
+            ).all()
+        self._senders = tuple(_sender(peer) for peer in peers)
         self._names.want(sender.host for sender in self._senders if as_network(sender.host) is None)
         self._save(self._senders)
 
@@ -93,8 +114,15 @@ class DatabaseCallers:
         known = [(sender, self._networks(sender.host)) for sender in titled]
         here = [sender for sender, networks in known if any(address in network for network in networks or ())]
         if here:
-            problems = [sender.problem(caller) for sender in here]
-            return Decision(allowed="" in problems, reason="" if "" in problems else problems[0])
+            fit = [sender for sender in here if not sender.problem(caller)]
+            if not fit:
+                return Decision(allowed=False, reason=here[0].problem(caller))
+            return Decision(
+                allowed=True,
+                may_store=any(sender.may_send for sender in fit),
+                may_query=any(sender.may_query for sender in fit),
+                may_report=any(sender.may_report for sender in fit),
+            )
         if any(networks is None for _, networks in known):
             return Decision(allowed=False, reason=NAME_UNRESOLVED, transient=True)
         return Decision(allowed=False, reason=WRONG_ADDRESS)
@@ -110,7 +138,13 @@ class DatabaseCallers:
             content = json.loads(text)["senders"]
             senders = tuple(
                 _Sender(
-                    str(row["ae_title"]), str(row["host"]), bool(row["tls"]), str(row["certificate_sha256"])
+                    str(row["ae_title"]),
+                    str(row["host"]),
+                    bool(row["tls"]),
+                    str(row["certificate_sha256"]),
+                    bool(row.get("may_send", True)),
+                    bool(row.get("may_query", False)),
+                    bool(row.get("may_report", False)),
                 )
                 for row in content
             )

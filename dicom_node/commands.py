@@ -1,4 +1,4 @@
-"""Command sets of the C-STORE service, read and written by hand (PS3.7 sections 6.3, 9.3.1 and annex E).
+"""Command sets of the composite services, read and written by hand (PS3.7 sections 6.3, 9.3.1 and annex E).
 
 They are always implicit VR little endian and tiny; a general data set decoder costs more than the reception.
 """
@@ -7,22 +7,31 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 from dicom_node.errors import DICOMNodeError
 
 C_STORE_RQ: Final = 0x0001
 C_STORE_RSP: Final = 0x8001
 NO_DATA_SET: Final = 0x0101
+_DATA_SET: Final = 0x0001
 
 _AFFECTED_SOP_CLASS_UID: Final = 0x0002
 _COMMAND_FIELD: Final = 0x0100
 _MESSAGE_ID: Final = 0x0110
 _MESSAGE_ID_BEING_RESPONDED_TO: Final = 0x0120
+_PRIORITY: Final = 0x0700
 _COMMAND_DATA_SET_TYPE: Final = 0x0800
 _STATUS: Final = 0x0900
 _ERROR_COMMENT: Final = 0x0902
 _AFFECTED_SOP_INSTANCE_UID: Final = 0x1000
+_MOVE_ORIGINATOR: Final = 0x1030
+_MOVE_ORIGINATOR_MESSAGE_ID: Final = 0x1031
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 
 class CommandError(DICOMNodeError):
@@ -92,8 +101,71 @@ def encode_store_response(request: Command, status: int, comment: str = "") -> b
     if comment:
         body.append(_element(_ERROR_COMMENT, comment.encode("ascii", "replace")[:64], b" "))
     body.append(_element(_AFFECTED_SOP_INSTANCE_UID, request.affected_sop_instance_uid))
+    return _whole(body)
+
+
+def encode_store_request(
+    sop_class_uid: str,
+    sop_instance_uid: str,
+    message_id: int,
+    priority: int,
+    originator: tuple[str, int] | None = None,
+) -> bytes:
+    """Return the command set of a C-STORE request; ``originator`` is AE title and message id of a C-MOVE."""
+    body = [
+        _element(_AFFECTED_SOP_CLASS_UID, sop_class_uid.encode("ascii")),
+        _element(_COMMAND_FIELD, struct.pack("<H", C_STORE_RQ)),
+        _element(_MESSAGE_ID, struct.pack("<H", message_id)),
+        _element(_PRIORITY, struct.pack("<H", priority)),
+        _element(_COMMAND_DATA_SET_TYPE, struct.pack("<H", _DATA_SET)),
+        _element(_AFFECTED_SOP_INSTANCE_UID, sop_instance_uid.encode("ascii")),
+    ]
+    if originator is not None:
+        body.append(_element(_MOVE_ORIGINATOR, originator[0].encode("ascii", "replace")[:16], b" "))
+        body.append(_element(_MOVE_ORIGINATOR_MESSAGE_ID, struct.pack("<H", originator[1])))
+    return _whole(body)
+
+
+def _whole(body: Iterable[bytes]) -> bytes:
     joined = b"".join(body)
     return _element(0x0000, struct.pack("<I", len(joined))) + joined
+
+
+def encode_response(
+    field: int,
+    sop_class_uid: str,
+    message_id: int,
+    status: int,
+    *,
+    has_data_set: bool = False,
+    numbers: Mapping[int, int] = MappingProxyType({}),
+) -> bytes:
+    """Return the command set of a C-FIND, C-GET or C-MOVE response.
+
+    Parameters
+    ----------
+    field : int
+        Command Field.
+    sop_class_uid : str
+    message_id : int
+        Of the request.
+    status : int
+    has_data_set : bool
+        Whether an identifier follows.
+    numbers : mapping
+        Further 16-bit values by element number, in their order.
+    """
+    kind = _DATA_SET if has_data_set else NO_DATA_SET
+    return _whole(
+        (
+            _element(_AFFECTED_SOP_CLASS_UID, sop_class_uid.encode("ascii")),
+            _element(_COMMAND_FIELD, struct.pack("<H", field)),
+            _element(_MESSAGE_ID_BEING_RESPONDED_TO, struct.pack("<H", message_id)),
+            _element(_COMMAND_DATA_SET_TYPE, struct.pack("<H", kind)),
+            _element(_STATUS, struct.pack("<H", status)),
+            *(_element(element, struct.pack("<H", number)) for element, number in numbers.items()),
+        )
+    )
 
 
 def p_data(context_id: int, command_set: bytes) -> bytes:

@@ -10,11 +10,13 @@ accepted.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 VERIFICATION: Final = "1.2.840.10008.1.1"
 IMPLICIT_VR_LITTLE_ENDIAN: Final = "1.2.840.10008.1.2"
@@ -38,6 +40,19 @@ _NOT_STORED: Final = frozenset(
         "1.2.840.10008.5.1.4.45.1",
     }
 )
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which roles a requestor may take in a presentation context (PS3.7 D.3.3.4)."""
+
+    scu: bool = True
+    scp: bool = False
+
+
+_NONE: Final[Mapping[str, Roles]] = MappingProxyType({})
+# Encodings of the small data sets of queries and notifications; deflated ones could grow without bound.
+_PLAIN: Final = frozenset({IMPLICIT_VR_LITTLE_ENDIAN, "1.2.840.10008.1.2.1"})
 
 
 @cache
@@ -66,11 +81,28 @@ def is_stored(sop_class_uid: str) -> bool:
     return "SOP Class" in kind and "Storage" in name and sop_class_uid not in _NOT_STORED
 
 
-def supported_contexts(proposed: Iterable[Any]) -> Sequence[Any]:
+def supported_contexts(
+    proposed: Iterable[Any],
+    *,
+    storage: bool = True,
+    served: Mapping[str, Roles] = _NONE,
+    retrieving: Collection[str] = (),
+) -> Sequence[Any]:
     """Return what the acceptor supports of the proposed presentation contexts.
 
     The order of transfer syntaxes follows the proposal, so that a sender's own encoding is kept where it
     proposes that first.
+
+    Parameters
+    ----------
+    proposed : iterable
+        Presentation contexts as pynetdicom has them.
+    storage : bool
+        Whether the requestor may send instances.
+    served : mapping
+        The roles of a requestor in further services, by abstract syntax.
+    retrieving : collection of str
+        The storage classes of which the requestor may be, and wants to be, the SCP.
     """
     from pynetdicom import build_context  # noqa: PLC0415
 
@@ -78,11 +110,20 @@ def supported_contexts(proposed: Iterable[Any]) -> Sequence[Any]:
     wanted: dict[str, list[str]] = {}
     for context in proposed:
         abstract = str(context.abstract_syntax)
-        if abstract == VERIFICATION or is_stored(abstract):
+        stored = is_stored(abstract) and (storage or abstract in retrieving)
+        if abstract == VERIFICATION or abstract in served or stored:
+            usable = _PLAIN if abstract in served else known
             syntaxes = wanted.setdefault(abstract, [])
             offered = (str(syntax) for syntax in context.transfer_syntax)
-            syntaxes.extend(syntax for syntax in offered if syntax in known and syntax not in syntaxes)
+            syntaxes.extend(syntax for syntax in offered if syntax in usable and syntax not in syntaxes)
     contexts = [build_context(abstract, syntaxes) for abstract, syntaxes in wanted.items() if syntaxes]
+    for context in contexts:
+        abstract = str(context.abstract_syntax)
+        roles = served.get(abstract)
+        if roles is None and abstract in retrieving:
+            roles = Roles(scu=storage, scp=True)
+        if roles is not None:
+            context.scu_role, context.scp_role = roles.scu, roles.scp
     # An SCP supports verification whatever is proposed (PS3.4 annex A.4); the list must not be empty.
     if VERIFICATION not in wanted:
         contexts.append(build_context(VERIFICATION, [IMPLICIT_VR_LITTLE_ENDIAN]))

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dicom_node.inbox import InboxEntry
     from dicom_node.query import Query, StoredInstance
+
+
+# Performed Procedure Step Status (PS3.3 C.4.14).
+IN_PROGRESS: Final = "IN PROGRESS"
+COMPLETED: Final = "COMPLETED"
+DISCONTINUED: Final = "DISCONTINUED"
 
 
 @dataclass(frozen=True)
@@ -27,16 +33,20 @@ class Caller:
 class Decision:
     """Whether a caller may associate; ``reason`` is a code such as ``unknown_ae_title``.
 
-    A refusal is permanent, or ``transient``: the caller may come again (PS3.8 table 9-21).
+    A refusal is permanent, or ``transient``: the caller may come again (PS3.8 table 9-21). Who is allowed may
+    send, ask for what is stored, report on what we gave it, or some of these.
     """
 
     allowed: bool
     reason: str = ""
     transient: bool = False
+    may_store: bool = True
+    may_query: bool = False
+    may_report: bool = False
 
 
 class CallerPolicy(Protocol):
-    """Decides who may send. Called on the receiving path: it must not wait for a database."""
+    """Decides who may associate and for what. Called on the receiving path: it must not wait."""
 
     def decide(self, caller: Caller) -> Decision:
         """Say whether this caller may associate."""
@@ -80,3 +90,22 @@ class Catalogue(Protocol):
 
     def instances(self, study_uid: str, series_uid: str = "", sop_uid: str = "") -> Sequence[StoredInstance]:
         """Return the instances of a study, of one series of it, or the one instance."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step says: its status, empty where it says nothing, its studies and the instances it made."""
+
+    status: str
+    study_instance_uids: tuple[str, ...] = ()
+    instances: tuple[str, ...] = ()
+
+
+class StepKeeper(Protocol):
+    """Keeps procedure steps. Its functions may wait for a database."""
+
+    def create(self, caller: Caller, sop_instance_uid: str, step: Step) -> bool:
+        """Note a new step durably; return False where there is one of this UID."""
+
+    def update(self, sop_instance_uid: str, step: Step) -> str | None:
+        """Change a step that is in progress; return the status it had before, None for an unknown one."""

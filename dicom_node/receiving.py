@@ -22,6 +22,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.fsm import InvalidEventError
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
@@ -36,12 +37,14 @@ if TYPE_CHECKING:
 _P_DATA_TF: Final = 0x04
 _AWAITING_REQUEST: Final = "Sta2"
 _ESTABLISHED: Final = "Sta6"
+_SENDING: Final = frozenset({"Sta6", "Sta8"})
 _TRANSPORT_CLOSED: Final = "Evt17"
 _INVALID_PDU: Final = "Evt19"
 
 MAX_CONTROL_PDU_BYTES: Final = 1 << 20
 MAX_COMMAND_BYTES: Final = 1 << 16
-MAX_OTHER_DATA_SET_BYTES: Final = 1 << 20
+MAX_OTHER_DATA_SET_BYTES: Final = 4 << 20
+MAX_WAITING_MESSAGES: Final = 4
 _BUFFER_BYTES: Final = 256 << 10
 _IDLE_WAIT_MS: Final = 100
 CANNOT_UNDERSTAND: Final = 0xC000
@@ -249,12 +252,22 @@ class ReceivingDUL(DULServiceProvider):  # type: ignore[misc]
         """Run until the association ends; an instance that did not come whole leaves nothing behind."""
         try:
             super().run_reactor()
+        except InvalidEventError:  # two ends at once, such as an abort of ours and one of the peer's
+            self.socket.close()
+            self.assoc.dimse.msg_queue.put((None, None))
         finally:
             self._discard()
             with self._wake_lock:  # a number that is closed may already belong to another file
                 self._wake_open = False
                 os.close(self.wake_read)
                 os.close(self._wake_write)
+
+    def _process_recv_primitive(self) -> bool:
+        """Take the next primitive of the local user; data for an association that is over is dropped."""
+        waiting = self.to_provider_queue.queue
+        while waiting and isinstance(waiting[0], P_DATA) and self.state_machine.current_state not in _SENDING:
+            self.to_provider_queue.get()
+        return bool(super()._process_recv_primitive())
 
     def _read_pdu_data(self) -> None:
         """Read one PDU: data ones of an established association here, all others as pynetdicom does."""
@@ -359,6 +372,8 @@ class ReceivingDUL(DULServiceProvider):  # type: ignore[misc]
 
     def _forward(self, context_id: int, fragment: bytes) -> None:
         """Leave a message of another service to pynetdicom."""
+        if self.assoc.dimse.msg_queue.qsize() > MAX_WAITING_MESSAGES:
+            raise ProtocolViolationError("more requests than were negotiated before an answer")
         primitive = P_DATA()
         primitive.presentation_data_value_list = [[context_id, fragment]]
         try:

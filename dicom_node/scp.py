@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import logging
 import ssl
@@ -18,14 +19,19 @@ from dicom_node.errors import InboxFullError, InstanceTooLargeError
 from dicom_node.inbox import Announcement, Inbox, InboxWriter
 from dicom_node.ports import Caller, CallerPolicy, Decision, Listener
 from dicom_node.receiving import ReceivingDUL
+from dicom_node.services import offer, serve
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from pynetdicom.association import Association
 
     from dicom_node.commands import Command
+    from dicom_node.services import Service
 
 SUCCESS: Final = 0x0000
 PROCESSING_FAILURE: Final = 0x0110
+NOT_AUTHORIZED: Final = 0x0124
 OUT_OF_RESOURCES: Final = 0xA700
 CANNOT_UNDERSTAND: Final = 0xC000
 
@@ -72,10 +78,20 @@ class StorageSCP:
         Decides who may send.
     listener : Listener
         Is told what happened.
+    services : sequence of Service
+        Services beside verification and storage.
     """
 
-    def __init__(self, config: SCPConfig, inbox: Inbox, callers: CallerPolicy, listener: Listener) -> None:
+    def __init__(
+        self,
+        config: SCPConfig,
+        inbox: Inbox,
+        callers: CallerPolicy,
+        listener: Listener,
+        services: Sequence[Service] = (),
+    ) -> None:
         self._config = config
+        self._services = tuple(services)
         self._inbox = inbox
         self._callers = callers
         self._listener = listener
@@ -166,7 +182,18 @@ class StorageSCP:
             sop_instance_uid=_uid_text(command.affected_sop_instance_uid),
             transfer_syntax_uid=str(context.transfer_syntax[0]),
         )
-        return _Reception(self._inbox, self._listener, caller_of(association), announcement)
+        return _Reception(
+            self._inbox, self._listener, caller_of(association), announcement, may_store=bool(context.as_scp)
+        )
+
+    def serve(
+        self, association: Association, otherwise: Callable[[Any, int], None], message: Any, context_id: int
+    ) -> None:
+        """Answer a request of a further service; ``otherwise`` takes what belongs to none."""
+        caller = caller_of(association)
+        error = serve(self._services, association, caller, otherwise, message, context_id)
+        if error is not None:
+            self._listener.on_failed(caller, error)
 
     def decide(self, caller: Caller) -> tuple[Decision, tuple[int, int, int]]:
         """Say whether a caller may associate, and with which words it is refused otherwise."""
@@ -184,12 +211,21 @@ class StorageSCP:
         caller = caller_of(association)
         decision, words = self.decide(caller)
         if decision.allowed:
-            proposed = association.requestor.primitive.presentation_context_definition_list
-            association.acceptor.supported_contexts = list(negotiation.supported_contexts(proposed))
+            association.acceptor.supported_contexts = list(self._supported(association, decision))
             return
         association.acse.send_reject(*words)
         self._listener.on_rejected(caller, decision.reason)
         association.kill()
+
+    def _supported(self, association: Association, decision: Decision) -> Sequence[Any]:
+        offered = offer(self._services, decision)
+        asked = association.requestor.role_selection.items() if offered.sends_instances else ()
+        return negotiation.supported_contexts(
+            association.requestor.primitive.presentation_context_definition_list,
+            storage=decision.may_store,
+            served=offered.roles,
+            retrieving={str(uid) for uid, role in asked if role.scp_role},
+        )
 
     def shake_hands(self, plain: Any, secure: tls.ServerContext, address: str) -> ssl.SSLSocket:
         """Start TLS on a connection; one who fails is noted by address, since its AE title is not known."""
@@ -214,11 +250,22 @@ class StorageSCP:
 class _Reception:
     """One instance on its way into the inbox: every failure becomes a status, the association goes on."""
 
-    def __init__(self, inbox: Inbox, listener: Listener, caller: Caller, announcement: Announcement) -> None:
+    def __init__(
+        self,
+        inbox: Inbox,
+        listener: Listener,
+        caller: Caller,
+        announcement: Announcement,
+        *,
+        may_store: bool = True,
+    ) -> None:
         self._listener = listener
         self._caller = caller
         self._writer: InboxWriter | None = None
         self._failure: tuple[int, str] | None = None
+        if not may_store:
+            self._failure = NOT_AUTHORIZED, "this association sends no instances"
+            return
         try:
             self._writer = inbox.begin(caller, announcement)
         except Exception as error:  # noqa: BLE001 -- edge of a request
@@ -304,6 +351,9 @@ class _Handler(RequestHandler):  # type: ignore[misc]
     def _create_association(self) -> Association:
         association = super()._create_association()
         ReceivingDUL(association, self.server.scp.begin).take_over(self.request)
+        # The library answers what is left to it, when ours has looked at the request.
+        rest = association._serve_request  # noqa: SLF001
+        association._serve_request = functools.partial(self.server.scp.serve, association, rest)  # noqa: SLF001
         return association
 
 

@@ -382,6 +382,7 @@ class PerformedProcedureStep(ClinicalBase):
     status: Mapped[str] = mapped_column(String(16))  # IN PROGRESS, COMPLETED, DISCONTINUED
     calling_ae_title: Mapped[str] = mapped_column(String(16), default="")
     instances: Mapped[list[str]] = mapped_column(JSON, default=list)  # SOP Instance UIDs it performed
+    settled: Mapped[bool] = mapped_column(Boolean, default=False)  # looked at for the last time
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now, onupdate=now)
 

@@ -20,6 +20,7 @@ IDLE_S: Final = 0.2
 BEAT_EVERY_S: Final = 1.0
 RECONCILE_EVERY_S: Final = 5.0
 HOUSEKEEPING_EVERY_S: Final = 3.0
+COMPLETION_EVERY_S: Final = 1.0
 RETRY_STOPPED_EVERY_S: Final = 60.0
 CATCH_UP_EVERY_S: Final = 3600.0
 MAX_FAILURES: Final = 10
@@ -94,7 +95,7 @@ def _body(process: base.Process) -> None:
 
 
 def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Duty]:
-    from appliance import broker, cataloguing, delivery, intake, models, routing, work  # noqa: PLC0415
+    from appliance import broker, cataloguing, completion, delivery, intake, models, routing, work  # noqa: PLC0415  # noqa: PLC0415
     from appliance.db.base import now  # noqa: PLC0415
     from appliance.db.clinical import ClinicalJob  # noqa: PLC0415
 
@@ -122,6 +123,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
     return [
         Duty("index", index, IDLE_S),
         Duty("assemble", assemble, 2 * IDLE_S),
+        Duty("completion", lambda: completion.mark_complete(zone), COMPLETION_EVERY_S),
         Duty("catalogue", lambda: cataloguing.fill(zone), 2 * IDLE_S),
         Duty("stopped", lambda: intake.retry_stopped(zone), RETRY_STOPPED_EVERY_S),
         Duty("reconcile", reconcile, RECONCILE_EVERY_S),

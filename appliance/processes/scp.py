@@ -80,7 +80,8 @@ class Reporter:
 
 
 def _body(process: base.Process) -> None:
-    from appliance.callers import SNAPSHOT, DatabaseCallers  # noqa: PLC0415 - signals and logs first
+    from appliance import dimse  # noqa: PLC0415 - signals and logs first
+    from appliance.callers import SNAPSHOT, DatabaseCallers  # noqa: PLC0415
     from appliance.intake import open_inbox  # noqa: PLC0415
     from appliance.names import Names  # noqa: PLC0415
     from appliance.peers import CallerRecorder  # noqa: PLC0415
@@ -104,7 +105,7 @@ def _body(process: base.Process) -> None:
         tls_port=dicom.tls_port,
     )
     _talk_to_database(callers, recorder)
-    scp = StorageSCP(config, open_inbox(zone), callers, reporter)
+    scp = StorageSCP(config, open_inbox(zone), callers, reporter, dimse.services(zone))
     port = scp.start()
     try:
         node.publish_port(process.settings, "scp", port)

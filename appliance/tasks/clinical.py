@@ -1,4 +1,4 @@
-"""Queue ``clinical``: the door out, and delivery."""
+"""Queue ``clinical``: the door out, delivery, reports to peers."""
 
 from __future__ import annotations
 
@@ -16,4 +16,10 @@ def deidentify_study(job_id: str) -> None:
 @task(clinical_app, broker.DELIVER_RESULT)
 def deliver_result(job_id: str) -> None:
     """Send a result to its destination."""
+    run_job(job_id, broker.CLINICAL_QUEUE)
+
+
+@task(clinical_app, broker.REPORT_COMMITMENT)
+def report_commitment(job_id: str) -> None:
+    """Tell a peer what of its instances is committed."""
     run_job(job_id, broker.CLINICAL_QUEUE)

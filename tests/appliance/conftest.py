@@ -12,6 +12,7 @@ from appliance.db import migrate
 from appliance.db.clinical import ClinicalLedgerEntry
 from appliance.db.engine import make_engine
 from appliance.ledger import Ledger
+from tests.appliance.dimse_node import Node, running_node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from appliance.node import ClinicalZone
     from tests.appliance.servers import PostgreSQL
 
 
@@ -98,3 +100,10 @@ def signing_key() -> Ed25519PrivateKey:
 def ledger(signing_key: Ed25519PrivateKey, tmp_path: Path) -> Ledger:
     """Appender on the clinical table."""
     return Ledger(ClinicalLedgerEntry, signing_key, b"s" * 32, tmp_path / "ledger.head")
+
+
+@pytest.fixture
+def running(clinical_zone: ClinicalZone) -> Iterator[Node]:
+    """Give a node's SCP with all its services: a workstation may query, a scanner may send."""
+    with running_node(clinical_zone) as started:
+        yield started

@@ -47,6 +47,7 @@ def main() -> int:
         ("release", "release_study"),
         ("delivery", "deliver"),
         ("serving", "infer_study"),
+        ("commitment", "report"),
         ("training", "run_round"),
     ):
         stand_in = types.ModuleType(f"appliance.{module}")

@@ -569,3 +569,22 @@ def test_a_caller_that_is_allowed_twice_is_one_peer(clinical_zone: ClinicalZone)
             peers.allow_caller(session, clinical_zone.ledger, caller_id=row)
     with reading(clinical_zone.engine) as session:
         assert len(peers.list_peers(session)) == 1
+
+
+def test_each_caller_may_what_its_peer_says_and_a_new_process_knows_it(clinical_zone: ClinicalZone) -> None:
+    add(clinical_zone)
+    add(clinical_zone, name="room", ae_title="ROOM", may_send=False, may_query=True)
+    archive = {"may_send": False, "is_destination": True, "port": 104, "commitment": True}
+    add(clinical_zone, name="archive", ae_title="ARCHIVE", **archive)
+    add(clinical_zone, name="printer", ae_title="PRINTER", **{**archive, "commitment": False})
+    callers_of(clinical_zone).refresh()
+    again = callers_of(clinical_zone)
+
+    def rights(title: str) -> tuple[bool, bool, bool, bool]:
+        found = again.decide(Caller(title, "CLOISTER", "127.0.0.1"))
+        return found.allowed, found.may_store, found.may_query, found.may_report
+
+    assert rights("PACS") == (True, True, False, False)
+    assert rights("ROOM") == (True, False, True, False)
+    assert rights("ARCHIVE") == (True, False, False, True)
+    assert not rights("PRINTER")[0]

@@ -67,3 +67,25 @@ def test_a_cut_command_set_is_refused(cut: int) -> None:
 def test_a_p_data_pdu_holds_the_whole_command_as_its_last_fragment() -> None:
     sent = commands.p_data(5, b"command")
     assert sent == struct.pack(">BBIIBB", 4, 0, 4 + 2 + 7, 2 + 7, 5, 3) + b"command"
+
+
+def test_a_store_request_that_we_write_is_one_that_pynetdicom_reads() -> None:
+    encoded = commands.encode_store_request("1.2.3", "1.2.3.44", 700, 2, ("WORKSTATION", 9))
+    ds = decode_data_set(BytesIO(encoded), is_implicit_vr=True, is_little_endian=True)
+    assert ds.CommandGroupLength == len(encoded) - 12
+    assert (ds.CommandField, ds.MessageID, ds.Priority, ds.CommandDataSetType) == (1, 700, 2, 1)
+    assert (ds.AffectedSOPClassUID, ds.AffectedSOPInstanceUID) == ("1.2.3", "1.2.3.44")
+    assert ds.MoveOriginatorApplicationEntityTitle == "WORKSTATION"
+    assert ds.MoveOriginatorMessageID == 9
+    assert commands.decode(encoded).has_data_set
+
+
+def test_a_response_with_counts_is_one_that_pynetdicom_reads() -> None:
+    numbers = {0x1020: 3, 0x1021: 2, 0x1022: 1, 0x1023: 0}
+    encoded = commands.encode_response(0x8021, "1.2.3", 7, 0xFF00, has_data_set=True, numbers=numbers)
+    ds = decode_data_set(BytesIO(encoded), is_implicit_vr=True, is_little_endian=True)
+    assert ds.CommandGroupLength == len(encoded) - 12
+    assert (ds.CommandField, ds.Status, ds.MessageIDBeingRespondedTo) == (0x8021, 0xFF00, 7)
+    assert (ds.NumberOfRemainingSuboperations, ds.NumberOfCompletedSuboperations) == (3, 2)
+    assert (ds.NumberOfFailedSuboperations, ds.NumberOfWarningSuboperations) == (1, 0)
+    assert ds.CommandDataSetType == 1

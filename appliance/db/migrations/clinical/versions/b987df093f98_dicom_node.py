@@ -46,6 +46,7 @@ def upgrade():
     sa.Column('status', sa.String(length=16), nullable=False),
     sa.Column('calling_ae_title', sa.String(length=16), nullable=False),
     sa.Column('instances', sa.JSON(), nullable=False),
+    sa.Column('settled', sa.Boolean(), nullable=False),
     sa.Column('created_at', sa.DateTime(timezone=True), nullable=False),
     sa.Column('updated_at', sa.DateTime(timezone=True), nullable=False),
     sa.PrimaryKeyConstraint('id'),
