@@ -22,6 +22,7 @@ class Right(StrEnum):
     APPROVE_PROTOCOL = "approve_protocol"
     RETRY_JOBS = "retry_jobs"
     REIDENTIFY = "reidentify"
+    STORE_STUDIES = "store_studies"  # send instances over the web (STOW-RS)
 
 
 # Usual people, as a start for the form that grants rights.

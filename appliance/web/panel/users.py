@@ -51,6 +51,7 @@ RIGHT_WORDS: Final[Mapping[Right, str]] = MappingProxyType(
         Right.APPROVE_PROTOCOL: "Decide on federation protocols",
         Right.RETRY_JOBS: "Retry jobs",
         Right.REIDENTIFY: "Re-identify a pseudonym",
+        Right.STORE_STUDIES: "Send studies over the web",
     }
 )
 
