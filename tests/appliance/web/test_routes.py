@@ -55,10 +55,10 @@ def _routes(desk: Desk) -> list[tuple[str, str]]:
     for route in (*own, *included):
         assert isinstance(route, Route)
         found += [(method, route.path) for method in route.methods or set()]
-    for routes, _ in dicomweb.routers(desk):
-        for route in routes.routes:
-            assert isinstance(route, APIRoute)
-            found += [(method, f"/dicom-web{route.path}") for method in route.methods]
+    for service, _ in dicomweb.routers(desk):
+        for one in service.routes:
+            assert isinstance(one, APIRoute)
+            found += [(method, f"/dicom-web{one.path}") for method in one.methods or set()]
     return found + [("GET", page.path) for page in PAGES]
 
 
