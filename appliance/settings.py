@@ -209,6 +209,7 @@ class DICOMwebSettings(_Section):
 
     enabled: bool = True
     max_results: int = Field(default=1000, ge=1, le=10_000)
+    max_stores: int = Field(default=8, ge=1, le=100)
 
 
 class FederationSettings(_Section):

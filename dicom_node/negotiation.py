@@ -42,7 +42,8 @@ _NOT_STORED: Final = frozenset(
 
 @cache
 def _dictionary() -> dict[str, tuple[str, str]]:
-    """Return name and type of every UID that pydicom knows."""
+    """Return name and type of every UID that pydicom knows, with those that pynetdicom adds to it."""
+    import pynetdicom  # noqa: F401, PLC0415
     from pydicom._uid_dict import UID_dictionary  # noqa: PLC0415
 
     return {uid: (facts[0], facts[1]) for uid, facts in UID_dictionary.items()}

@@ -63,7 +63,7 @@ def create(
     user: User,
     *,
     name: str,
-    rights: Iterable[Right] = DEFAULT_RIGHTS,
+    granted: Iterable[Right] = DEFAULT_RIGHTS,
     days: int | None = None,
     at: datetime,
     actor: str = "node",
@@ -75,7 +75,7 @@ def create(
     TokenError
         If the name is malformed or taken, the time is out of range, or the user lacks one of the rights.
     """
-    wanted = frozenset(rights)
+    wanted = frozenset(granted)
     if not _NAME.fullmatch(name):
         raise TokenError("name: expected 1 to 64 letters, digits, dots, hyphens or underscores")
     if days is not None and not 1 <= days <= MAX_DAYS:

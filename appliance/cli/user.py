@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from appliance.cli import WRONG_USE, ConfigOption, read_settings
+from appliance.cli import WRONG_USE, ConfigOption, read_settings, user_token
 from appliance.errors import ApplianceError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
     group.command("disable")(disable)
     group.command("enable")(enable)
     group.command("password")(password)
+    user_token.register(group)
     app.add_typer(group, name="user")
 
 
@@ -51,7 +52,7 @@ def add(
         raise typer.Exit(WRONG_USE)
     rights = {Right(item) for item in right or []}.union(*(ROLES[item] for item in role or []))
     secret = _ask_password(from_stdin=password_stdin)
-    with _changing(config) as (zone, session):
+    with changing(config) as (zone, session):
         users.add_user(session, zone.ledger, name=name, password=secret, rights=rights)
     typer.echo(f"{name}: added")
 
@@ -91,7 +92,7 @@ def password(
     from appliance.auth import users  # noqa: PLC0415 - other commands start without it
 
     secret = _ask_password(from_stdin=password_stdin)
-    with _changing(config) as (zone, session):
+    with changing(config) as (zone, session):
         users.set_password(session, zone.ledger, users.find_user(session, name), password=secret)
     typer.echo(f"{name}: changed")
 
@@ -99,13 +100,14 @@ def password(
 def _set_enabled(name: str, config: Path, *, enabled: bool) -> None:
     from appliance.auth import users  # noqa: PLC0415 - other commands start without it
 
-    with _changing(config) as (zone, session):
+    with changing(config) as (zone, session):
         users.set_enabled(session, zone.ledger, users.find_user(session, name), enabled=enabled)
     typer.echo(f"{name}: {'enabled' if enabled else 'disabled'}")
 
 
 @contextmanager
-def _changing(config: Path) -> "Iterator[tuple[ClinicalZone, Session]]":
+def changing(config: Path) -> "Iterator[tuple[ClinicalZone, Session]]":
+    """Give the clinical zone and a session in a writing transaction."""
     from appliance import node  # noqa: PLC0415 - other commands start without it
     from appliance.db.engine import writing  # noqa: PLC0415 - as above
 

@@ -9,9 +9,11 @@ from fastapi import Depends, FastAPI, Request
 from appliance import logs
 from appliance.auth.rights import Right
 from appliance.catalogue import DatabaseCatalogue
+from appliance.filing import open_inbox
 from appliance.web.gate import DICOMWEB, VISIT
-from dicom_node.dicomweb import qido
+from dicom_node.dicomweb import qido, stow
 from dicom_node.dicomweb.frame import DICOMwebError, Frame
+from dicom_node.ports import Caller
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
     from appliance.web.desk import Desk, Visit
 
+PERSON: Final = "WEB"  # sender of what a signed-in browser stores
 FAILED: Final = "dicomweb.failed"
+STORED: Final = "dicomweb.stored"
 _logger = logs.logger(__name__)
 
 
@@ -35,8 +39,18 @@ def mount(app: FastAPI, desk: Desk) -> None:
 def routers(desk: Desk) -> list[tuple[APIRouter, Right]]:
     """Return each service with the right that all its routes need."""
     frame = Frame(DatabaseCatalogue(desk.zone), _base_url(desk), _note)
-    settings = desk.settings.dicomweb
-    return [(qido.router(frame, max_results=settings.max_results), Right.VIEW_IDENTITY)]
+    settings = desk.settings
+    reception = stow.Reception(
+        inbox=open_inbox(desk.zone),
+        caller_of=_caller_of(settings.dicom.ae_title),
+        on_stored=_note_stored,
+        max_requests=settings.dicomweb.max_stores,
+        timeout_s=settings.dicom.network_timeout_s,
+    )
+    return [
+        (qido.router(frame, max_results=settings.dicomweb.max_results), Right.VIEW_IDENTITY),
+        (stow.router(frame, reception), Right.STORE_STUDIES),
+    ]
 
 
 def _base_url(desk: Desk) -> Callable[[Request], str]:
@@ -48,6 +62,19 @@ def _base_url(desk: Desk) -> Callable[[Request], str]:
     return base_url
 
 
+def _caller_of(called_ae_title: str) -> Callable[[Request], Caller]:
+    """Let the token's name stand where an AE title stands: rules tell senders apart by it."""
+
+    def caller_of(request: Request) -> Caller:
+        visit: Visit = request.scope[VISIT]
+        address = request.client.host if request.client is not None else ""
+        return Caller(
+            visit.bearer[:16] or PERSON, called_ae_title, address, tls=request.url.scheme == "https"
+        )
+
+    return caller_of
+
+
 def _needs(right: Right) -> Callable[[Request], None]:
     def check(request: Request) -> None:
         visit: Visit | None = request.scope.get(VISIT)
@@ -55,6 +82,10 @@ def _needs(right: Right) -> Callable[[Request], None]:
             raise DICOMwebError(403, f"Expected the right {right.value}.")
 
     return check
+
+
+def _note_stored(stored: int, refused: int) -> None:
+    _logger.info(STORED, stored=stored, refused=refused)
 
 
 def _note(error: Exception) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import select, update
+from typer.testing import CliRunner, Result
 
+from appliance import cli, node
 from appliance.auth import Right, rights, tokens, users
 from appliance.db.base import now
 from appliance.db.clinical import AccessToken, ClinicalLedgerEntry, User
 from appliance.db.engine import make_engine, reading, writing
+from appliance.settings import load_settings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sqlalchemy import Engine
 
     from appliance.ledger import Ledger
@@ -120,8 +126,8 @@ def test_a_token_works_while_the_database_cannot_be_written(clinical_engine: Eng
 @pytest.mark.parametrize(
     "values",
     [
-        {"rights": [Right.MANAGE_USERS]},
-        {"rights": []},
+        {"granted": [Right.MANAGE_USERS]},
+        {"granted": []},
         {"days": 0},
         {"days": 4000},
         {"name": "a b"},
@@ -137,3 +143,29 @@ def test_a_token_that_could_not_be_meant_is_not_made(
 
 def test_names_of_rights_that_are_gone_grant_nothing() -> None:
     assert rights.parse(["view", "rule_the_world"]) == {Right.VIEW}
+
+
+def test_tokens_are_made_listed_and_revoked_by_command(tmp_path: Path) -> None:
+    def cloister(*words: str, stdin: str | None = None) -> Result:
+        return CliRunner().invoke(cli.build(), [*words, "--config", str(config)], input=stdin)
+
+    config = tmp_path / "n" / "cloister.toml"
+    assert CliRunner().invoke(cli.build(), ["init", str(tmp_path / "n")]).exit_code == 0
+    cloister("user", "add", "anna", "--role", "radiologist", "--password-stdin", stdin=PASSWORD + "\n")
+    made = cloister("user", "token", "create", "anna", "--name", "viewer", "--days", "30")
+    assert made.exit_code == 0
+    secret = made.output.strip()
+    zone = node.open_clinical(load_settings(config))
+    assert tokens.resolve(zone.engine, secret, now()) is not None
+    listed = cloister("user", "token", "list", "--json")
+    assert secret not in listed.output
+    (row,) = json.loads(listed.output)
+    assert (row["user"], row["name"], row["rights"]) == ("anna", "viewer", ["view", "view_identity"])
+    assert row["expires_at"] > row["last_used_at"]
+    assert "anna/viewer: view, view_identity; until 20" in cloister("user", "token", "list", "anna").output
+    assert cloister("user", "token", "revoke", "anna", "--name", "viewer").exit_code == 0
+    assert tokens.resolve(zone.engine, secret, now()) is None
+    zone.engine.dispose()
+    unknown = cloister("user", "token", "create", "anna", "--name", "x", "--rights", "view,fly")
+    assert unknown.exit_code == 2
+    assert "store_studies" in unknown.output

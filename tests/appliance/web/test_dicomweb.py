@@ -24,7 +24,7 @@ STUDIES = "/dicom-web/studies"
 def token(desk: Desk, user: str, *rights: Right) -> str:
     with writing(desk.zone.engine) as session:
         found = users.find_user(session, user)
-        return tokens.create(session, desk.zone.ledger, found, name=new_id(), rights=rights, at=now())
+        return tokens.create(session, desk.zone.ledger, found, name=new_id(), granted=rights, at=now())
 
 
 @contextmanager
