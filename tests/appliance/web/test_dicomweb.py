@@ -98,3 +98,16 @@ def test_a_search_filters_pages_and_says_that_there_is_more(panel: PanelServer) 
     uid = everything[1]["0020000D"]["Value"][0]
     assert client.get(STUDIES, params={"StudyInstanceUID": uid}).json() == everything[1:2]
     assert everything[1]["00081190"]["Value"] == [f"{panel.url}/dicom-web/studies/{uid}"]
+
+
+def test_the_users_page_shows_a_token_and_revokes_it(panel: PanelServer, desk: Desk) -> None:
+    bearer = token(desk, "view_identity", Right.VIEW_IDENTITY)
+    assert ask(panel, bearer).status_code == 200
+    manager = panel.client("manage_users")
+    rows = manager.get("/api/v1/users").json()["tokens"]
+    row = max((row for row in rows if row["user"] == "view_identity"), key=lambda row: row["last_used_at"])
+    assert row["rights"] == ["view_identity"]
+    assert bearer not in manager.get("/users").text
+    assert manager.post("/api/v1/users/actions/revoke", json={"id": row["id"]}).status_code == 200
+    assert ask(panel, bearer).status_code == 401
+    assert manager.post("/api/v1/users/actions/revoke", json={"id": row["id"]}).status_code == 409
