@@ -171,7 +171,7 @@ class _Part:
                 self._open(whole=True)
             if self._writer is not None:
                 return self._commit(self._writer)
-        except (HeaderError, InboxError) as error:
+        except (HeaderError, InboxError, OSError) as error:
             self._refuse(error)
         finally:
             self.discard()
@@ -234,7 +234,7 @@ class _Part:
         announced = self._announced
         return Outcome(announced.sop_class_uid, announced.sop_instance_uid, refusal=refusal)
 
-    def _refuse(self, error: HeaderError | InboxError) -> None:
+    def _refuse(self, error: HeaderError | InboxError | OSError) -> None:
         self._refusal = next((refusal for kind, refusal in _BY_ERROR if isinstance(error, kind)))
         self._head = b""
         self.discard()
@@ -244,5 +244,6 @@ _BY_ERROR: Final = (
     (InboxFullError, Refusal.FULL),
     (InstanceTooLargeError, Refusal.TOO_LARGE),
     (InboxError, Refusal.NOT_WRITABLE),
+    (OSError, Refusal.NOT_WRITABLE),  # what was written cannot be read back
     (HeaderError, Refusal.NOT_READABLE),
 )

@@ -87,6 +87,8 @@ def _check(request: Request) -> tuple[str, str]:
     root = sent.parameters.get("type", DICOM).lower()
     if sent.name != "multipart/related" or root != DICOM:
         raise DICOMwebError(415, f'Content-Type: expected multipart/related; type="{DICOM}".')
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise DICOMwebError(415, "Content-Encoding: expected none; instances have encodings of their own.")
     kind = media.choose(media.accepted(request), JSON_TYPES)
     if kind is None:
         raise DICOMwebError(406, f"Accept: expected {media.JSON}.")

@@ -29,6 +29,7 @@ from dicom_node.query import Level, Query
 from tests.appliance.web.panel_server import PanelServer, write_config
 from tests.appliance.web.seed import PASSWORD
 from tests.dicom_node.dicomweb.server import STOW, instance, message
+from tests.dicom_node.orthanc import running_orthanc
 from tests.shared_data import shared_data_dir
 
 if TYPE_CHECKING:
@@ -157,6 +158,37 @@ def test_answers_are_compressed_where_they_are_text(store: Store, tmp_path: Path
     answer = httpx.get(url, params={"StudyInstanceUID": "1.3.0,1.3.1,1.3.2,1.3.3"}, headers=headers)
     assert answer.headers["content-encoding"] == "gzip"
     assert len(answer.json()) == 4
+
+
+@pytest.mark.orthanc
+def test_orthanc_stores_and_searches_with_its_dicomweb_client(store: Store, tmp_path: Path) -> None:
+    peer = {
+        "Url": f"{store.server.url}/dicom-web/",
+        "HttpHeaders": {"Authorization": f"Bearer {store.token}"},
+        "ChunkedTransfers": True,
+    }
+    plugins = {"Plugins": ["/usr/share/orthanc/plugins"], "DicomWeb": {"Servers": {"cloister": peer}}}
+    files = [instance(tmp_path, number, "1.5.1") for number in (1, 2, 3)]
+    with running_orthanc(tmp_path / "orthanc", **plugins) as orthanc:
+        base = f"http://127.0.0.1:{orthanc.http_port}"
+        for file in files:
+            httpx.post(f"{base}/instances", content=file, timeout=30).raise_for_status()
+        server = f"{base}/dicom-web/servers/cloister"
+        resources = {"Resources": orthanc.instances(), "Synchronous": True}
+        done = httpx.post(f"{server}/stow", json=resources, timeout=60)
+        assert done.status_code == 200, done.text
+        store.file()
+        found = DatabaseCatalogue(store.zone).instances("1.5.1")
+        content = {one.sop_instance_uid: one.path.read_bytes() for one in found}
+        assert len(content) == 3
+        for number, file in enumerate(files, 1):
+            stored = content[f"1.5.1.1.{number}"]
+            assert stored[part10.decode(stored).data_offset :] == file[part10.decode(file).data_offset :]
+        asked = {"Uri": "/studies", "Arguments": {"StudyInstanceUID": "1.5.1"}}
+        answer = httpx.post(f"{server}/qido", json=asked, timeout=60)
+        assert answer.status_code == 200, answer.text
+        (study,) = answer.json()
+        assert study["00081190"]["Value"] == f"{store.server.url}/dicom-web/studies/1.5.1"
 
 
 @pytest.mark.real_data

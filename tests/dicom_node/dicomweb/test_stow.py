@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import random
 import resource
 import socket
@@ -137,6 +138,29 @@ def test_other_media_types_are_refused(service: Service, tmp_path: Path) -> None
     assert service.post(json_part + END, **{"content-type": wanted}).status_code == 415
 
 
+def test_a_compressed_request_is_refused(service: Service, tmp_path: Path) -> None:
+    content = gzip.compress(message([instance(tmp_path)]))
+    assert service.post(content, **{"content-encoding": "gzip"}).status_code == 415
+
+
+def test_a_receiver_that_starts_anew_meanwhile_costs_an_upload_but_no_instance(
+    service: Service, tmp_path: Path
+) -> None:
+    def content() -> Iterator[bytes]:
+        yield part(instance(tmp_path, 2)) + large(tmp_path, 1 << 20) + bytes(1 << 20)
+        wait_until(lambda: service.inbox.count() == 1 and not service.is_clean(), "the second is written")
+        another = Inbox(service.inbox.root, min_free_bytes=1)
+        another.recover()
+        another.release()
+        yield b"\r\n" + END
+
+    answer = service.post(content())
+    assert answer.status_code == 202
+    assert reasons(answer) == [0x0110]
+    assert len(answer.json()[STORED]["Value"]) == service.inbox.count() == 1
+    assert service.is_clean()
+
+
 @pytest.mark.parametrize("uid", ["1.2.840.10008.1.1", "1.2.840.10008.5.1.4.38.1"])
 def test_what_is_no_storage_is_refused(service: Service, tmp_path: Path, uid: str) -> None:
     answer = service.post(message([instance(tmp_path, SOPClassUID=uid)]))
@@ -159,7 +183,7 @@ def test_an_answer_that_the_client_does_not_take_is_not_prepared(service: Servic
         (part(b"x") + END[:-4], None),
         (b"--a-boundary\r\nbad header\r\n\r\nx\r\n" + END, None),
         (END, "multipart/related; type=application/dicom"),
-        (END, f"multipart/related; boundary={'x' * 80}"),
+        (END, f"multipart/related; boundary={'x' * 280}"),
     ],
 )
 def test_a_malformed_message_is_a_bad_request(service: Service, content: bytes, kind: str | None) -> None:
