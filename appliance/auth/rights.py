@@ -25,7 +25,7 @@ class Right(StrEnum):
     STORE_STUDIES = "store_studies"  # send instances over the web (STOW-RS)
 
 
-# Usual people, as a start for the form that grants rights.
+# Usual people and programs, as a start for the form that grants rights.
 ROLES: Final[Mapping[str, frozenset[Right]]] = MappingProxyType(
     {
         "operator": frozenset(
@@ -41,6 +41,7 @@ ROLES: Final[Mapping[str, frozenset[Right]]] = MappingProxyType(
                 Right.VIEW_IDENTITY,
             }
         ),
+        "gateway": frozenset({Right.STORE_STUDIES}),
         "admin": frozenset(Right),
     }
 )

@@ -38,7 +38,9 @@ def register(app: typer.Typer) -> None:
 def add(
     name: Annotated[str, typer.Argument(help="Lower-case name for signing in.")],
     config: ConfigOption,
-    role: Annotated[list[str] | None, typer.Option(help="operator, radiologist, privacy or admin.")] = None,
+    role: Annotated[
+        list[str] | None, typer.Option(help="operator, radiologist, privacy, gateway, admin.")
+    ] = None,
     right: Annotated[list[str] | None, typer.Option(help="A single right; may be repeated.")] = None,
     password_stdin: _PasswordOption = False,
 ) -> None:

@@ -89,8 +89,12 @@ def build(desk: Desk) -> Any:
             await sweeping
 
     app.router.lifespan_context = lifespan
-    gate = Gate(app, desk, live.belongs)
-    return GZipMiddleware(gate, minimum_size=1000, compresslevel=5, exclude_content_types=NOT_ZIPPED)
+    return zipped(Gate(app, desk, live.belongs))
+
+
+def zipped(app: Any) -> Any:
+    """Compress what an application answers, where that is text."""
+    return GZipMiddleware(app, minimum_size=1000, compresslevel=5, exclude_content_types=NOT_ZIPPED)
 
 
 async def _sweep(desk: Desk) -> None:

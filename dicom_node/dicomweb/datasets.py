@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
-
-from pydicom.datadict import dictionary_VR, keyword_dict, keyword_for_tag
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -28,6 +27,8 @@ def keyword_of(name: str) -> str | None:
     if rest and keyword_of(rest) is None:
         return None
     if _TAG.match(first):
+        from pydicom.datadict import keyword_for_tag  # noqa: PLC0415 - heavy, for the first search
+
         return keyword_for_tag(int(first, 16)) or first.upper()
     return first if _KEYWORD.match(first) else None
 
@@ -45,8 +46,16 @@ def encode(values: Mapping[str, str], keywords: Iterable[str]) -> dict[str, Any]
     chosen = {keyword: values[keyword] for keyword in keywords if keyword in values}
     if any(not text.isascii() for text in chosen.values()):
         chosen["SpecificCharacterSet"] = "ISO_IR 192"
-    tags = sorted((keyword_dict[keyword], text) for keyword, text in chosen.items())
-    return {f"{tag:08X}": _attribute(dictionary_VR(tag), text) for tag, text in tags}
+    found = sorted((*_tag_and_vr(keyword), text) for keyword, text in chosen.items())
+    return {tag: _attribute(vr, text) for tag, vr, text in found}
+
+
+@cache
+def _tag_and_vr(keyword: str) -> tuple[str, str]:
+    from pydicom.datadict import dictionary_VR, keyword_dict  # noqa: PLC0415 - heavy, for the first search
+
+    tag = keyword_dict[keyword]
+    return f"{tag:08X}", dictionary_VR(tag)
 
 
 def _attribute(vr: str, text: str) -> dict[str, Any]:

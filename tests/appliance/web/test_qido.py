@@ -8,11 +8,13 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from pydicom.datadict import tag_for_keyword
+from starlette.responses import Response, StreamingResponse
 
 from appliance import node
 from appliance.catalogue import DatabaseCatalogue
 from appliance.filing import index_batch, open_inbox
 from appliance.settings import Settings
+from appliance.web.app import zipped
 from dicom_node.dicomweb import qido
 from dicom_node.dicomweb.frame import Frame
 from dicom_node.inbox import Announcement
@@ -252,3 +254,26 @@ def test_only_json_is_spoken(url: str, accept: str, kind: str | None) -> None:
         assert answer.headers["content-type"] == kind
     by_parameter = get(url, "/studies", ("accept", "application/json"), accept="text/html")
     assert by_parameter.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("kind", "compressed"),
+    [
+        ("application/dicom+json", True),
+        ('multipart/related; type="application/dicom"; boundary=b', False),
+        ("application/dicom", False),
+        ("application/octet-stream", False),
+        ("image/jp2", False),
+    ],
+)
+def test_only_texts_are_compressed_on_their_way_out(kind: str, compressed: bool) -> None:
+    app = FastAPI()
+
+    @app.get("/")
+    def answer() -> Response:
+        return StreamingResponse(iter([b"x" * 100_000] * 3), media_type=kind)
+
+    with served(zipped(app)) as address:
+        found = httpx.get(address, headers={"accept-encoding": "gzip"})
+    assert ("content-encoding" in found.headers) is compressed
+    assert found.content == b"x" * 300_000

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from fastapi import FastAPI
-
     from dicom_node.query import Query, StoredInstance
 
 BOUNDARY = "a-boundary"
@@ -44,7 +42,7 @@ def frame(failures: list[Exception]) -> Frame:
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(app: Any) -> Iterator[str]:
     """Serve an application from a thread; give its address."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
