@@ -76,6 +76,10 @@ def test_a_token_reaches_the_api_as_far_as_its_rights_go(panel: PanelServer, des
     bearer = token(desk, "ada", Right.VIEW)
     assert ask(panel, bearer, "/api/v1/studies").status_code == 200
     assert ask(panel, bearer, "/api/v1/users").status_code == 403
+    far = {"x-forwarded-for": "10.1.2.3"}
+    assert ask(panel, bearer, "/metrics", **far).status_code == 200
+    assert ask(panel, None, "/metrics", **far).status_code == 403
+    assert ask(panel, "cloister_wrong", "/metrics").status_code == 401
     with program(panel, bearer, origin="http://viewer.example") as client:
         assert client.post("/api/v1/ledger/actions/verify", json={}).status_code == 200
         assert client.post("/api/v1/jobs/actions/retry", json={}).status_code == 403
