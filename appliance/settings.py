@@ -204,6 +204,14 @@ class WebSettings(_Section):
         return value
 
 
+class DICOMwebSettings(_Section):
+    """DICOMweb on the panel's address, under ``/dicom-web``."""
+
+    enabled: bool = True
+    max_results: int = Field(default=1000, ge=1, le=10_000)
+    max_stores: int = Field(default=8, ge=1, le=100)
+
+
 class FederationSettings(_Section):
     """The site's side of the federation; ``kit`` is the engine's startup kit folder."""
 
@@ -242,6 +250,7 @@ class Settings(BaseSettings):
     inference: InferenceSettings = InferenceSettings()
     training: ResearchSettings = ResearchSettings()
     web: WebSettings = WebSettings()
+    dicomweb: DICOMwebSettings = DICOMwebSettings()
     federation: FederationSettings = FederationSettings()
     logging: LoggingSettings = LoggingSettings()
 

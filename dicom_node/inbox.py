@@ -271,6 +271,11 @@ class InboxWriter:
     def __exit__(self, *_: object) -> None:
         self.discard()
 
+    @property
+    def path(self) -> Path:
+        """Where the entry lies until it is committed; what was written may be read there."""
+        return self._path
+
     def write(self, chunk: bytes | memoryview) -> None:
         """Append bytes of the data set.
 

@@ -57,7 +57,8 @@ _PLAIN: Final = frozenset({IMPLICIT_VR_LITTLE_ENDIAN, "1.2.840.10008.1.2.1"})
 
 @cache
 def _dictionary() -> dict[str, tuple[str, str]]:
-    """Return name and type of every UID that pydicom knows."""
+    """Return name and type of every UID that pydicom knows, with those that pynetdicom adds to it."""
+    import pynetdicom  # noqa: F401, PLC0415
     from pydicom._uid_dict import UID_dictionary  # noqa: PLC0415
 
     return {uid: (facts[0], facts[1]) for uid, facts in UID_dictionary.items()}

@@ -22,9 +22,10 @@ class Right(StrEnum):
     APPROVE_PROTOCOL = "approve_protocol"
     RETRY_JOBS = "retry_jobs"
     REIDENTIFY = "reidentify"
+    STORE_STUDIES = "store_studies"  # send instances over the web (STOW-RS)
 
 
-# Usual people, as a start for the form that grants rights.
+# Usual people and programs, as a start for the form that grants rights.
 ROLES: Final[Mapping[str, frozenset[Right]]] = MappingProxyType(
     {
         "operator": frozenset(
@@ -40,6 +41,7 @@ ROLES: Final[Mapping[str, frozenset[Right]]] = MappingProxyType(
                 Right.VIEW_IDENTITY,
             }
         ),
+        "gateway": frozenset({Right.STORE_STUDIES}),
         "admin": frozenset(Right),
     }
 )

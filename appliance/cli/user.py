@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from appliance.cli import WRONG_USE, ConfigOption, read_settings
+from appliance.cli import WRONG_USE, ConfigOption, read_settings, user_token
 from appliance.errors import ApplianceError
 
 if TYPE_CHECKING:
@@ -31,13 +31,16 @@ def register(app: typer.Typer) -> None:
     group.command("disable")(disable)
     group.command("enable")(enable)
     group.command("password")(password)
+    user_token.register(group)
     app.add_typer(group, name="user")
 
 
 def add(
     name: Annotated[str, typer.Argument(help="Lower-case name for signing in.")],
     config: ConfigOption,
-    role: Annotated[list[str] | None, typer.Option(help="operator, radiologist, privacy or admin.")] = None,
+    role: Annotated[
+        list[str] | None, typer.Option(help="operator, radiologist, privacy, gateway, admin.")
+    ] = None,
     right: Annotated[list[str] | None, typer.Option(help="A single right; may be repeated.")] = None,
     password_stdin: _PasswordOption = False,
 ) -> None:
@@ -51,7 +54,7 @@ def add(
         raise typer.Exit(WRONG_USE)
     rights = {Right(item) for item in right or []}.union(*(ROLES[item] for item in role or []))
     secret = _ask_password(from_stdin=password_stdin)
-    with _changing(config) as (zone, session):
+    with changing(config) as (zone, session):
         users.add_user(session, zone.ledger, name=name, password=secret, rights=rights)
     typer.echo(f"{name}: added")
 
@@ -91,7 +94,7 @@ def password(
     from appliance.auth import users  # noqa: PLC0415 - other commands start without it
 
     secret = _ask_password(from_stdin=password_stdin)
-    with _changing(config) as (zone, session):
+    with changing(config) as (zone, session):
         users.set_password(session, zone.ledger, users.find_user(session, name), password=secret)
     typer.echo(f"{name}: changed")
 
@@ -99,13 +102,14 @@ def password(
 def _set_enabled(name: str, config: Path, *, enabled: bool) -> None:
     from appliance.auth import users  # noqa: PLC0415 - other commands start without it
 
-    with _changing(config) as (zone, session):
+    with changing(config) as (zone, session):
         users.set_enabled(session, zone.ledger, users.find_user(session, name), enabled=enabled)
     typer.echo(f"{name}: {'enabled' if enabled else 'disabled'}")
 
 
 @contextmanager
-def _changing(config: Path) -> "Iterator[tuple[ClinicalZone, Session]]":
+def changing(config: Path) -> "Iterator[tuple[ClinicalZone, Session]]":
+    """Give the clinical zone and a session in a writing transaction."""
     from appliance import node  # noqa: PLC0415 - other commands start without it
     from appliance.db.engine import writing  # noqa: PLC0415 - as above
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 from anyio import to_thread
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
-from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.responses import FileResponse, RedirectResponse, Response
 
 from appliance import logs
-from appliance.web import signing_in
+from appliance.web import dicomweb, signing_in
 from appliance.web.api import routes
 from appliance.web.api.problems import problem
 from appliance.web.gate import Gate
@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 STATIC: Final = Path(__file__).with_name("static")
 SWEEP_EVERY_S: Final = 5.0
 TRIM_EVERY_SWEEPS: Final = 12
+# Instances, frames and bulk data go out as they are: mostly compressed, and never held back to be compressed.
+NOT_ZIPPED: Final = (
+    *DEFAULT_EXCLUDED_CONTENT_TYPES,
+    "application/dicom",
+    "application/octet-stream",
+    "image/*",
+    "multipart/related",
+)
 SWEEP_FAILED: Final = "web.sweep_failed"
 _logger = logs.logger(__name__)
 
@@ -41,6 +49,7 @@ def build_routes(desk: Desk) -> FastAPI:
     app.add_exception_handler(HTTPException, _as_problem)
     app.include_router(signing_in.router(desk))
     app.include_router(routes.router(desk))
+    dicomweb.mount(app, desk)
     app.add_api_route("/static/{name}", _static, methods=["GET"], include_in_schema=False)
     app.add_api_route("/favicon.ico", _favicon, methods=["GET"], include_in_schema=False)
     return app
@@ -80,7 +89,12 @@ def build(desk: Desk) -> Any:
             await sweeping
 
     app.router.lifespan_context = lifespan
-    return GZipMiddleware(Gate(app, desk, live.belongs), minimum_size=1000, compresslevel=5)
+    return zipped(Gate(app, desk, live.belongs))
+
+
+def zipped(app: Any) -> Any:
+    """Compress what an application answers, where that is text."""
+    return GZipMiddleware(app, minimum_size=1000, compresslevel=5, exclude_content_types=NOT_ZIPPED)
 
 
 async def _sweep(desk: Desk) -> None:

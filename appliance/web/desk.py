@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from appliance import auth, health, node
-from appliance.auth import Principal
+from appliance.auth import Principal, tokens
 from appliance.db.base import now
 from appliance.web.peer_reports import LastReports
 from appliance.web.sockets import OpenSockets
@@ -23,11 +23,15 @@ HEALTH_FOR_S: Final = 2.0
 
 @dataclass(frozen=True)
 class Visit:
-    """A request or socket of a signed-in browser; the token is asked again at every event."""
+    """A request or socket of a signed-in browser, or a request of a program that brings a bearer token.
+
+    The token is asked again at every event.
+    """
 
     viewer: Viewer
     token: str = field(repr=False)
-    session: str  # names the session in this process; says nothing of the token
+    session: str = ""  # names the session in this process; says nothing of the token; none of a program
+    bearer: str = ""  # name of the program's token
 
 
 @dataclass
@@ -51,6 +55,17 @@ class Desk:
     def who(self, token: str | None) -> Viewer | None:
         """Return who holds this session cookie now."""
         return auth.resolve(self.zone.engine, token, now())
+
+    def bearer(self, token: str) -> tokens.Bearer | None:
+        """Return who this bearer token acts for now."""
+        return tokens.resolve(self.zone.engine, token, now())
+
+    def asks(self, visit: Visit) -> Viewer | None:
+        """Return who is behind a visit now."""
+        if not visit.bearer:
+            return self.who(visit.token)
+        found = self.bearer(visit.token)
+        return None if found is None else found.principal
 
     def health(self) -> health.Health:
         """Return the node's health, looked at most every two seconds however many pages are open."""

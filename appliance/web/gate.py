@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 VISIT: Final = "cloister.visit"  # in the ASGI scope: who asks, None where nobody need be signed in
 SOCKET_PATH: Final = "/_nicegui_ws/"
+DICOMWEB: Final = "/dicom-web"
+# Where a program may show a bearer token instead of a session; never where a page or a socket is opened.
+_FOR_PROGRAMS: Final = re.compile(rf"(?:{DICOMWEB}/|/api/v1/(?!session\Z)|/metrics\Z)")
 PUBLIC: Final = frozenset({"/sign-in", "/healthz", "/metrics", "/api/v1/session"})
 PUBLIC_FILES: Final = frozenset(
     {"/static/panel.css", "/static/theme.js", "/static/favicon.svg", "/favicon.ico"}
@@ -71,27 +74,35 @@ class Gate:
         cacheable = path.startswith(("/_nicegui/", "/static/")) and "dynamic_resources" not in path
         host = headers.get("host", "")
         answer = HeaderedSend(send, host=host, secure=self._desk.secure, cacheable=cacheable)
-        refused = self._refuse(scope, headers, path)
+        bearer = bearer_token(headers) if _FOR_PROGRAMS.match(path) else None
+        refused = self._refuse(scope, headers, path, by_program=bearer is not None)
         if refused is not None:
             await refused(scope, receive, answer)
             return
         is_file = path in PUBLIC_FILES or _LIBRARY.match(path) is not None
-        visit = None if is_file else await self._visit(headers)
-        if visit is None and not is_file and path not in PUBLIC:
-            await _not_signed_in(scope)(scope, receive, answer)
+        if bearer is not None:
+            visit = await self._program(bearer)
+        else:
+            visit = None if is_file else await self._visit(headers)
+        if visit is None and (bearer is not None or not (is_file or path in PUBLIC)):
+            await _not_signed_in(scope, by_program=bearer is not None)(scope, receive, answer)
             return
         scope[VISIT] = visit
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name.lower() not in _DROPPED]
         await self._app(scope, receive, answer)
 
-    def _refuse(self, scope: Scope, headers: dict[str, str], path: str) -> Response | None:
+    def _refuse(
+        self, scope: Scope, headers: dict[str, str], path: str, *, by_program: bool
+    ) -> Response | None:
         if not self._origins.knows_host(headers.get("host", "")):
             return self._refusal(
                 "unknown_host", 421, "This name is not one of this node's; set web.public_url."
             )
         if path.startswith(SOCKET_PATH):
             return self._refusal("polling", 403, "The panel is reached through a web socket only.")
-        is_api = path.startswith("/api/")
+        if by_program:
+            return None  # no browser adds a bearer token by itself, so no foreign page can borrow it
+        is_api = path.startswith(("/api/", f"{DICOMWEB}/"))
         if not may_change(self._origins, scope["method"], headers, scheme=scope["scheme"], is_api=is_api):
             return self._refusal("foreign_origin", 403, "The request comes from another origin.")
         return None
@@ -106,6 +117,13 @@ class Gate:
             return None
         viewer = await to_thread.run_sync(self._desk.who, token)
         return None if viewer is None else Visit(viewer, token, session_name(token))
+
+    async def _program(self, bearer: str) -> Visit | None:
+        found = await to_thread.run_sync(self._desk.bearer, bearer)
+        if found is None:
+            _logger.warning(REFUSED, reason="bearer_token")
+            return None
+        return Visit(found.principal, bearer, bearer=found.token_name)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = _headers(scope)
@@ -136,9 +154,15 @@ class Gate:
         return None
 
 
-def _not_signed_in(scope: Scope) -> Response:
+def _not_signed_in(scope: Scope, *, by_program: bool) -> Response:
     """Send a person to the sign-in page and back; tell a program."""
     path = scope["path"]
+    if by_program or path.startswith(f"{DICOMWEB}/"):
+        answer = problem(401, "Expected a valid bearer token, or the session of a signed-in person.")
+        answer.headers["www-authenticate"] = (
+            'Bearer realm="cloister", error="invalid_token"' if by_program else 'Bearer realm="cloister"'
+        )
+        return answer
     wants_page = scope["method"] == "GET" and not path.startswith(("/api/", "/session", "/_nicegui"))
     if not wants_page or path.endswith(".png"):
         return problem(401, "Sign in first.")
@@ -156,6 +180,12 @@ def session_token(headers: dict[str, str], cookie_name: str) -> str | None:
     except CookieError:
         return None
     return morsel.value if morsel is not None and 0 < len(morsel.value) < 200 else None
+
+
+def bearer_token(headers: dict[str, str]) -> str | None:
+    """Return the bearer token of request headers (RFC 6750 2.1), perhaps an empty one; None without any."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip()[:200] if scheme.lower() == "bearer" else None
 
 
 def session_name(token: str) -> str:

@@ -88,7 +88,7 @@ def _action(desk: Desk, page: Page[Any]) -> Callable[[Request, str], Any]:
         except bodies.BodyError:
             return problem(400, "Expected a JSON object of texts.")
         try:
-            done, said = await to_thread.run_sync(live.act, desk, page, visit.token, action, fields)
+            done, said = await to_thread.run_sync(live.act, desk, page, visit, action, fields)
         except live.SessionEndedError:
             return problem(401, "Sign in first.")
         except Exception:

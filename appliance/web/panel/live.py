@@ -71,12 +71,12 @@ def render(desk: Desk, page: Page[Any], query: Query, token: str) -> Drawn:
     return Drawn(shell.top(frame, viewer), shell.side(frame, viewer, page.menu or page.path), sections)
 
 
-def act(desk: Desk, page: Page[Any], token: str, name: str, fields: Mapping[str, str]) -> tuple[bool, str]:
-    """Do one action of a page for the holder of a session; return whether it was done, and what to say.
+def act(desk: Desk, page: Page[Any], visit: Visit, name: str, fields: Mapping[str, str]) -> tuple[bool, str]:
+    """Do one action of a page for the one behind a visit; return whether it was done, and what to say.
 
     The person and the right are asked anew each time. Blocks: runs off the event loop.
     """
-    viewer = desk.who(token)
+    viewer = desk.asks(visit)
     action = page.actions.get(name)
     if viewer is None:
         raise SessionEndedError("session: over")
@@ -173,7 +173,7 @@ class _Open:
         name = str(message.get("action", ""))
         try:
             fields = fields_of(message.get("fields"))
-            outcome = await run.io_bound(act, self.desk, self.page, self.visit.token, name, fields)
+            outcome = await run.io_bound(act, self.desk, self.page, self.visit, name, fields)
         except SessionEndedError:
             self.end()
             return

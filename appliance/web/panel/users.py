@@ -14,6 +14,7 @@ from appliance.auth.rights import Right, parse
 from appliance.db.base import now
 from appliance.db.clinical import User, UserSession
 from appliance.db.engine import reading, writing
+from appliance.web.panel import access_tokens
 from appliance.web.panel.markup import DASH, count, el, join, when
 from appliance.web.panel.page import Action, ActionRefusedError, Drawing, Page, Query
 from appliance.web.panel.parts import (
@@ -51,6 +52,7 @@ RIGHT_WORDS: Final[Mapping[Right, str]] = MappingProxyType(
         Right.APPROVE_PROTOCOL: "Decide on federation protocols",
         Right.RETRY_JOBS: "Retry jobs",
         Right.REIDENTIFY: "Re-identify a pseudonym",
+        Right.STORE_STUDIES: "Send studies over the web",
     }
 )
 
@@ -74,6 +76,7 @@ class UsersView:
 
     rows: tuple[UserRow, ...]
     self_id: str
+    tokens: tuple[access_tokens.TokenRow, ...] = ()
 
 
 def load(desk: Desk, viewer: Viewer, query: Query) -> UsersView:
@@ -101,7 +104,8 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> UsersView:
             )
             for user in users.list_users(session)
         )
-    return UsersView(rows=rows, self_id=viewer.user_id)
+        tokens = access_tokens.load(session, at)
+    return UsersView(rows=rows, self_id=viewer.user_id, tokens=tokens)
 
 
 def draw(view: UsersView, viewer: Viewer) -> Drawing:
@@ -114,6 +118,7 @@ def draw(view: UsersView, viewer: Viewer) -> Drawing:
             lead="Nothing is allowed that is not granted here.",
         ),
         "list": el("div", _table(view), class_="alone"),
+        "tokens": access_tokens.draw(view.tokens, RIGHT_WORDS),
         "dialogs": join((_add_dialog(), *(_edit_dialogs(row) for row in view.rows))),
     }
 
@@ -305,5 +310,6 @@ PAGE: Final = Page(
         "password": Action(Right.MANAGE_USERS, change_password),
         "enable": Action(Right.MANAGE_USERS, enable),
         "disable": Action(Right.MANAGE_USERS, disable),
+        "revoke": Action(Right.MANAGE_USERS, access_tokens.revoke),
     },
 )

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 from starlette.routing import Route
 
 from appliance.auth import Right
-from appliance.web import signing_in
+from appliance.web import dicomweb, signing_in
 from appliance.web.api import routes as api_routes
 from appliance.web.api.routes import api_path
 from appliance.web.app import build_routes
@@ -41,6 +42,8 @@ def _concrete(path: str, panel: PanelServer) -> str:
         "run_id": panel.seed.run_id,
         "action": "verify",
         "name": "panel.js",
+        "StudyInstanceUID": "1.2",
+        "SeriesInstanceUID": "1.2.3",
     }
     return re.sub(r"\{(\w+)\}", lambda found: given[found[1]], path)
 
@@ -52,6 +55,10 @@ def _routes(desk: Desk) -> list[tuple[str, str]]:
     for route in (*own, *included):
         assert isinstance(route, Route)
         found += [(method, route.path) for method in route.methods or set()]
+    for service, _ in dicomweb.routers(desk):
+        for one in service.routes:
+            assert isinstance(one, APIRoute)
+            found += [(method, f"/dicom-web{one.path}") for method in one.methods or set()]
     return found + [("GET", page.path) for page in PAGES]
 
 
