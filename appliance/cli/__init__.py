@@ -29,6 +29,7 @@ MODULES: Final = (
     "labels",
     "peer",
     "rule",
+    "study",
     "user",
     "ledger",
     "bench",

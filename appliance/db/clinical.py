@@ -116,6 +116,9 @@ class Study(ClinicalBase):
     on_hold: Mapped[bool] = mapped_column(Boolean, default=False)  # no retention rule deletes it
     first_received_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
     last_received_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now, index=True)
+    pending_since: Mapped[datetime | None] = mapped_column(
+        UTCDateTime
+    )  # first reception that no revision holds
     series: Mapped[list[Series]] = relationship(back_populates="study", cascade="all, delete-orphan")
     revisions: Mapped[list[StudyRevision]] = relationship(
         back_populates="study", cascade="all, delete-orphan"
@@ -128,7 +131,7 @@ class Series(ClinicalBase):
     __tablename__ = "series"
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     study_id: Mapped[str] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"), index=True)
-    series_instance_uid: Mapped[str] = mapped_column(String(64))
+    series_instance_uid: Mapped[str] = mapped_column(String(64), index=True)
     modality: Mapped[str] = mapped_column(String(16), default="")
     body_part_examined: Mapped[str] = mapped_column(String(16), default="")
     series_number: Mapped[str] = mapped_column(String(16), default="")
@@ -202,6 +205,8 @@ class QuarantineItem(ClinicalBase):
     calling_ae_title: Mapped[str] = mapped_column(String(16), default="")
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
     resolved_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    # "", filing (open still), filed, reviewed, discarding, discarded; a code of why may follow a colon
+    resolution: Mapped[str] = mapped_column(String(32), default="", index=True)
 
 
 class Rule(ClinicalBase):

@@ -94,11 +94,21 @@ def _body(process: base.Process) -> None:
 
 
 def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Duty]:
-    from appliance import broker, cataloguing, delivery, intake, models, routing, work  # noqa: PLC0415
+    from appliance import (  # noqa: PLC0415
+        broker,
+        cataloguing,
+        delivery,
+        intake,
+        models,
+        quarantine,
+        routing,
+        work,
+    )
     from appliance.db.base import now  # noqa: PLC0415
     from appliance.db.clinical import ClinicalJob  # noqa: PLC0415
 
     alive = _Paced(process.beat)
+    looks = intake.Looks(zone)
 
     def index() -> None:
         while not process.stopping.is_set() and intake.index_batch(zone, inbox, alive=alive).total:
@@ -108,7 +118,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         # Before the look at the inbox: what comes after it was received later than this moment.
         at = now()
         oldest = inbox.oldest_received_at()
-        intake.assemble_due(zone, at if oldest is None else min(at, oldest))
+        looks.look(at if oldest is None else min(at, oldest))
 
     def reconcile() -> None:
         def backlog(kind: str) -> int | None:
@@ -127,6 +137,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         Duty("reconcile", reconcile, RECONCILE_EVERY_S),
         Duty("catch_up", lambda: routing.catch_up(zone, now()), CATCH_UP_EVERY_S),
         Duty("candidates", lambda: models.take_in_candidates(zone), HOUSEKEEPING_EVERY_S),
+        Duty("quarantine", lambda: quarantine.settle(zone, inbox), HOUSEKEEPING_EVERY_S),
         Duty("bundles", lambda: intake.remove_acknowledged_bundles(zone), HOUSEKEEPING_EVERY_S),
     ]
 

@@ -15,14 +15,17 @@ from appliance.db.clinical import (
     Series,
     Study,
     StudyRevision,
+    StudyState,
 )
-from appliance.db.engine import reading
+from appliance.db.engine import reading, writing
 from appliance.web.panel import study_results, study_rows
 from appliance.web.panel.markup import DASH, count, el, size, when
-from appliance.web.panel.page import Drawing, NotThereError, Page, Query
+from appliance.web.panel.page import Action, ActionRefusedError, Drawing, NotThereError, Page, Query
 from appliance.web.panel.parts import (
+    Ask,
     Column,
     badge,
+    button,
     card,
     code,
     facts,
@@ -35,6 +38,7 @@ from appliance.web.panel.parts import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from markupsafe import Markup
@@ -102,6 +106,8 @@ class StudyView:
     calling_ae_title: str
     state: str
     reason: str | None
+    complete: bool
+    can_work: bool
     instance_count: int
     first_received_at: datetime
     last_received_at: datetime
@@ -124,6 +130,8 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> StudyView:
             calling_ae_title=study.calling_ae_title,
             state=study.state,
             reason=study.reason,
+            complete=study.complete,
+            can_work=Right.RETRY_JOBS in viewer.rights,
             instance_count=study.instance_count,
             first_received_at=study.first_received_at,
             last_received_at=study.last_received_at,
@@ -199,13 +207,40 @@ def draw(view: StudyView, viewer: Viewer) -> Drawing:
     del viewer
     title = (view.identity.patient_name if view.identity else "") or study_rows.study_name(view.id)
     return {
-        "head": page_head(title, marks=badge(view.state), lead=view.reason, back=("/studies", "Studies")),
+        "head": page_head(
+            title, _buttons(view), marks=badge(view.state), lead=view.reason, back=("/studies", "Studies")
+        ),
         "body": grid(
             el("div", _journey(view), study_results.draw(view.results), _quarantine(view), class_="column"),
             el("div", _facts(view), _series_card(view), class_="column"),
             class_="wide-left",
         ),
     }
+
+
+def _buttons(view: StudyView) -> Markup | None:
+    if not view.can_work or view.state not in {StudyState.RECEIVING, StudyState.QUARANTINED}:
+        return None
+    if view.complete:
+        return el("span", "Will be assembled in a moment.", class_="muted")
+    ask = Ask("Assemble this study now? What still comes of it makes a new revision.")
+    return button("assemble", "Assemble now", ask=ask, style="primary", study_id=view.id)
+
+
+def assemble(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
+    """Assemble a study without waiting for more of it."""
+    from appliance import intake  # noqa: PLC0415 - loaded with the first action
+
+    try:
+        with writing(desk.zone.engine) as session:
+            waits = intake.mark_complete(
+                session, desk.zone.ledger, fields.get("study_id", ""), viewer.user_id
+            )
+    except intake.IntakeError as error:
+        raise ActionRefusedError("This study is gone.") from error
+    if not waits:
+        raise ActionRefusedError("This study is assembled already.")
+    return "It is assembled in a moment."
 
 
 def _facts(view: StudyView) -> Markup:
@@ -313,5 +348,11 @@ def _quarantine(view: StudyView) -> Markup | None:
 
 
 PAGE: Final = Page(
-    path="/studies/{study_id}", title="Study", right=Right.VIEW, load=load, draw=draw, menu="/studies"
+    path="/studies/{study_id}",
+    title="Study",
+    right=Right.VIEW,
+    load=load,
+    draw=draw,
+    actions={"assemble": Action(Right.RETRY_JOBS, assemble)},
+    menu="/studies",
 )
