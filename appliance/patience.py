@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ColumnElement, and_, func, or_, select
 
@@ -87,7 +87,7 @@ def _over(waits: Waits, at: datetime) -> ColumnElement[bool]:
     )
 
 
-def _is_over(row: Row[tuple[str, datetime, datetime]], waits: Waits, at: datetime) -> bool:
+def _is_over(row: Row[Any], waits: Waits, at: datetime) -> bool:
     return is_complete(row.pending_since, row.last_received_at, at, waits.quiet_period_s, waits.max_wait_s)
 
 

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import select
 
+from appliance.actions import Explanation
 from appliance.db.clinical import Study, StudyRevision
 from appliance.db.engine import reading
 from appliance.errors import ApplianceError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy.orm import Session
 
     from appliance.node import ClinicalZone
@@ -81,7 +84,13 @@ def _revisions(session: Session, study_id: str) -> list[dict[str, Any]]:
             "number": revision.number,
             "instances": revision.instance_count,
             "assembled_at": revision.assembled_at.isoformat(timespec="seconds"),
-            "explanation": [f"rule {name}" for name in revision.rule_outcome.get("rules", [])],
+            "explanation": explanation(revision.rule_outcome),
         }
         for revision in revisions
     ]
+
+
+def explanation(outcome: Mapping[str, Any]) -> list[str]:
+    """Say in lines why the rules decided as they did; earlier nodes stored which matched, without why."""
+    said = [Explanation(**item).text for item in outcome.get("explanation", ())]
+    return said or [f"{name}: matched" for name in outcome.get("rules", ())]

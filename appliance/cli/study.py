@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     study.command("list")(list_all)
     study.command("show")(show)
     study.command("assemble")(assemble)
+    study.command("route")(route)
     app.add_typer(study, name="study")
 
 
@@ -74,6 +75,24 @@ def assemble(config: ConfigOption, study: StudyArgument) -> None:
         typer.echo(f"{study_id}: is assembled already", err=True)
         raise typer.Exit(WRONG_USE)
     typer.echo(f"{study_id}: is assembled in a moment")
+
+
+def route(config: ConfigOption, study: StudyArgument) -> None:
+    """Apply today's rules again to an assembled study; what it got already is not done twice."""
+    from appliance.db.engine import writing  # noqa: PLC0415
+    from appliance.routing import RuleError, apply_again  # noqa: PLC0415
+
+    zone = _zone(config)
+    study_id = _find(zone, study)
+    try:
+        with writing(zone.engine) as session:
+            outcome, deliveries = apply_again(zone, session, study_id, ACTOR)
+    except RuleError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(WRONG_USE) from error
+    for said in outcome.explanation:
+        typer.echo(said.text)
+    typer.echo(f"{deliveries} new deliveries")
 
 
 def _print(described: dict[str, Any]) -> None:

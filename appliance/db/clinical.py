@@ -217,9 +217,9 @@ class Rule(ClinicalBase):
     name: Mapped[str] = mapped_column(String(64), unique=True)
     enabled: Mapped[bool] = mapped_column(Boolean, default=True)
     position: Mapped[int] = mapped_column(Integer, default=0)
-    # modality, body_part, calling_ae_title: lists; description: a regular expression; absent means any
+    # of appliance.grammar; empty means any study
     condition: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
-    # research, inference: booleans; destinations: names of peers; priority: 0 is the most urgent
+    # of appliance.actions; empty means nothing
     action: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
 
@@ -413,7 +413,7 @@ class FetchedStudy(ClinicalBase):
     __table_args__ = (UniqueConstraint("fetch_id", "study_instance_uid"),)
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     fetch_id: Mapped[str] = mapped_column(ForeignKey("fetch.id", ondelete="CASCADE"), index=True)
-    study_instance_uid: Mapped[str] = mapped_column(String(64))
+    study_instance_uid: Mapped[str] = mapped_column(String(64), index=True)
     state: Mapped[str] = mapped_column(String(16), default="queued", index=True)  # queued, done, failed
     expected: Mapped[int | None] = mapped_column(Integer)  # instances, where the archive says so
     received: Mapped[int] = mapped_column(Integer, default=0)
