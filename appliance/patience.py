@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import ColumnElement, and_, func, or_, select
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from sqlalchemy import Row
     from sqlalchemy.orm import Session
 
     from appliance.settings import AssemblySettings
@@ -64,7 +63,12 @@ def due(session: Session, patience: Patience, at: datetime) -> list[str]:
         .order_by(Study.last_received_at)
     ).all()
     senders = _senders(session, [row.id for row in rows]) if patience.own else {}
-    return [row.id for row in rows if _is_over(row, patience.of(senders.get(row.id, ())), at)]
+    found = []
+    for row in rows:
+        waits = patience.of(senders.get(row.id, ()))
+        if is_complete(row.pending_since, row.last_received_at, at, waits.quiet_period_s, waits.max_wait_s):
+            found.append(row.id)
+    return found
 
 
 def _over_for_the_first_sender(patience: Patience, at: datetime) -> ColumnElement[bool]:
@@ -85,10 +89,6 @@ def _over(waits: Waits, at: datetime) -> ColumnElement[bool]:
         Study.last_received_at <= at - timedelta(seconds=waits.quiet_period_s),
         _pending_since() <= at - timedelta(seconds=waits.max_wait_s),
     )
-
-
-def _is_over(row: Row[Any], waits: Waits, at: datetime) -> bool:
-    return is_complete(row.pending_since, row.last_received_at, at, waits.quiet_period_s, waits.max_wait_s)
 
 
 def _senders(session: Session, study_ids: Sequence[str]) -> dict[str, set[str]]:

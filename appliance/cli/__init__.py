@@ -30,6 +30,7 @@ MODULES: Final = (
     "peer",
     "rule",
     "study",
+    "retention",
     "user",
     "ledger",
     "bench",

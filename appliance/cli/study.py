@@ -30,6 +30,8 @@ def register(app: typer.Typer) -> None:
     study.command("show")(show)
     study.command("assemble")(assemble)
     study.command("route")(route)
+    study.command("hold")(hold)
+    study.command("release")(release)
     app.add_typer(study, name="study")
 
 
@@ -93,6 +95,27 @@ def route(config: ConfigOption, study: StudyArgument) -> None:
     for said in outcome.explanation:
         typer.echo(said.text)
     typer.echo(f"{deliveries} new deliveries")
+
+
+def hold(config: ConfigOption, study: StudyArgument) -> None:
+    """Keep a study: no retention rule deletes it."""
+    _hold(config, study, on=True)
+
+
+def release(config: ConfigOption, study: StudyArgument) -> None:
+    """End the hold of a study: retention rules apply to it again."""
+    _hold(config, study, on=False)
+
+
+def _hold(config: Path, beginning: str, *, on: bool) -> None:
+    from appliance import retention_rules  # noqa: PLC0415
+    from appliance.db.engine import writing  # noqa: PLC0415
+
+    zone = _zone(config)
+    study_id = _find(zone, beginning)
+    with writing(zone.engine) as session:
+        retention_rules.hold(session, zone.ledger, study_id, on=on, actor=ACTOR)
+    typer.echo(f"{study_id}: {'on hold' if on else 'released'}")
 
 
 def _print(described: dict[str, Any]) -> None:

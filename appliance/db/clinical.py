@@ -466,7 +466,7 @@ class RetentionRule(ClinicalBase):
 
 
 class ClinicalJob(JobMixin, ClinicalBase):
-    """Work of the clinical zone. Kinds: deidentify, infer, deliver, evaluate, report, fetch."""
+    """Work of the clinical zone. Kinds: deidentify, infer, deliver, evaluate, report, fetch, erase."""
 
     __tablename__ = "job"
     __table_args__ = (Index("ix_job_due", "state", "next_try_at"),)

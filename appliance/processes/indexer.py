@@ -22,6 +22,7 @@ RECONCILE_EVERY_S: Final = 5.0
 HOUSEKEEPING_EVERY_S: Final = 3.0
 RETRY_STOPPED_EVERY_S: Final = 60.0
 CATCH_UP_EVERY_S: Final = 3600.0
+RETENTION_EVERY_S: Final = 5.0  # a step each, until all studies were looked at; then hourly
 MAX_FAILURES: Final = 10
 DUTY_FAILED: Final = "indexer.duty_failed"
 
@@ -101,6 +102,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         intake,
         models,
         quarantine,
+        retention,
         routing,
         work,
     )
@@ -109,6 +111,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
 
     alive = _Paced(process.beat)
     looks = intake.Looks(zone)
+    sweeper = retention.Sweeper(zone)
 
     def index() -> None:
         while not process.stopping.is_set() and intake.index_batch(zone, inbox, alive=alive).total:
@@ -138,6 +141,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         Duty("catch_up", lambda: routing.catch_up(zone, now()), CATCH_UP_EVERY_S),
         Duty("candidates", lambda: models.take_in_candidates(zone), HOUSEKEEPING_EVERY_S),
         Duty("quarantine", lambda: quarantine.settle(zone, inbox), HOUSEKEEPING_EVERY_S),
+        Duty("retention", lambda: sweeper.step(now()), RETENTION_EVERY_S),
         Duty("bundles", lambda: intake.remove_acknowledged_bundles(zone), HOUSEKEEPING_EVERY_S),
     ]
 

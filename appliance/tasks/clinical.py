@@ -17,3 +17,9 @@ def deidentify_study(job_id: str) -> None:
 def deliver_result(job_id: str) -> None:
     """Send a result to its destination."""
     run_job(job_id, broker.CLINICAL_QUEUE)
+
+
+@task(clinical_app, broker.ERASE_FILES)
+def erase_files(job_id: str) -> None:
+    """Remove the files of a study whose rows are deleted."""
+    run_job(job_id, broker.CLINICAL_QUEUE)
