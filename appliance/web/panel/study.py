@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import func, select
 
+from appliance import studies
 from appliance.auth.rights import Right
 from appliance.db.clinical import (
     ClinicalJob,
@@ -17,10 +18,10 @@ from appliance.db.clinical import (
     StudyRevision,
     StudyState,
 )
-from appliance.db.engine import reading, writing
-from appliance.web.panel import study_results, study_rows
+from appliance.db.engine import reading
+from appliance.web.panel import study_actions, study_results, study_rows
 from appliance.web.panel.markup import DASH, count, el, size, when
-from appliance.web.panel.page import Action, ActionRefusedError, Drawing, NotThereError, Page, Query
+from appliance.web.panel.page import Drawing, NotThereError, Page, Query
 from appliance.web.panel.parts import (
     Ask,
     Column,
@@ -38,7 +39,6 @@ from appliance.web.panel.parts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import datetime
 
     from markupsafe import Markup
@@ -78,6 +78,7 @@ class RevisionRow:
     instance_count: int
     assembled_at: datetime
     rules: tuple[str, ...]
+    explanation: tuple[str, ...]
     deidentification_state: str
     released_count: int
     quarantined_count: int
@@ -107,7 +108,10 @@ class StudyView:
     state: str
     reason: str | None
     complete: bool
+    on_hold: bool
     can_work: bool
+    can_route: bool
+    can_hold: bool
     instance_count: int
     first_received_at: datetime
     last_received_at: datetime
@@ -131,7 +135,10 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> StudyView:
             state=study.state,
             reason=study.reason,
             complete=study.complete,
+            on_hold=study.on_hold,
             can_work=Right.RETRY_JOBS in viewer.rights,
+            can_route=Right.MANAGE_PEERS in viewer.rights,
+            can_hold=Right.MANAGE_RETENTION in viewer.rights,
             instance_count=study.instance_count,
             first_received_at=study.first_received_at,
             last_received_at=study.last_received_at,
@@ -172,6 +179,7 @@ def _revisions(session: Session, study_id: str) -> tuple[RevisionRow, ...]:
             instance_count=revision.instance_count,
             assembled_at=revision.assembled_at,
             rules=_rule_names(revision.rule_outcome),
+            explanation=tuple(studies.explanation(revision.rule_outcome)),
             deidentification_state=revision.deidentification_state,
             released_count=revision.released_count,
             quarantined_count=revision.quarantined_count,
@@ -208,7 +216,7 @@ def draw(view: StudyView, viewer: Viewer) -> Drawing:
     title = (view.identity.patient_name if view.identity else "") or study_rows.study_name(view.id)
     return {
         "head": page_head(
-            title, _buttons(view), marks=badge(view.state), lead=view.reason, back=("/studies", "Studies")
+            title, _buttons(view), marks=_marks(view), lead=view.reason, back=("/studies", "Studies")
         ),
         "body": grid(
             el("div", _journey(view), study_results.draw(view.results), _quarantine(view), class_="column"),
@@ -218,29 +226,31 @@ def draw(view: StudyView, viewer: Viewer) -> Drawing:
     }
 
 
-def _buttons(view: StudyView) -> Markup | None:
-    if not view.can_work or view.state not in {StudyState.RECEIVING, StudyState.QUARANTINED}:
-        return None
-    if view.complete:
-        return el("span", "Will be assembled in a moment.", class_="muted")
-    ask = Ask("Assemble this study now? What still comes of it makes a new revision.")
-    return button("assemble", "Assemble now", ask=ask, style="primary", study_id=view.id)
+def _buttons(view: StudyView) -> Markup:
+    """Draw what a person may decide of the study."""
+    shown: list[Markup] = []
+    waits = view.state in {StudyState.RECEIVING, StudyState.QUARANTINED}
+    if view.can_work and waits and not view.complete:
+        ask = Ask("Assemble this study now? What still comes of it makes a new revision.")
+        shown.append(button("assemble", "Assemble now", ask=ask, style="primary", study_id=view.id))
+    if view.can_route and not waits:
+        ask = Ask("Apply today's rules to this study? What it got already is not done twice.")
+        shown.append(button("route", "Apply rules again", ask=ask, study_id=view.id))
+    if view.can_hold:
+        name = ("release", "End hold") if view.on_hold else ("hold", "Hold")
+        shown.append(button(*name, described="deletion by retention rules", study_id=view.id))
+    return el("div", shown, class_="buttons")
 
 
-def assemble(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
-    """Assemble a study without waiting for more of it."""
-    from appliance import intake  # noqa: PLC0415 - loaded with the first action
-
-    try:
-        with writing(desk.zone.engine) as session:
-            waits = intake.mark_complete(
-                session, desk.zone.ledger, fields.get("study_id", ""), viewer.user_id
-            )
-    except intake.IntakeError as error:
-        raise ActionRefusedError("This study is gone.") from error
-    if not waits:
-        raise ActionRefusedError("This study is assembled already.")
-    return "It is assembled in a moment."
+def _marks(view: StudyView) -> Markup:
+    complete = view.complete and view.state == StudyState.RECEIVING
+    return el(
+        "span",
+        badge(view.state),
+        badge("info", tone="info", text="complete") if complete else None,
+        badge("held", tone="warn", text="on hold") if view.on_hold else None,
+        class_="marks",
+    )
 
 
 def _facts(view: StudyView) -> Markup:
@@ -302,7 +312,7 @@ def _revision(row: RevisionRow) -> Markup:
     assembled = _line(when(row.assembled_at, seconds=True), count(row.instance_count, "instance"))
     steps: list[tuple[str, object]] = [
         ("Assembled", assembled),
-        ("Rules", ", ".join(row.rules) if row.rules else "none matched"),
+        ("Rules", _rules(row)),
         *((_STEPS.get(step.kind, step.kind), _step(step)) for step in row.steps),
     ]
     if row.deidentification_state:
@@ -312,6 +322,15 @@ def _revision(row: RevisionRow) -> Markup:
         steps.append(("Left for research", _line(badge(row.deidentification_state), numbers)))
     items = (el("li", el("span", name, class_="muted"), el("div", value)) for name, value in steps)
     return el("div", el("h3", f"Revision {row.number}"), el("ul", items, class_="steps"))
+
+
+def _rules(row: RevisionRow) -> Markup:
+    """Say which rules matched, and unfold why each did or did not."""
+    names = ", ".join(row.rules) if row.rules else "none matched"
+    if not row.explanation:
+        return el("span", names)
+    lines = el("ul", (el("li", line) for line in row.explanation), class_="why")
+    return el("details", el("summary", names), lines, id=f"why-{row.id}")
 
 
 def _line(*parts: object) -> Markup:
@@ -353,6 +372,6 @@ PAGE: Final = Page(
     right=Right.VIEW,
     load=load,
     draw=draw,
-    actions={"assemble": Action(Right.RETRY_JOBS, assemble)},
+    actions=study_actions.ACTIONS,
     menu="/studies",
 )
