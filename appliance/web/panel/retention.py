@@ -143,13 +143,13 @@ def _preview(view: RetentionView) -> Markup:
     ask = link(url("/retention", preview="yes"), "Look now", class_="button")
     found = view.preview
     if found is None:
-        return el("div", el("p", "Only enabled rules count.", class_="muted"), ask)
+        return el("div", el("p", "Only enabled rules count.", class_="muted"), el("p", ask))
     least = "" if found.complete else "at least "
     words = (
         f"{least}{count(found.studies, 'study', 'studies')}, {count(found.instances, 'instance')},"
         f" {size(found.size_bytes)}"
     )
-    return el("div", notice("info" if not found.studies else "warn", f"Would delete {words}."), ask)
+    return el("div", notice("info" if not found.studies else "warn", f"Would delete {words}."), el("p", ask))
 
 
 def _dialog() -> Markup:

@@ -114,12 +114,15 @@ def upload(rule: str) -> Markup:
             "label",
             el("span", "DICOM file"),
             chosen,
-            el("small", "Its header is read, with the rule that is chosen above; it is stored nowhere."),
             class_="field",
         ),
-        text_field("from", "Sent by", required=False, hint="AE title.", maxlength=16),
+        text_field("from", "Sent by AE title", required=False, maxlength=16),
         el("button", "Try", type="submit", class_="button"),
-        el("output", "", class_="said"),
+        el(
+            "output",
+            "Its header is read, with the rule that was tried above; it is stored nowhere.",
+            class_="said muted",
+        ),
         class_="filters",
         data_upload="/api/v1/rules/try",
     )

@@ -25,7 +25,6 @@ from appliance.web.panel.parts import (
     button,
     card,
     dialog,
-    filters,
     nothing,
     notice,
     opener,
@@ -205,17 +204,14 @@ def _buttons(row: RuleRow) -> Markup:
 
 def _try(view: RulesView) -> Markup:
     names = [("", "All that are enabled"), *((row.name, row.name) for row in view.rows)]
-    form = filters(
-        "/rules",
+    form = el(
+        "form",
         select_field("rule", "Rule", names, view.rule, prefix=""),
-        text_field(
-            "study",
-            "Study",
-            value=view.study,
-            prefix="",
-            required=False,
-            hint="Row id, or its first six digits or more.",
-        ),
+        text_field("study", "Study: row id, or its beginning", value=view.study, prefix="", required=False),
+        el("button", "Try", type="submit", class_="button"),
+        method="get",
+        action="/rules",
+        class_="filters",
     )
     if view.problem:
         return stack(form, notice("bad", f"Not tried: {view.problem}."))
