@@ -31,10 +31,11 @@ from appliance.db.clinical import (
 )
 from appliance.db.engine import reading, writing
 from appliance.erasing import ERASE, erase
+from appliance.quarantine import INDEX_STAGE
 from appliance.work import claimed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.orm import Session
@@ -153,29 +154,31 @@ def delete_study(zone: ClinicalZone, found: Found, at: datetime) -> bool:
         )
         if study is None or _undelivered(session, study.id):
             return False
-        instances, size = _content(session, study.id)
-        paths = _paths(session, study.id)
-        results = session.scalar(select(func.count()).where(Result.study_id == study.id)) or 0
-        _forget(session, study.id)
-        job = ClinicalJob(
-            id=new_id(),
-            kind=ERASE,
-            subject_id=found.study_id,
-            dedupe_key=f"{ERASE}:{found.study_id}",
-            priority=9,
-            progress={"paths": paths},
-        )
-        session.add(job)
-        body = {
-            "rule_id": found.rule_id,
-            "keep_days": found.keep_days,
-            "instances": instances,
-            "results": results,
-            "size_bytes": size,
-        }
-        zone.ledger.append(session, kind=STUDY_DELETED, subject_id=found.study_id, body=body)
-    zone.wake(ERASE, job.id)
+        body = {"rule_id": found.rule_id, "keep_days": found.keep_days}
+        job_id = delete_rows(zone, session, study.id, body, actor="node")
+    zone.wake(ERASE, job_id)
     return True
+
+
+def delete_rows(
+    zone: ClinicalZone, session: Session, study_id: str, body: Mapping[str, Any], *, actor: str
+) -> str:
+    """Delete a study's rows in the caller's transaction, with a ledger entry; return its files' job."""
+    instances, size = _content(session, study_id)
+    results = session.scalar(select(func.count()).where(Result.study_id == study_id)) or 0
+    job = ClinicalJob(
+        id=new_id(),
+        kind=ERASE,
+        subject_id=study_id,
+        dedupe_key=f"{ERASE}:{study_id}",
+        priority=9,
+        progress={"paths": _paths(session, study_id)},
+    )
+    _forget(session, study_id)
+    session.add(job)
+    counts = {"instances": instances, "results": results, "size_bytes": size}
+    zone.ledger.append(session, kind=STUDY_DELETED, subject_id=study_id, body={**body, **counts}, actor=actor)
+    return job.id
 
 
 def _walk(
@@ -297,16 +300,24 @@ def _paths(session: Session, study_id: str) -> list[str]:
     return [*session.scalars(instances.where(Series.study_id == study_id)), *session.scalars(results)]
 
 
-def _forget(session: Session, study_id: str) -> None:
-    """Delete a study's rows, and what of other rows points to them."""
+def jobs_of(session: Session, study_id: str) -> list[str]:
+    """Return the ids of all jobs on a study's revisions and deliveries."""
     revisions = select(StudyRevision.id).where(StudyRevision.study_id == study_id)
     deliveries = select(Delivery.id).join(Result).where(Result.study_id == study_id)
-    subjects: list[Any] = [*session.scalars(revisions), *session.scalars(deliveries)]
+    subjects = [*session.scalars(revisions), *session.scalars(deliveries)]
+    found: list[str] = []
     for start in range(0, len(subjects), 500):
-        session.execute(delete(ClinicalJob).where(ClinicalJob.subject_id.in_(subjects[start : start + 500])))
-    session.execute(
-        update(QuarantineItem)
-        .where(QuarantineItem.study_id == study_id)
-        .values(study_id=None, instance_id=None, path=None)
-    )
+        chunk = subjects[start : start + 500]
+        found += session.scalars(select(ClinicalJob.id).where(ClinicalJob.subject_id.in_(chunk)))
+    return found
+
+
+def _forget(session: Session, study_id: str) -> None:
+    """Delete a study's rows and what points to them; what waits in quarantine keeps its file."""
+    jobs = jobs_of(session, study_id)
+    for start in range(0, len(jobs), 500):
+        session.execute(delete(ClinicalJob).where(ClinicalJob.id.in_(jobs[start : start + 500])))
+    items = update(QuarantineItem).where(QuarantineItem.study_id == study_id)
+    session.execute(items.where(QuarantineItem.stage != INDEX_STAGE).values(path=None))
+    session.execute(items.values(study_id=None, instance_id=None))
     session.execute(delete(Study).where(Study.id == study_id))

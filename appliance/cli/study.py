@@ -30,6 +30,8 @@ def register(app: typer.Typer) -> None:
     study.command("show")(show)
     study.command("assemble")(assemble)
     study.command("route")(route)
+    study.command("keep")(keep)
+    study.command("take")(take)
     study.command("hold")(hold)
     study.command("release")(release)
     app.add_typer(study, name="study")
@@ -95,6 +97,31 @@ def route(config: ConfigOption, study: StudyArgument) -> None:
     for said in outcome.explanation:
         typer.echo(said.text)
     typer.echo(f"{deliveries} new deliveries")
+
+
+def keep(config: ConfigOption, study: StudyArgument) -> None:
+    """Where quarantine says otherwise whose study it is: keep what is stored, discard what says otherwise."""
+    _settle(config, study, take=False)
+
+
+def take(config: ConfigOption, study: StudyArgument) -> None:
+    """Decide the other way: delete what is stored, with its results, and file what waits in quarantine."""
+    _settle(config, study, take=True)
+
+
+def _settle(config: Path, beginning: str, *, take: bool) -> None:
+    from appliance import disputes  # noqa: PLC0415
+    from appliance.quarantine import QuarantineError  # noqa: PLC0415
+
+    zone = _zone(config)
+    study_id = _find(zone, beginning)
+    decide = disputes.take_quarantined if take else disputes.keep_stored
+    try:
+        number = decide(zone, study_id, actor=ACTOR)
+    except QuarantineError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(WRONG_USE) from error
+    typer.echo(f"{study_id}: {number} instances {'will be filed instead' if take else 'discarded'}")
 
 
 def hold(config: ConfigOption, study: StudyArgument) -> None:

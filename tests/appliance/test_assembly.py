@@ -7,9 +7,10 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from sqlalchemy import event, select
 
-from appliance import intake, merges, patience, quarantine
+from appliance import disputes, erasing, intake, merges, patience, quarantine, work
 from appliance.db.base import new_id, now
 from appliance.db.clinical import (
+    ClinicalJob,
     ClinicalLedgerEntry,
     Instance,
     Peer,
@@ -325,3 +326,54 @@ def test_the_look_at_many_waiting_studies_is_cheap(zone: ClinicalZone) -> None:
         waits = patience.read(session, zone.settings.assembly)
         assert patience.due(session, waits, now()) == []
     assert sum("FROM study" in statement or "FROM series" in statement for statement in statements) == 1
+
+
+def resend(zone: ClinicalZone, inbox: Inbox) -> str:
+    """Receive a study, and all of it again with the patient it was merged into; return its row id."""
+    instances = study_of(3)
+    receive(zone, inbox, *instances)
+    intake.assemble_due(zone, later(QUIET_S + 1))
+    for ds in instances:
+        ds.PatientID = "0815"
+    receive(zone, inbox, *instances)
+    (study,) = rows(zone, Study)
+    return str(study.id)
+
+
+def test_a_person_takes_the_identity_that_came_later(zone: ClinicalZone, inbox: Inbox) -> None:
+    study_id = resend(zone, inbox)
+    stored = [zone.root / instance.path for instance in rows(zone, Instance)]
+    with writing(zone.engine) as session:
+        job = session.scalars(select(ClinicalJob).where(ClinicalJob.kind == "infer")).one()
+        job.state, job.lease_until = "running", later(60)
+    with pytest.raises(quarantine.QuarantineError, match="going on"):
+        disputes.take_quarantined(zone, study_id, actor="u")
+    with writing(zone.engine) as session:
+        session.get_one(ClinicalJob, job.id).state = "queued"
+    assert disputes.take_quarantined(zone, study_id, actor="u") == 3
+    quarantine.settle(zone, inbox)
+    intake.index_batch(zone, inbox)
+    quarantine.settle(zone, inbox)
+    (study,) = rows(zone, Study)
+    assert (study.patient_id, study.instance_count, study.state) == ("0815", 3, "receiving")
+    assert {item.resolution for item in rows(zone, QuarantineItem)} == {"filed"}
+    (erase,) = rows(zone, ClinicalJob)
+    with work.claimed(zone.engine, ClinicalJob, erase.id, "t", 60) as claim:
+        assert claim is not None
+        erasing.erase(zone, claim)
+    assert not any(path.exists() for path in stored)
+    assert all((zone.root / instance.path).exists() for instance in rows(zone, Instance))
+    assert intake.assemble_due(zone, later(QUIET_S + 1)).assembled == 1
+
+
+def test_a_person_keeps_the_identity_that_is_stored(zone: ClinicalZone, inbox: Inbox) -> None:
+    study_id = resend(zone, inbox)
+    assert disputes.keep_stored(zone, study_id, actor="u") == 3
+    quarantine.settle(zone, inbox)
+    (study,) = rows(zone, Study)
+    assert (study.patient_id, study.instance_count, study.state) == ("4711", 3, "assembled")
+    assert list(inbox.quarantined.iterdir()) == []
+    with pytest.raises(quarantine.QuarantineError, match="nothing in quarantine"):
+        disputes.keep_stored(zone, study_id, actor="u")
+    with pytest.raises(quarantine.QuarantineError, match="nothing in quarantine"):
+        disputes.take_quarantined(zone, study_id, actor="u")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import func, select
 
-from appliance import studies
+from appliance import disputes, studies
 from appliance.auth.rights import Right
 from appliance.db.clinical import (
     ClinicalJob,
@@ -112,6 +112,8 @@ class StudyView:
     can_work: bool
     can_route: bool
     can_hold: bool
+    can_review: bool
+    disputed: int  # instances in quarantine that say otherwise whose study it is
     instance_count: int
     first_received_at: datetime
     last_received_at: datetime
@@ -139,6 +141,8 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> StudyView:
             can_work=Right.RETRY_JOBS in viewer.rights,
             can_route=Right.MANAGE_PEERS in viewer.rights,
             can_hold=Right.MANAGE_RETENTION in viewer.rights,
+            can_review=Right.REVIEW_QUARANTINE in viewer.rights,
+            disputed=disputes.waiting(session, study.id),
             instance_count=study.instance_count,
             first_received_at=study.first_received_at,
             last_received_at=study.last_received_at,
@@ -239,7 +243,23 @@ def _buttons(view: StudyView) -> Markup:
     if view.can_hold:
         name = ("release", "End hold") if view.on_hold else ("hold", "Hold")
         shown.append(button(*name, described="deletion by retention rules", study_id=view.id))
+    if view.can_review and view.disputed:
+        shown += _decisions(view)
     return el("div", shown, class_="buttons")
+
+
+def _decisions(view: StudyView) -> list[Markup]:
+    """Draw how a person settles whose study it is."""
+    stored, waiting = count(view.instance_count, "instance"), count(view.disputed, "instance")
+    keep = Ask(f"Keep the {stored} stored here, and discard the {waiting} in quarantine that say otherwise?")
+    take = Ask(
+        f"Delete the {stored} stored here with all results, and file the {waiting} from quarantine instead?"
+        " Results that were delivered stay where they are."
+    )
+    return [
+        button("keep", "Keep what is stored", ask=keep, study_id=view.id),
+        button("take", "Take what is in quarantine", ask=take, style="danger", study_id=view.id),
+    ]
 
 
 def _marks(view: StudyView) -> Markup:

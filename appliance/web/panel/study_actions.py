@@ -5,10 +5,11 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from appliance import intake, retention_rules, routing
+from appliance import disputes, intake, retention_rules, routing
 from appliance.auth.rights import Right
 from appliance.conditions import RuleError
 from appliance.db.engine import writing
+from appliance.quarantine import QuarantineError
 from appliance.web.panel.markup import count
 from appliance.web.panel.page import Action, ActionRefusedError
 
@@ -56,11 +57,31 @@ def _hold(*, on: bool) -> Action:
     return Action(Right.MANAGE_RETENTION, run)
 
 
+def keep(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
+    """Decide that the study is of the patient that is stored."""
+    try:
+        number = disputes.keep_stored(desk.zone, fields.get("study_id", ""), actor=viewer.user_id)
+    except QuarantineError as error:
+        raise ActionRefusedError(f"Not done: {error}.") from error
+    return f"{count(number, 'instance')} discarded. The study goes on in a moment."
+
+
+def take(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
+    """Decide that what waits in quarantine is right."""
+    try:
+        number = disputes.take_quarantined(desk.zone, fields.get("study_id", ""), actor=viewer.user_id)
+    except QuarantineError as error:
+        raise ActionRefusedError(f"Not done: {error}.") from error
+    return f"The stored study is deleted; {count(number, 'instance')} will be filed in a moment."
+
+
 ACTIONS: Final[Mapping[str, Action]] = MappingProxyType(
     {
         "assemble": Action(Right.RETRY_JOBS, assemble),
         "route": Action(Right.MANAGE_PEERS, route),
         "hold": _hold(on=True),
         "release": _hold(on=False),
+        "keep": Action(Right.REVIEW_QUARANTINE, keep),
+        "take": Action(Right.REVIEW_QUARANTINE, take),
     }
 )
