@@ -19,6 +19,7 @@ RESEARCH_QUEUE: Final = "research"
 
 DEIDENTIFY_STUDY: Final = "clinical.deidentify_study"
 DELIVER_RESULT: Final = "clinical.deliver_result"
+ERASE_FILES: Final = "clinical.erase_files"
 INFER_STUDY: Final = "clinical.infer_study"
 REPORT_COMMITMENT: Final = "clinical.report_commitment"
 RUN_LOCAL_ROUND: Final = "research.run_local_round"
@@ -28,6 +29,7 @@ CLINICAL_KINDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     {
         "deidentify": (DEIDENTIFY_STUDY, CLINICAL_QUEUE),
         "deliver": (DELIVER_RESULT, CLINICAL_QUEUE),
+        "erase": (ERASE_FILES, CLINICAL_QUEUE),
         "infer": (INFER_STUDY, INFERENCE_QUEUE),
         "report": (REPORT_COMMITMENT, CLINICAL_QUEUE),
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import aliased
 
-from appliance import logs
+from appliance import logs, merges
 from appliance.db.base import WorkState, now
 from appliance.db.clinical import (
     ClinicalJob,
@@ -76,6 +76,7 @@ class _Order:
     peer_ready: bool
     withhold: str  # why it must not leave, or nothing
     held: bool  # whether models still answer a newer revision, and may supersede it
+    disputed: bool  # whether a person has to decide whose study it is
 
 
 def deliver(zone: ClinicalZone, claim: Claim) -> None:
@@ -83,9 +84,9 @@ def deliver(zone: ClinicalZone, claim: Claim) -> None:
 
     A result that is superseded or of a shadow model is withheld. While models still answer a newer revision
     of the study it waits: they supersede it, or leave it as it is when that revision does not concern them,
-    and then it is the current result. The patient's identity in the result is
-    compared with every instance of its study; a mismatch stops the delivery for a person. A failure that
-    another try may change is tried again with growing pauses.
+    and then it is the current result. The patient's identity in the result is compared with every instance
+    of its study; a mismatch stops the delivery for a person, and while an item in quarantine says otherwise
+    whose study it is, it waits. A failure that another try may change is tried again with growing pauses.
     """
     order = _read(zone, claim.subject_id)
     if order is None:
@@ -94,8 +95,10 @@ def deliver(zone: ClinicalZone, claim: Claim) -> None:
         claim.finish()
     elif order.withhold:
         _withhold(zone, claim, order)
+    elif order.disputed:
+        _hold(zone, claim, order, merges.DISPUTED)
     elif order.held:
-        _hold(zone, claim, order)
+        _hold(zone, claim, order, NEWER_REVISION)
     elif not order.peer_ready:
         _stop(zone, claim, order, "the destination is disabled or no destination")
     elif (problem := _identity_problem(claim, order)) is not None:
@@ -153,6 +156,7 @@ def _read(zone: ClinicalZone, delivery_id: str) -> _Order | None:
         if row is None:
             return None
         delivery, result, peer = row
+        disputed = merges.is_disputed(session, result.study_id)
         instances = session.execute(
             select(Instance.id, Instance.path)
             .join(Series, Series.id == Instance.series_id)
@@ -170,6 +174,7 @@ def _read(zone: ClinicalZone, delivery_id: str) -> _Order | None:
         peer_ready=peer.enabled and peer.is_destination,
         withhold=_withhold_reason(delivery, result),
         held=held,
+        disputed=disputed,
     )
 
 
@@ -278,11 +283,11 @@ def _withhold(zone: ClinicalZone, claim: Claim, order: _Order) -> None:
     _LOG.info(RESULT_WITHHELD, delivery_id=order.delivery_id, result_id=order.result_id)
 
 
-def _hold(zone: ClinicalZone, claim: Claim, order: _Order) -> None:
+def _hold(zone: ClinicalZone, claim: Claim, order: _Order, reason: str) -> None:
     with writing(zone.engine) as session:
         delivery = session.get_one(Delivery, order.delivery_id)
-        delivery.state, delivery.reason = QUEUED, NEWER_REVISION
-        claim.postpone(NEWER_REVISION, HOLD_S, session)
+        delivery.state, delivery.reason = QUEUED, reason
+        claim.postpone(reason, HOLD_S, session)
 
 
 def _stop(

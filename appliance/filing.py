@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import select
 from sqlalchemy.exc import DataError, IntegrityError
 
-from appliance import cataloguing, logs, placing
+from appliance import cataloguing, logs, merges, placing, quarantine
 from appliance.db.clinical import Instance, QuarantineItem, Result, Series, Study, StudyState
 from appliance.db.engine import reading, writing
 from dicom_node.errors import HeaderError
@@ -39,8 +39,6 @@ HEADER_FAILED: Final = "intake.header_failed"
 DEFERRED: Final = "intake.deferred"
 
 UID_MISMATCH: Final = "uid_mismatch"
-OTHER_BYTES: Final = "duplicate_other_bytes"
-PATIENT_MISMATCH: Final = "patient_mismatch"
 NOT_FILED: Final = "not_filed"
 UNREADABLE_HEADER: Final = "unreadable_header"
 
@@ -263,21 +261,41 @@ def _file_one(session: Session, plan: _Readable) -> _Outcome:
     known = session.scalar(select(Instance).where(Instance.sop_instance_uid == header.sop_instance_uid))
     if known is not None:
         same = known.sha256 == entry.sha256 and known.transfer_syntax_uid == entry.transfer_syntax_uid
-        if same:
-            return _DUPLICATE
-        study_id = session.scalar(select(Series.study_id).where(Series.id == known.series_id))
-        reason = "an instance with this SOP Instance UID and other bytes is stored already"
-        return _Stopped(entry, OTHER_BYTES, reason, study_id, known.id)
+        return _DUPLICATE if same else _conflicting(entry, merges.of_other_bytes(session, header, known))
     if (
         session.scalar(select(Result.id).where(Result.sop_instance_uid == header.sop_instance_uid))
         is not None
     ):
         return _OWN_RESULT
-    study = _study(session, plan)
-    if not _same_patient(study, header):
-        reason = "other instances of the study name another patient"
-        return _Stopped(entry, PATIENT_MISMATCH, reason, study.id)
-    series = _series(session, study, header)
+    study = session.scalar(select(Study).where(Study.study_instance_uid == header.study_instance_uid))
+    series = None if study is None else _known_series(session, study, header)
+    if (conflict := merges.of_new(session, header, study, series)) is not None:
+        return _conflicting(entry, conflict)
+    study = study or _new_study(session, plan)
+    series = series or Series(study_id=study.id, series_instance_uid=header.series_instance_uid)
+    cataloguing.describe_series(series, header)
+    session.add(series)
+    session.flush()
+    session.add(_instance(plan, series))
+    _update_study(study, plan)
+    session.flush()
+    return _FILED
+
+
+def _conflicting(entry: InboxEntry, conflict: merges.Conflict) -> _Stopped:
+    return _Stopped(entry, conflict.code, conflict.reason, conflict.study_id, conflict.instance_id)
+
+
+def _known_series(session: Session, study: Study, header: InstanceHeader) -> Series | None:
+    return session.scalar(
+        select(Series).where(
+            Series.study_id == study.id, Series.series_instance_uid == header.series_instance_uid
+        )
+    )
+
+
+def _instance(plan: _Readable, series: Series) -> Instance:
+    header, entry = plan.header, plan.entry
     instance = Instance(
         id=entry.id,
         series_id=series.id,
@@ -291,55 +309,27 @@ def _file_one(session: Session, plan: _Readable) -> _Outcome:
         received_at=entry.received_at,
     )
     cataloguing.describe_instance(instance, header)
-    session.add(instance)
-    _update_study(study, plan)
-    session.flush()
-    return _FILED
+    return instance
 
 
-def _study(session: Session, plan: _Readable) -> Study:
+def _new_study(session: Session, plan: _Readable) -> Study:
     header, entry = plan.header, plan.entry
-    study = session.scalar(select(Study).where(Study.study_instance_uid == header.study_instance_uid))
-    if study is None:
-        study = Study(
-            study_instance_uid=header.study_instance_uid,
-            issuer_of_patient_id=header.issuer_of_patient_id,
-            patient_id=header.patient_id,
-            calling_ae_title=entry.calling_ae_title,
-            state=StudyState.RECEIVING,
-            instance_count=0,
-            revision=0,
-            modalities="",
-            first_received_at=entry.received_at,
-            last_received_at=entry.received_at,
-        )
-        session.add(study)
-        session.flush()
-    return study
-
-
-def _same_patient(study: Study, header: InstanceHeader) -> bool:
-    """PatientID decides, and its issuer where both name one; names are spelled too differently."""
-    if study.patient_id != header.patient_id:
-        return False
-    issuers = {study.issuer_of_patient_id, header.issuer_of_patient_id} - {""}
-    return len(issuers) <= 1
-
-
-def _series(session: Session, study: Study, header: InstanceHeader) -> Series:
-    series = session.scalar(
-        select(Series).where(
-            Series.study_id == study.id, Series.series_instance_uid == header.series_instance_uid
-        )
+    study = Study(
+        study_instance_uid=header.study_instance_uid,
+        issuer_of_patient_id=header.issuer_of_patient_id,
+        patient_id=header.patient_id,
+        calling_ae_title=entry.calling_ae_title,
+        state=StudyState.RECEIVING,
+        instance_count=0,
+        revision=0,
+        modalities="",
+        first_received_at=entry.received_at,
+        last_received_at=entry.received_at,
+        pending_since=entry.received_at,
     )
-    if series is None:
-        series = Series(study_id=study.id, series_instance_uid=header.series_instance_uid)
-        cataloguing.describe_series(series, header)
-        session.add(series)
-        session.flush()
-    else:
-        cataloguing.describe_series(series, header)
-    return series
+    session.add(study)
+    session.flush()
+    return study
 
 
 def _update_study(study: Study, plan: _Readable) -> None:
@@ -347,6 +337,9 @@ def _update_study(study: Study, plan: _Readable) -> None:
     study.instance_count += 1
     study.first_received_at = min(study.first_received_at, received_at)
     study.last_received_at = max(study.last_received_at, received_at)
+    if study.state not in {StudyState.RECEIVING, StudyState.QUARANTINED}:  # late: all of it is done again
+        study.complete, study.pending_since = False, None
+    study.pending_since = min(study.pending_since or received_at, received_at)
     study.state = StudyState.RECEIVING
     study.issuer_of_patient_id = study.issuer_of_patient_id or header.issuer_of_patient_id
     cataloguing.describe_study(study, header)
@@ -359,19 +352,16 @@ def _update_study(study: Study, plan: _Readable) -> None:
 def _quarantine(zone: ClinicalZone, session: Session, inbox: Inbox, stopped: _Stopped) -> None:
     """Write the row that a person will see; the file moves after the commit, to the path in the row."""
     key = f"index:{stopped.entry.id[-32:]}"
-    if session.scalar(select(QuarantineItem.id).where(QuarantineItem.dedupe_key == key)) is not None:
+    item = session.scalar(select(QuarantineItem).where(QuarantineItem.dedupe_key == key))
+    if item is not None and item.resolution != quarantine.FILING:
         return
     path = inbox.quarantine_path(stopped.entry, stopped.code)
-    item = QuarantineItem(
-        stage="index",
-        reason_code=stopped.code,
-        reason=stopped.reason,
-        study_id=stopped.study_id,
-        instance_id=stopped.instance_id,
-        dedupe_key=key,
-        path=str(path.relative_to(zone.root)),
-        calling_ae_title=getattr(stopped.entry, "calling_ae_title", ""),
-    )
+    item = item or QuarantineItem(stage="index", dedupe_key=key)
+    item.reason_code, item.reason = stopped.code, stopped.reason
+    item.study_id, item.instance_id = stopped.study_id, stopped.instance_id
+    item.path = str(path.relative_to(zone.root))
+    item.calling_ae_title = getattr(stopped.entry, "calling_ae_title", "")
+    item.resolution = ""
     session.add(item)
     session.flush()
     zone.ledger.append(session, kind=INSTANCE_QUARANTINED, subject_id=item.id, body={"code": stopped.code})

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
-from appliance import logs, routing
-from appliance.db.base import WorkState
-from appliance.db.clinical import ClinicalJob, Instance, Series, Study, StudyRevision, StudyState
+from appliance import logs, merges, patience, routing
+from appliance.db.base import WorkState, now
+from appliance.db.clinical import ClinicalJob, Study, StudyRevision, StudyState
 from appliance.db.engine import reading, writing
 from appliance.errors import ApplianceError
 from appliance.filing import IndexCounts, index_batch, open_inbox
 from appliance.reconciling import not_announced
-from dicom_node.assembly import is_complete
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,23 +24,29 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from appliance.ledger import Ledger
     from appliance.node import ClinicalZone
 
 __all__ = [
     "AssembleCounts",
+    "DisputedError",
     "IndexCounts",
     "IntakeError",
+    "Looks",
     "assemble",
     "assemble_due",
     "index_batch",
+    "mark_complete",
     "open_inbox",
     "remove_acknowledged_bundles",
     "retry_stopped",
 ]
 
+STUDY_COMPLETE: Final = "study.complete"
 STUDY_ASSEMBLED: Final = "study.assembled"
 STUDY_QUARANTINED: Final = "study.quarantined"
 RULE_FAILED: Final = "rule_failed"
+IDENTITY_DISPUTED: Final = "identity_disputed"
 ASSEMBLED: Final = "intake.assembled"
 ASSEMBLY_FAILED: Final = "intake.assembly_failed"
 STOPPED: Final = "intake.study_stopped"
@@ -55,6 +60,10 @@ class IntakeError(ApplianceError):
     """A study that cannot be assembled as asked."""
 
 
+class DisputedError(IntakeError):
+    """A study of which nobody knows yet whose it is."""
+
+
 @dataclass(frozen=True)
 class AssembleCounts:
     """What one look at the studies did."""
@@ -64,11 +73,42 @@ class AssembleCounts:
     stopped: int = 0
 
 
-def assemble_due(zone: ClinicalZone, at: datetime) -> AssembleCounts:
-    """Assemble every study whose quiet period is over, and let the rules decide what becomes of it.
+@dataclass
+class Looks:
+    """The looks at the studies that wait; one after another, by the indexer alone.
 
-    A study whose rules cannot be evaluated is stopped, see :func:`retry_stopped`; one that fails otherwise
-    stays as it is. Neither holds up another.
+    A study that its sender or staff called complete is assembled as soon as all that was received before is
+    filed. When it was called so is in no row: each look remembers what it saw first.
+    """
+
+    zone: ClinicalZone
+    _complete_since: dict[str, datetime] = field(default_factory=dict)
+
+    def look(self, at: datetime) -> AssembleCounts:
+        """Assemble what is due; parameters and errors as of :func:`assemble_due`."""
+        zone = self.zone
+        with reading(zone.engine) as session:
+            waits = patience.read(session, zone.settings.assembly)
+            due = patience.due(session, waits, at)
+            due += [study_id for study_id in self._complete(session, at) if study_id not in set(due)]
+            waiting = session.scalar(
+                select(func.count()).select_from(Study).where(Study.state == StudyState.RECEIVING)
+            )
+        return replace(_assemble_all(zone, due, at), waiting=max((waiting or 0) - len(due), 0))
+
+    def _complete(self, session: Session, at: datetime) -> list[str]:
+        states = (StudyState.RECEIVING, StudyState.QUARANTINED)
+        found = session.scalars(select(Study.id).where(Study.state.in_(states), Study.complete)).all()
+        seen_at = now()
+        self._complete_since = {study_id: self._complete_since.get(study_id, seen_at) for study_id in found}
+        return [study_id for study_id, since in self._complete_since.items() if since <= at]
+
+
+def assemble_due(zone: ClinicalZone, at: datetime) -> AssembleCounts:
+    """Assemble every study whose wait is over, and let the rules decide what becomes of it.
+
+    A study whose rules cannot be evaluated, or whose patient is disputed, is stopped, see
+    :func:`retry_stopped`; one that fails otherwise stays as it is. Neither holds up another.
 
     Parameters
     ----------
@@ -81,40 +121,51 @@ def assemble_due(zone: ClinicalZone, at: datetime) -> AssembleCounts:
     Exception
         What the first study that failed raised, after all others.
     """
-    settings = zone.settings.assembly
-    with reading(zone.engine) as session:
-        waiting = session.scalars(select(Study).where(Study.state == StudyState.RECEIVING)).all()
-        due = [
-            study.id
-            for study in waiting
-            if is_complete(
-                _first_pending(session, study),
-                study.last_received_at,
-                at,
-                settings.quiet_period_s,
-                settings.max_wait_s,
-            )
-        ]
-    counts = _assemble_all(zone, due)
-    return replace(counts, waiting=len(waiting) - len(due))
+    return Looks(zone).look(at)
+
+
+def mark_complete(session: Session, ledger: Ledger, study_id: str, actor: str) -> bool:
+    """Say that nothing more comes of a study, in the caller's writing transaction; the next look assembles.
+
+    Returns
+    -------
+    bool
+        Whether it waited; one that is assembled already stays as it is.
+
+    Raises
+    ------
+    IntakeError
+        If there is no such study.
+    """
+    study = session.get(Study, study_id)
+    if study is None:
+        raise IntakeError(f"study {study_id}: does not exist")
+    if study.state not in {StudyState.RECEIVING, StudyState.QUARANTINED}:
+        return False
+    study.complete = True
+    ledger.append(session, kind=STUDY_COMPLETE, subject_id=study_id, actor=actor)
+    return True
 
 
 def retry_stopped(zone: ClinicalZone) -> AssembleCounts:
     """Assemble the studies that the rules stopped, where staff have mended them; raises as for those due."""
     with reading(zone.engine) as session:
         stopped = session.scalars(select(Study.id).where(Study.state == StudyState.QUARANTINED)).all()
-    return _assemble_all(zone, stopped)
+    return _assemble_all(zone, stopped, now())
 
 
-def _assemble_all(zone: ClinicalZone, study_ids: Sequence[str]) -> AssembleCounts:
+def _assemble_all(zone: ClinicalZone, study_ids: Sequence[str], at: datetime) -> AssembleCounts:
     assembled = stopped = 0
     failed: Exception | None = None
     for study_id in study_ids:
         try:
-            assemble(zone, study_id)
+            assemble(zone, study_id, at=at)
             assembled += 1
         except routing.RuleError as error:
-            _stop(zone, study_id, str(error))
+            _stop(zone, study_id, RULE_FAILED, str(error))
+            stopped += 1
+        except DisputedError as error:
+            _stop(zone, study_id, IDENTITY_DISPUTED, str(error))
             stopped += 1
         except Exception as error:
             _logger.exception(ASSEMBLY_FAILED, study_id=study_id)
@@ -124,26 +175,36 @@ def _assemble_all(zone: ClinicalZone, study_ids: Sequence[str]) -> AssembleCount
     return AssembleCounts(assembled=assembled, stopped=stopped)
 
 
-def _stop(zone: ClinicalZone, study_id: str, reason: str) -> None:
+def _stop(zone: ClinicalZone, study_id: str, code: str, reason: str) -> None:
     """Let staff see why a study was not assembled; nothing of it goes anywhere meanwhile."""
     with writing(zone.engine) as session:
         study = session.get(Study, study_id)
         if study is None or study.state == StudyState.ASSEMBLED:
             return
         if study.state == StudyState.RECEIVING:
-            body = {"code": RULE_FAILED}
+            body = {"code": code}
             zone.ledger.append(session, kind=STUDY_QUARANTINED, subject_id=study_id, body=body)
-        study.state, study.reason = StudyState.QUARANTINED, reason
+        study.state, study.reason, study.complete = StudyState.QUARANTINED, reason, False
     _logger.warning(STOPPED, study_id=study_id)
 
 
-def assemble(zone: ClinicalZone, study_id: str, actor: str = "node") -> str | None:
+def assemble(
+    zone: ClinicalZone, study_id: str, actor: str = "node", *, at: datetime | None = None
+) -> str | None:
     """Make the next revision of a study at once; return its id, or None when nothing is new.
+
+    Parameters
+    ----------
+    at : datetime or None
+        The moment up to which everything received is filed, if known: what is received later belongs to the
+        next revision.
 
     Raises
     ------
     IntakeError
         If there is no such study.
+    DisputedError
+        If a person has to decide first whose study it is.
     RuleError
         If a rule cannot be evaluated; the study stays as it is.
     """
@@ -151,28 +212,26 @@ def assemble(zone: ClinicalZone, study_id: str, actor: str = "node") -> str | No
         study = session.get(Study, study_id)
         if study is None:
             raise IntakeError(f"study {study_id}: does not exist")
-        if study.state == StudyState.ASSEMBLED:
+        if study.state in {StudyState.ASSEMBLED, StudyState.DISCARDED}:
             return None
+        if merges.is_disputed(session, study_id):
+            raise DisputedError(merges.DISPUTED)
+        present = now()
         revision = StudyRevision(
-            study_id=study.id, number=study.revision + 1, instance_count=study.instance_count
+            study_id=study.id,
+            number=study.revision + 1,
+            instance_count=study.instance_count,
+            assembled_at=max(min(at or present, present), study.last_received_at),
         )
         session.add(revision)
         study.revision = revision.number
         study.state = StudyState.ASSEMBLED
-        study.reason = None
+        study.reason = study.pending_since = None
         session.flush()
         body = {"study_id": study.id, "number": revision.number, "instances": revision.instance_count}
         zone.ledger.append(session, kind=STUDY_ASSEMBLED, subject_id=revision.id, body=body, actor=actor)
         routing.apply(zone, session, revision.id)
-        session.flush()
-        jobs = session.scalars(
-            select(ClinicalJob).where(
-                ClinicalJob.subject_id == revision.id, ClinicalJob.state == WorkState.QUEUED
-            )
-        ).all()
-        for job in jobs:
-            job.woken_at = revision.assembled_at
-        wake = [(job.kind, job.id) for job in jobs]
+        wake = _announced(session, revision.id, present)
         revision_id, number = revision.id, revision.number
     unsent = [job_id for kind, job_id in wake if not zone.wake(kind, job_id)]
     if unsent:
@@ -181,24 +240,16 @@ def assemble(zone: ClinicalZone, study_id: str, actor: str = "node") -> str | No
     return revision_id
 
 
-def _first_pending(session: Session, study: Study) -> datetime:
-    """Return when the first instance came that no revision counts yet."""
-    if study.revision == 0:
-        return study.first_received_at
-    counted = session.scalar(
-        select(StudyRevision.instance_count).where(
-            StudyRevision.study_id == study.id, StudyRevision.number == study.revision
+def _announced(session: Session, revision_id: str, at: datetime) -> list[tuple[str, str]]:
+    session.flush()
+    jobs = session.scalars(
+        select(ClinicalJob).where(
+            ClinicalJob.subject_id == revision_id, ClinicalJob.state == WorkState.QUEUED
         )
-    )
-    pending = max(study.instance_count - (counted or 0), 1)
-    newest = (
-        select(Instance.received_at)
-        .join(Series, Series.id == Instance.series_id)
-        .where(Series.study_id == study.id)
-        .order_by(Instance.received_at.desc())
-        .limit(pending)
-    )
-    return min(session.scalars(newest), default=study.last_received_at)
+    ).all()
+    for job in jobs:
+        job.woken_at = at
+    return [(job.kind, job.id) for job in jobs]
 
 
 def remove_acknowledged_bundles(zone: ClinicalZone) -> int:

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from anonymizer import vault
 from anonymizer.engine import Context, Quarantined, Released, deidentify_file, read_patient
 from anonymizer.keys import ProjectKeys
-from appliance import logs
+from appliance import logs, merges
 from appliance.crossing import INSTANCES, BundleWriter, InstanceItem
 from appliance.db.clinical import Instance, QuarantineItem, Result, Series, StudyRevision, VaultEntry
 from appliance.db.engine import reading, writing
@@ -34,6 +34,7 @@ STUDY_DEIDENTIFIED: Final = "study.deidentified"
 UNFORESEEN: Final = "release.unforeseen_error"
 INSTANCE_STOPPED: Final = "release.instance_stopped"
 STUDY_RELEASED: Final = "release.done"
+DISPUTED_S: Final = 60.0  # until the next look whether a person has decided
 _RENEWALS: Final = 30  # in the length of a lease
 
 _logger = logs.logger(__name__)
@@ -89,8 +90,12 @@ def release_study(zone: ClinicalZone, claim: Claim) -> None:
     with reading(zone.engine) as session:
         revision = session.get(StudyRevision, claim.subject_id)
         sources = [] if revision is None else _sources(session, revision)
+        disputed = revision is not None and merges.is_disputed(session, revision.study_id)
     if revision is None:
         claim.die("the study revision does not exist")
+        return
+    if disputed:
+        claim.postpone(merges.DISPUTED, DISPUTED_S)
         return
     bundle_id = bundle_id_of(revision.id, project)
     writer = BundleWriter(zone.settings.crossing_out, bundle_id)

@@ -1,19 +1,29 @@
-"""Rules: what happens with an assembled study. Conditions and actions are rows."""
+"""Rules: what happens with an assembled study, evaluated once per revision, stored with its reasons."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+import hashlib
+from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import and_, func, select
 
-from appliance import logs
-from appliance.db.clinical import ClinicalJob, Instance, Result, Rule, Series, Study, StudyRevision
+from appliance import actions, conditions, facts, logs, merges
+from appliance.actions import Explanation, Outcome
+from appliance.conditions import Facts, RuleError
+from appliance.db.clinical import (
+    ClinicalJob,
+    Instance,
+    Result,
+    Rule,
+    Series,
+    Study,
+    StudyRevision,
+    StudyState,
+)
 from appliance.db.engine import writing
-from appliance.errors import ApplianceError
+from appliance.queueing import queue_missing
 from appliance.work import enqueue
 
 if TYPE_CHECKING:
@@ -24,56 +34,16 @@ if TYPE_CHECKING:
 
     from appliance.node import ClinicalZone
 
-CONDITIONS: Final = ("modality", "body_part", "description", "calling_ae_title")
-ACTIONS: Final = ("research", "inference", "destinations", "priority")
-LOWEST_PRIORITY: Final = 9
-DEFAULT_PRIORITY: Final = 5
-MAX_PATTERN: Final = 200
-MAX_DESCRIPTION: Final = 64  # PS3.5 table 6.2-1, LO
-MAX_REPEATS: Final = 6
-_REPEATED_GROUP: Final = re.compile(r"\)[*+{]")
-_REPEAT: Final = re.compile(r"[*+{]")
+__all__ = ["Facts", "Outcome", "RuleError", "apply", "apply_again", "catch_up", "decide", "enabled_rules"]
+
 STUDY_ROUTED: Final = "study.routed"
-RULE_CHANGED: Final = "rule.changed"
+STUDY_ROUTED_AGAIN: Final = "study.routed_again"
+STUDY_DISCARDED: Final = "study.discarded"
 CAUGHT_UP: Final = "routing.caught_up"
 CATCH_UP_S: Final = 24 * 3600.0
+NOTHING_NEW: Final = "nothing but results of ours is new"
 
 _LOG = logs.logger(__name__)
-
-
-class RuleError(ApplianceError):
-    """A rule that cannot be applied; the message names the field."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What rules can see of a study."""
-
-    modalities: frozenset[str]
-    body_parts: frozenset[str]
-    description: str
-    calling_ae_title: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the rules decided; stored as ``StudyRevision.rule_outcome``.
-
-    ``instances`` counts the study's instances that are not results of ours: a later revision that adds none
-    of these triggers nothing.
-    """
-
-    rules: tuple[str, ...] = ()
-    research: bool = False
-    inference: bool = False
-    destinations: tuple[str, ...] = ()
-    priority: int = DEFAULT_PRIORITY
-    instances: int = 0
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the outcome as stored."""
-        values = asdict(self)
-        return {**values, "rules": list(self.rules), "destinations": list(self.destinations)}
 
 
 def apply(zone: ClinicalZone, session: Session, revision_id: str) -> Outcome:
@@ -81,7 +51,7 @@ def apply(zone: ClinicalZone, session: Session, revision_id: str) -> Outcome:
 
     A revision that holds nothing new but our own results triggers nothing. Called again, it changes nothing:
     jobs have one key for each revision. After the commit the caller may wake workers; the reconciler does in
-    any case.
+    any case. A study that a rule discards is marked so, with the rule's reason.
 
     Raises
     ------
@@ -92,20 +62,71 @@ def apply(zone: ClinicalZone, session: Session, revision_id: str) -> Outcome:
     if revision is None:
         raise RuleError(f"study revision {revision_id}: does not exist")
     instances = _count_foreign(session, revision.study_id)
-    outcome = Outcome(instances=instances)
+    outcome = Outcome(explanation=(Explanation("all rules", matched=False, why=NOTHING_NEW),))
     if instances > _counted_before(session, revision):
-        rules = session.scalars(select(Rule).where(Rule.enabled).order_by(Rule.position, Rule.name)).all()
-        outcome = replace(decide(rules, gather(session, revision.study_id)), instances=instances)
+        outcome = decide(
+            enabled_rules(session), facts.gather(session, revision.study_id, revision.assembled_at)
+        )
+    outcome = replace(outcome, instances=instances)
     revision.rule_outcome = outcome.as_json()
-    inference = outcome.inference and zone.settings.inference.enabled  # else nobody would ever take the job
-    for wanted, kind in ((outcome.research, "deidentify"), (inference, "infer")):
-        if wanted:
-            enqueue(
-                session, ClinicalJob, kind, revision.id, f"{kind}:{revision.id}", priority=outcome.priority
-            )
-    body = {"research": outcome.research, "inference": outcome.inference, "rules": len(outcome.rules)}
-    zone.ledger.append(session, kind=STUDY_ROUTED, subject_id=revision.id, body=body)
+    _enqueue(zone, session, revision.id, outcome)
+    if outcome.discard:
+        _discard(zone, session, revision.study_id, outcome)
+    _record(zone, session, STUDY_ROUTED, revision.id, outcome, "node")
     return outcome
+
+
+def apply_again(zone: ClinicalZone, session: Session, study_id: str, actor: str) -> tuple[Outcome, int]:
+    """Let today's rules decide of a study that is assembled, in the caller's transaction.
+
+    What they ask for newly is done: research, models, and deliveries of the results that there are to
+    destinations that have none of them. What was done stays done; nothing is delivered twice.
+
+    Returns
+    -------
+    outcome : Outcome
+    deliveries : int
+        How many are new.
+
+    Raises
+    ------
+    RuleError
+        If the study cannot be decided of now, or the rules would discard it: then nothing is changed.
+    """
+    study, revision = _assembled(session, study_id)
+    found = facts.gather(session, study_id, revision.assembled_at)
+    outcome = replace(decide(enabled_rules(session), found), instances=found.instances)
+    if outcome.discard:
+        raise RuleError("the rules would discard this study now; nothing was changed")
+    before = revision.rule_outcome
+    revision.rule_outcome = outcome.as_json()
+    study.state, study.reason = StudyState.ASSEMBLED, None
+    asked = (before.get("inference") is True, sorted(before.get("models") or ()))
+    if "infer" not in _enqueue(zone, session, revision.id, outcome) and (
+        outcome.infers and asked != (outcome.inference, list(outcome.models))
+    ):
+        _infer_again(zone, session, revision.id, outcome)
+    deliveries = queue_missing(session, study_id, outcome.destinations, outcome.priority)
+    _record(zone, session, STUDY_ROUTED_AGAIN, revision.id, outcome, actor, deliveries=deliveries)
+    return outcome, deliveries
+
+
+def _assembled(session: Session, study_id: str) -> tuple[Study, StudyRevision]:
+    found = session.execute(
+        select(Study, StudyRevision)
+        .join(StudyRevision, and_(StudyRevision.study_id == Study.id, StudyRevision.number == Study.revision))
+        .where(Study.id == study_id, Study.state.in_([StudyState.ASSEMBLED, StudyState.DISCARDED]))
+    ).first()
+    if found is None:
+        raise RuleError("the study is not assembled; the rules are asked when it is")
+    if merges.is_disputed(session, study_id):
+        raise RuleError(merges.DISPUTED)
+    return found[0], found[1]
+
+
+def enabled_rules(session: Session) -> Sequence[Rule]:
+    """Return the rules that are asked, in their order."""
+    return session.scalars(select(Rule).where(Rule.enabled).order_by(Rule.position, Rule.name)).all()
 
 
 def catch_up(zone: ClinicalZone, at: datetime) -> int:
@@ -124,7 +145,7 @@ def catch_up(zone: ClinicalZone, at: datetime) -> int:
         ).all()
         for revision in current:
             outcome = revision.rule_outcome
-            if outcome.get("inference") is True:
+            if outcome.get("inference") is True or outcome.get("models"):
                 key = f"infer:{revision.id}"
                 queued = enqueue(
                     session, ClinicalJob, "infer", revision.id, key, priority=int(outcome["priority"])
@@ -135,104 +156,77 @@ def catch_up(zone: ClinicalZone, at: datetime) -> int:
     return jobs
 
 
-def decide(rules: Sequence[Rule], facts: Facts) -> Outcome:
-    """Join the actions of all rules that match: any may ask, the most urgent priority wins.
+def decide(rules: Sequence[Rule], found: Facts) -> Outcome:
+    """Join the actions of all rules that match, and say of every rule why it did or did not.
 
     Raises
     ------
     RuleError
         Naming the rule that cannot be evaluated: it never counts as one that does not match.
     """
-    matched = [rule for rule in rules if _applies(rule, facts)]
-    actions = [rule.action for rule in matched]
-    names = {name for action in actions for name in action.get("destinations", ())}
-    return Outcome(
-        rules=tuple(rule.name for rule in matched),
-        research=any(action.get("research") is True for action in actions),
-        inference=any(action.get("inference") is True for action in actions),
-        destinations=tuple(sorted(names)),
-        priority=min(
-            (action.get("priority", DEFAULT_PRIORITY) for action in actions), default=DEFAULT_PRIORITY
-        ),
-    )
+    explained = [(rule, explain(rule, found)) for rule in rules]
+    outcome = actions.joined([rule for rule, said in explained if said.matched], fetched=found.fetched)
+    return replace(outcome, explanation=tuple(said for _, said in explained))
 
 
-def _applies(rule: Rule, facts: Facts) -> bool:
+def explain(rule: Rule, found: Facts) -> Explanation:
+    """Say whether a rule matches, and why; raises as :func:`decide`."""
     try:
-        applies = matches(rule.condition, facts)
-        if applies:
-            check_action(rule.action)
+        verdict = conditions.evaluate(rule.condition, found)
+        if verdict.holds:
+            actions.check(rule.action)
     except RuleError as error:
         raise RuleError(f"rule {rule.name!r}: {error}") from error
-    return applies
+    why = " and ".join(verdict.reasons)
+    if verdict.holds and found.fetched and actions.spared(rule):
+        why += "; its models and destinations do not apply to a fetched study, as it does not name them"
+    return Explanation(rule.name, verdict.holds, why)
 
 
-def matches(condition: Mapping[str, Any], facts: Facts) -> bool:
-    """Whether every condition that is given holds; raises like :func:`check_condition`."""
-    check_condition(condition)
-    wanted = {
-        name: frozenset(condition.get(name, ())) for name in ("modality", "body_part", "calling_ae_title")
+def _enqueue(zone: ClinicalZone, session: Session, revision_id: str, outcome: Outcome) -> list[str]:
+    """Queue what is asked for, each kind once for a revision; return the kinds that are new."""
+    inference = outcome.infers and zone.settings.inference.enabled  # else nobody would ever take the job
+    wanted = [kind for kind, asks in (("deidentify", outcome.research), ("infer", inference)) if asks]
+    return [
+        kind
+        for kind in wanted
+        if enqueue(
+            session, ClinicalJob, kind, revision_id, f"{kind}:{revision_id}", priority=outcome.priority
+        )
+    ]
+
+
+def _infer_again(zone: ClinicalZone, session: Session, revision_id: str, outcome: Outcome) -> None:
+    """Queue one more job for models that were not asked for; those that answered are not run again."""
+    if zone.settings.inference.enabled:
+        asked = hashlib.sha256(repr((outcome.inference, outcome.models)).encode()).hexdigest()[:16]
+        key = f"infer:{revision_id}:{asked}"
+        enqueue(session, ClinicalJob, "infer", revision_id, key, priority=outcome.priority)
+
+
+def _discard(zone: ClinicalZone, session: Session, study_id: str, outcome: Outcome) -> None:
+    study = session.get_one(Study, study_id)
+    study.state, study.reason = StudyState.DISCARDED, outcome.discard
+    zone.ledger.append(session, kind=STUDY_DISCARDED, subject_id=study_id, body={"rules": len(outcome.rules)})
+
+
+def _record(
+    zone: ClinicalZone,
+    session: Session,
+    kind: str,
+    revision_id: str,
+    outcome: Outcome,
+    actor: str,
+    **counts: int,
+) -> None:
+    body = {
+        "research": outcome.research,
+        "inference": outcome.infers,
+        "rules": len(outcome.rules),
+        "destinations": len(outcome.destinations),
+        **counts,
     }
-    return (
-        ("modality" not in condition or bool(wanted["modality"] & facts.modalities))
-        and ("body_part" not in condition or bool(wanted["body_part"] & facts.body_parts))
-        and ("calling_ae_title" not in condition or facts.calling_ae_title in wanted["calling_ae_title"])
-        and ("description" not in condition or _found(condition["description"], facts.description))
-    )
-
-
-def check_condition(condition: object) -> None:
-    """Refuse what is no condition.
-
-    Raises
-    ------
-    RuleError
-        Naming the field and what was expected.
-    """
-    if not isinstance(condition, Mapping):
-        raise RuleError("condition: expected fields with values")
-    for name, value in condition.items():
-        if name not in CONDITIONS:
-            raise RuleError(f"condition.{name}: unknown; expected one of {', '.join(CONDITIONS)}")
-        if name == "description":
-            _check_pattern(value)
-        elif not (isinstance(value, list) and value and all(isinstance(item, str) for item in value)):
-            raise RuleError(f"condition.{name}: expected a list of texts that is not empty")
-
-
-def check_action(action: object) -> None:
-    """Refuse what is no action; raises like :func:`check_condition`."""
-    if not isinstance(action, Mapping):
-        raise RuleError("action: expected fields with values")
-    for name, value in action.items():
-        if name not in ACTIONS:
-            raise RuleError(f"action.{name}: unknown; expected one of {', '.join(ACTIONS)}")
-        if name in {"research", "inference"} and not isinstance(value, bool):
-            raise RuleError(f"action.{name}: expected true or false")
-        if name == "destinations" and not (
-            isinstance(value, list) and all(isinstance(item, str) for item in value)
-        ):
-            raise RuleError("action.destinations: expected a list of peer names")
-        if name == "priority" and (
-            isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LOWEST_PRIORITY
-        ):
-            raise RuleError(f"action.priority: expected 0 (most urgent) to {LOWEST_PRIORITY}")
-
-
-def gather(session: Session, study_id: str) -> Facts:
-    """Collect what rules can see of a study."""
-    study = session.get(Study, study_id)
-    if study is None:
-        raise RuleError(f"study {study_id}: does not exist")
-    series = session.execute(
-        select(Series.modality, Series.body_part_examined).where(Series.study_id == study_id)
-    ).all()
-    return Facts(
-        modalities=frozenset(row.modality for row in series if row.modality),
-        body_parts=frozenset(row.body_part_examined.upper() for row in series if row.body_part_examined),
-        description=study.study_description,
-        calling_ae_title=study.calling_ae_title,
-    )
+    zone.ledger.append(session, kind=kind, subject_id=revision_id, body=body, actor=actor)
 
 
 def _count_foreign(session: Session, study_id: str) -> int:
@@ -256,21 +250,3 @@ def _counted_before(session: Session, revision: StudyRevision) -> int:
         .limit(1)
     )
     return 0 if before is None else int(before.rule_outcome.get("instances", 0))
-
-
-def _check_pattern(value: object) -> None:
-    """Refuse patterns that are no patterns, or that could run for ever on a text of 64 characters."""
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_PATTERN:
-        raise RuleError(f"condition.description: expected a pattern of 1 to {MAX_PATTERN} characters")
-    if _REPEATED_GROUP.search(value) or len(_REPEAT.findall(value)) > MAX_REPEATS:
-        raise RuleError(
-            f"condition.description: expected no repeated group and at most {MAX_REPEATS} repeats"
-        )
-    try:
-        re.compile(value)
-    except re.error as error:
-        raise RuleError(f"condition.description: not a pattern ({error.msg} at {error.pos})") from error
-
-
-def _found(pattern: str, text: str) -> bool:
-    return re.search(pattern, text[:MAX_DESCRIPTION], re.IGNORECASE) is not None

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import func, select
 
-from appliance.db.clinical import Peer, Rule
-from appliance.routing import RULE_CHANGED, RuleError, check_action, check_condition
+from appliance import actions, conditions
+from appliance.conditions import RuleError
+from appliance.db.clinical import ModelState, ModelVersion, Peer, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,17 +19,24 @@ if TYPE_CHECKING:
     from appliance.ledger import Ledger
 
 RULE_ADDED: Final = "rule.added"
+RULE_CHANGED: Final = "rule.changed"
+RULE_MOVED: Final = "rule.moved"
 RULE_REMOVED: Final = "rule.removed"
 MAX_NAME: Final = 64
 
 
 @dataclass(frozen=True)
 class RuleChange:
-    """What to change of a rule; a condition or an action that is empty stays as it is, None likewise."""
+    """What to change of a rule; a condition or an action that is empty stays as it is, None likewise.
+
+    Fields of a flat condition and of an action join those that the rule has; ``whole``: the condition is
+    replaced.
+    """
 
     condition: Mapping[str, Any] = field(default_factory=dict)
     action: Mapping[str, Any] = field(default_factory=dict)
     enabled: bool | None = None
+    whole: bool = False
 
 
 def list_rules(session: Session) -> list[Rule]:
@@ -67,11 +75,30 @@ def change_rule(session: Session, ledger: Ledger, name: str, change: RuleChange,
     """Change the given fields of a rule, in the caller's writing transaction; raises as for a new one."""
     rule = _rule(session, name)
     _check(session, change)
-    rule.condition = {**rule.condition, **change.condition}
+    rule.condition = _changed_condition(rule, change)
     rule.action = {**rule.action, **change.action}
     rule.enabled = rule.enabled if change.enabled is None else change.enabled
     _record(session, ledger, RULE_CHANGED, rule, actor)
     return rule
+
+
+def _changed_condition(rule: Rule, change: RuleChange) -> dict[str, Any]:
+    if change.whole or not change.condition:
+        return dict(change.condition) if change.whole else rule.condition
+    if not (conditions.is_flat(rule.condition) and conditions.is_flat(change.condition)):
+        raise RuleError("condition: it is not of the flat form; expected it whole, as JSON")
+    return {**rule.condition, **change.condition}
+
+
+def move_rule(session: Session, ledger: Ledger, name: str, by: int, *, actor: str) -> None:
+    """Move a rule up (below zero) or down the list, in the caller's writing transaction."""
+    ordered, rule = list_rules(session), _rule(session, name)
+    target = min(max(ordered.index(rule) + by, 0), len(ordered) - 1)
+    ordered.remove(rule)
+    ordered.insert(target, rule)
+    for position, one in enumerate(ordered, start=1):
+        one.position = position
+    _record(session, ledger, RULE_MOVED, rule, actor)
 
 
 def remove_rule(session: Session, ledger: Ledger, name: str, *, actor: str) -> None:
@@ -89,12 +116,17 @@ def _rule(session: Session, name: str) -> Rule:
 
 
 def _check(session: Session, change: RuleChange) -> None:
-    check_condition(change.condition)
-    check_action(change.action)
-    wanted = set(change.action.get("destinations", ()))
-    known = set(session.scalars(select(Peer.name).where(Peer.is_destination)))
-    if wanted - known:
-        raise RuleError(f"action.destinations: no such destination among the peers: {sorted(wanted - known)}")
+    conditions.check(change.condition)
+    actions.check(change.action)
+    known = {
+        "destinations": select(Peer.name).where(Peer.is_destination),
+        "models": select(ModelVersion.name).where(ModelVersion.state != ModelState.REFUSED),
+    }
+    for name, statement in known.items():
+        missing = set(change.action.get(name, ())) - set(session.scalars(statement))
+        if missing:
+            what = "destination among the peers" if name == "destinations" else "model"
+            raise RuleError(f"action.{name}: no such {what}: {', '.join(sorted(missing))}")
 
 
 def _record(session: Session, ledger: Ledger, kind: str, rule: Rule, actor: str) -> None:

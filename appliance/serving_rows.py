@@ -6,11 +6,10 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import select, update
+from sqlalchemy import select, true, update
 
 from appliance import logs
 from appliance.db.clinical import (
-    ClinicalJob,
     Delivery,
     Instance,
     ModelState,
@@ -21,10 +20,10 @@ from appliance.db.clinical import (
     Study,
     StudyRevision,
 )
-from appliance.work import enqueue
+from appliance.queueing import queue_delivery
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.orm import Session
@@ -37,7 +36,6 @@ INFERENCE_DONE: Final = "inference.done"
 INFERENCE_OUTDATED: Final = "inference.outdated"
 DESTINATION_UNKNOWN: Final = "inference.destination_unknown"
 WITHHELD: Final = "withheld"
-DELIVERY_ATTEMPTS: Final = 40  # about 18 hours of growing pauses: a workstation that is off overnight
 _WITHHELD_REASON: Final = "superseded by the result of a later study revision"
 
 _LOG = logs.logger(__name__)
@@ -169,7 +167,7 @@ def load(session: Session, revision_id: str) -> Facts | None:
         outdated=_later_revision(session, study.id, revision.number),
         destinations=tuple(dict(revision.rule_outcome or {}).get("destinations", ())),
         sources=_sources(session, study.id, revision.assembled_at),
-        models=_models(session),
+        models=_models(session, dict(revision.rule_outcome or {})),
         earlier=_earlier(session, study.id),
     )
 
@@ -219,11 +217,13 @@ def _sources(session: Session, study_id: str, until: datetime) -> tuple[Source, 
     return tuple(Source(*row) for row in session.execute(statement))
 
 
-def _models(session: Session) -> tuple[Model, ...]:
-    serving = (ModelState.ACTIVE, ModelState.SHADOW)
+def _models(session: Session, outcome: Mapping[str, Any]) -> tuple[Model, ...]:
+    """Return the models that serve: all of them, or those that the rules named."""
+    serving = ModelVersion.state.in_((ModelState.ACTIVE, ModelState.SHADOW))
+    names = () if outcome.get("inference") is True else outcome.get("models") or ()
     rows = session.scalars(
         select(ModelVersion)
-        .where(ModelVersion.state.in_(serving))
+        .where(serving, ModelVersion.name.in_(names) if names else true())
         .order_by(ModelVersion.name, ModelVersion.created_at)
     )
     return tuple(
@@ -323,15 +323,7 @@ def _deliveries(session: Session, facts: Facts, result: Result, priority: int) -
             delivery = Delivery(result_id=result.id, peer_id=peer.id)
             session.add(delivery)
             session.flush()
-        job_id = enqueue(
-            session,
-            ClinicalJob,
-            "deliver",
-            delivery.id,
-            f"deliver:{delivery.id}",
-            priority=priority,
-            max_attempts=DELIVERY_ATTEMPTS,
-        )
+        job_id = queue_delivery(session, delivery.id, priority)
         if job_id is not None:
             jobs.append(job_id)
     return jobs

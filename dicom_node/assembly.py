@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
+
+
+@dataclass(frozen=True)
+class Waits:
+    """How long the studies of a source are waited for."""
+
+    quiet_period_s: float
+    max_wait_s: float
+
+
+def longest(waits: Iterable[Waits], default: Waits) -> Waits:
+    """Join the waits of several sources of one study: the slowest of them decides; none: the default."""
+    known = list(waits) or [default]
+    return Waits(max(one.quiet_period_s for one in known), max(one.max_wait_s for one in known))
 
 
 def is_complete(

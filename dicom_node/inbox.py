@@ -185,6 +185,16 @@ class Inbox:
         safe = "".join(character for character in code if character in _CODE_CHARACTERS)[:40] or "unknown"
         return self.quarantined / f"{entry.id[-32:]}-{safe}{_SUFFIX}"
 
+    def requeue(self, path: Path, entry_id: str) -> None:
+        """Let what was moved aside wait again, as if it were received now."""
+        path.rename(self.folder / f"{time.time_ns():020d}-{entry_id}{_SUFFIX}")
+        sync_folder(self.folder)
+        sync_folder(self.quarantined)
+
+    def waits(self, entry_id: str) -> bool:
+        """Whether this entry waits."""
+        return next(self.folder.glob(f"*-{entry_id}{_SUFFIX}"), None) is not None
+
     def recover(self) -> int:
         """Take the inbox for this process alone and remove what a killed receiver left half-written.
 

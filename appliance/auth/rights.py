@@ -17,6 +17,7 @@ class Right(StrEnum):
     VIEW_IDENTITY = "view_identity"  # names, identifiers, pictures
     REVIEW_QUARANTINE = "review_quarantine"
     MANAGE_PEERS = "manage_peers"  # peers and rules
+    MANAGE_RETENTION = "manage_retention"  # which studies are deleted when, and holds
     MANAGE_USERS = "manage_users"
     APPROVE_MODEL = "approve_model"
     APPROVE_PROTOCOL = "approve_protocol"
@@ -29,7 +30,14 @@ class Right(StrEnum):
 ROLES: Final[Mapping[str, frozenset[Right]]] = MappingProxyType(
     {
         "operator": frozenset(
-            {Right.VIEW, Right.MANAGE_PEERS, Right.MANAGE_USERS, Right.RETRY_JOBS, Right.REVIEW_QUARANTINE}
+            {
+                Right.VIEW,
+                Right.MANAGE_PEERS,
+                Right.MANAGE_RETENTION,
+                Right.MANAGE_USERS,
+                Right.RETRY_JOBS,
+                Right.REVIEW_QUARANTINE,
+            }
         ),
         "radiologist": frozenset({Right.VIEW, Right.VIEW_IDENTITY, Right.APPROVE_MODEL}),
         "privacy": frozenset(

@@ -29,6 +29,8 @@ MODULES: Final = (
     "labels",
     "peer",
     "rule",
+    "study",
+    "retention",
     "user",
     "ledger",
     "bench",

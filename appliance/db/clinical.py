@@ -116,6 +116,9 @@ class Study(ClinicalBase):
     on_hold: Mapped[bool] = mapped_column(Boolean, default=False)  # no retention rule deletes it
     first_received_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
     last_received_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now, index=True)
+    pending_since: Mapped[datetime | None] = mapped_column(
+        UTCDateTime
+    )  # first reception that no revision holds
     series: Mapped[list[Series]] = relationship(back_populates="study", cascade="all, delete-orphan")
     revisions: Mapped[list[StudyRevision]] = relationship(
         back_populates="study", cascade="all, delete-orphan"
@@ -128,7 +131,7 @@ class Series(ClinicalBase):
     __tablename__ = "series"
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     study_id: Mapped[str] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"), index=True)
-    series_instance_uid: Mapped[str] = mapped_column(String(64))
+    series_instance_uid: Mapped[str] = mapped_column(String(64), index=True)
     modality: Mapped[str] = mapped_column(String(16), default="")
     body_part_examined: Mapped[str] = mapped_column(String(16), default="")
     series_number: Mapped[str] = mapped_column(String(16), default="")
@@ -202,6 +205,8 @@ class QuarantineItem(ClinicalBase):
     calling_ae_title: Mapped[str] = mapped_column(String(16), default="")
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
     resolved_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    # "", filing (open still), filed, reviewed, discarding, discarded; a code of why may follow a colon
+    resolution: Mapped[str] = mapped_column(String(32), default="", index=True)
 
 
 class Rule(ClinicalBase):
@@ -212,9 +217,9 @@ class Rule(ClinicalBase):
     name: Mapped[str] = mapped_column(String(64), unique=True)
     enabled: Mapped[bool] = mapped_column(Boolean, default=True)
     position: Mapped[int] = mapped_column(Integer, default=0)
-    # modality, body_part, calling_ae_title: lists; description: a regular expression; absent means any
+    # of appliance.grammar; empty means any study
     condition: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
-    # research, inference: booleans; destinations: names of peers; priority: 0 is the most urgent
+    # of appliance.actions; empty means nothing
     action: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
 
@@ -409,7 +414,7 @@ class FetchedStudy(ClinicalBase):
     __table_args__ = (UniqueConstraint("fetch_id", "study_instance_uid"),)
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     fetch_id: Mapped[str] = mapped_column(ForeignKey("fetch.id", ondelete="CASCADE"), index=True)
-    study_instance_uid: Mapped[str] = mapped_column(String(64))
+    study_instance_uid: Mapped[str] = mapped_column(String(64), index=True)
     state: Mapped[str] = mapped_column(String(16), default="queued", index=True)  # queued, done, failed
     expected: Mapped[int | None] = mapped_column(Integer)  # instances, where the archive says so
     received: Mapped[int] = mapped_column(Integer, default=0)
@@ -462,7 +467,7 @@ class RetentionRule(ClinicalBase):
 
 
 class ClinicalJob(JobMixin, ClinicalBase):
-    """Work of the clinical zone. Kinds: deidentify, infer, deliver, evaluate, report, fetch."""
+    """Work of the clinical zone. Kinds: deidentify, infer, deliver, evaluate, report, fetch, erase."""
 
     __tablename__ = "job"
     __table_args__ = (Index("ix_job_due", "state", "next_try_at"),)

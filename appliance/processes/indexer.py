@@ -23,6 +23,7 @@ HOUSEKEEPING_EVERY_S: Final = 3.0
 COMPLETION_EVERY_S: Final = 1.0
 RETRY_STOPPED_EVERY_S: Final = 60.0
 CATCH_UP_EVERY_S: Final = 3600.0
+RETENTION_EVERY_S: Final = 5.0  # a step each, until all studies were looked at; then hourly
 MAX_FAILURES: Final = 10
 DUTY_FAILED: Final = "indexer.duty_failed"
 
@@ -95,11 +96,24 @@ def _body(process: base.Process) -> None:
 
 
 def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Duty]:
-    from appliance import broker, cataloguing, completion, delivery, intake, models, routing, work  # noqa: PLC0415  # noqa: PLC0415
+    from appliance import (  # noqa: PLC0415
+        broker,
+        cataloguing,
+        completion,
+        delivery,
+        intake,
+        models,
+        quarantine,
+        retention,
+        routing,
+        work,
+    )
     from appliance.db.base import now  # noqa: PLC0415
     from appliance.db.clinical import ClinicalJob  # noqa: PLC0415
 
     alive = _Paced(process.beat)
+    looks = intake.Looks(zone)
+    sweeper = retention.Sweeper(zone)
 
     def index() -> None:
         while not process.stopping.is_set() and intake.index_batch(zone, inbox, alive=alive).total:
@@ -109,7 +123,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         # Before the look at the inbox: what comes after it was received later than this moment.
         at = now()
         oldest = inbox.oldest_received_at()
-        intake.assemble_due(zone, at if oldest is None else min(at, oldest))
+        looks.look(at if oldest is None else min(at, oldest))
 
     def reconcile() -> None:
         def backlog(kind: str) -> int | None:
@@ -129,6 +143,8 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         Duty("reconcile", reconcile, RECONCILE_EVERY_S),
         Duty("catch_up", lambda: routing.catch_up(zone, now()), CATCH_UP_EVERY_S),
         Duty("candidates", lambda: models.take_in_candidates(zone), HOUSEKEEPING_EVERY_S),
+        Duty("quarantine", lambda: quarantine.settle(zone, inbox), HOUSEKEEPING_EVERY_S),
+        Duty("retention", lambda: sweeper.step(now()), RETENTION_EVERY_S),
         Duty("bundles", lambda: intake.remove_acknowledged_bundles(zone), HOUSEKEEPING_EVERY_S),
     ]
 

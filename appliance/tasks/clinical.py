@@ -23,3 +23,9 @@ def deliver_result(job_id: str) -> None:
 def report_commitment(job_id: str) -> None:
     """Tell a peer what of its instances is committed."""
     run_job(job_id, broker.CLINICAL_QUEUE)
+
+
+@task(clinical_app, broker.ERASE_FILES)
+def erase_files(job_id: str) -> None:
+    """Remove the files of a study whose rows are deleted."""
+    run_job(job_id, broker.CLINICAL_QUEUE)

@@ -46,6 +46,7 @@ def main() -> int:
     for module, function in (
         ("release", "release_study"),
         ("delivery", "deliver"),
+        ("erasing", "erase"),
         ("serving", "infer_study"),
         ("commitment", "report"),
         ("training", "run_round"),

@@ -8,7 +8,7 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from sqlalchemy import select, update
 
-from appliance import delivery, intake, work
+from appliance import delivery, intake, merges, quarantine, work
 from appliance.db.base import now
 from appliance.db.clinical import (
     ClinicalJob,
@@ -270,6 +270,28 @@ def test_a_result_that_a_newer_revision_did_not_supersede_is_delivered(scene: Sc
     row = scene.deliver()
     assert (row.state, row.reason, scene.job.state) == ("delivered", None, "done")
     assert scene.received == [scene.result.SOPInstanceUID]
+
+
+def test_a_result_waits_while_a_person_has_to_decide_whose_study_it_is(scene: Scene) -> None:
+    with writing(scene.zone.engine) as session:
+        item = QuarantineItem(
+            stage="index",
+            reason_code=merges.PATIENT_MISMATCH,
+            reason="-",
+            study_id=session.get_one(Result, scene.result_id).study_id,
+            dedupe_key="index:1",
+        )
+        session.add(item)
+    for _ in range(3):
+        scene.deliver()
+        scene.make_due()
+    row = scene.deliver()
+    assert (row.state, row.reason, scene.job.attempts) == ("queued", merges.DISPUTED, 0)
+    assert scene.received == []
+    with writing(scene.zone.engine) as session:
+        quarantine.discard(session, scene.zone.ledger, item.id, "wrong_patient", actor="u")
+    scene.make_due()
+    assert scene.deliver().state == "delivered"
 
 
 def test_a_delivery_that_a_person_retries_still_waits_for_the_newer_revision(scene: Scene) -> None:

@@ -17,7 +17,7 @@ from anonymizer.checker import find_residue
 from anonymizer.engine import deidentify_file
 from anonymizer.identifiers import identifiers_of
 from anonymizer.uids import well_known
-from appliance import crossing
+from appliance import crossing, merges
 from appliance.crossing import BundleWriter, InstanceItem
 from appliance.db.base import WorkState, new_id, now
 from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry, QuarantineItem, StudyRevision, VaultEntry
@@ -274,3 +274,20 @@ def _die_at(moment: str) -> None:
         BundleWriter.publish = published  # type: ignore[method-assign,assignment]
     else:
         appliance.release.insert_once = die  # type: ignore[assignment]
+
+
+def test_a_study_of_which_nobody_knows_whose_it_is_waits_for_a_person(node: Node) -> None:
+    revision_id = node.add_study(study_of(1))
+    with writing(node.clinical.engine) as session:
+        session.add(
+            QuarantineItem(
+                stage="index",
+                reason_code=merges.PATIENT_MISMATCH,
+                reason="-",
+                study_id=session.get_one(StudyRevision, revision_id).study_id,
+                dedupe_key="index:1",
+            )
+        )
+    job = node.release(revision_id)
+    assert (job.state, job.reason, job.attempts) == (WorkState.FAILED, merges.DISPUTED, 0)
+    assert list(crossing.read_bundles(node.settings)) == []

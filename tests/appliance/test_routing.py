@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select
 
-from appliance import routing
+from appliance import actions, conditions, routing
 from appliance.db.base import new_id, now
 from appliance.db.clinical import (
     ClinicalJob,
@@ -31,7 +31,16 @@ if TYPE_CHECKING:
     from appliance.node import ClinicalZone
     from appliance.settings import Settings
 
-CHEST = Facts(frozenset({"DX"}), frozenset({"CHEST"}), "Thorax pa", "PACS")
+CHEST = Facts(
+    {
+        "Modality": frozenset({"DX"}),
+        "BodyPartExamined": frozenset({"Chest"}),
+        "StudyDescription": frozenset({"Thorax pa"}),
+    },
+    instances=2,
+    calling_ae_title="PACS",
+    sources=frozenset({"PACS", "radiology"}),
+)
 
 
 def rule(name: str = "r", **parts: Any) -> Rule:
@@ -55,7 +64,7 @@ def rule(name: str = "r", **parts: Any) -> Rule:
     ],
 )
 def test_a_rule_matches_when_all_its_conditions_hold(condition: dict[str, Any], expected: bool) -> None:
-    assert routing.matches(condition, CHEST) is expected
+    assert conditions.evaluate(condition, CHEST).holds is expected
 
 
 @pytest.mark.parametrize(
@@ -92,7 +101,7 @@ def test_what_a_rule_would_do_matters_only_where_it_matches() -> None:
 )
 def test_a_pattern_that_could_run_for_ever_or_is_none_is_refused(pattern: object) -> None:
     with pytest.raises(routing.RuleError):
-        routing.check_condition({"description": pattern})
+        conditions.check({"description": pattern})
 
 
 @pytest.mark.parametrize(
@@ -106,11 +115,16 @@ def test_a_pattern_that_could_run_for_ever_or_is_none_is_refused(pattern: object
         {"priority": -1},
         {"priority": True},
         {"erase": True},
+        {"models": "nodules"},
+        {"models": [1]},
+        {"discard": True},
+        {"discard": "x" * 101},
+        {"discard": "two\nlines"},
     ],
 )
 def test_an_action_that_is_none_is_refused(action: dict[str, Any]) -> None:
     with pytest.raises(routing.RuleError):
-        routing.check_action(action)
+        actions.check(action)
 
 
 def test_the_actions_of_all_matching_rules_join() -> None:
@@ -178,8 +192,12 @@ def test_an_assembled_study_goes_to_research_and_inference_once(clinical_zone: C
         revision = session.get(StudyRevision, revision_id)
         kinds = session.scalars(select(ClinicalLedgerEntry.kind)).all()
     assert revision is not None
+    (why,) = revision.rule_outcome.pop("explanation")
+    assert why == {"rule": "everything", "matched": True, "why": "it applies to every study"}
     assert revision.rule_outcome == {
         "rules": ["everything"],
+        "models": [],
+        "discard": "",
         "research": True,
         "inference": True,
         "destinations": [],

@@ -4,9 +4,12 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 from typer.testing import CliRunner, Result
 
 from appliance import cli
+from tests.dicom_node.support import ct
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,3 +78,76 @@ def test_a_wrong_rule_is_refused_and_the_field_named(
     assert done.exit_code == 2
     assert message in done.output
     assert rules(config) == before
+
+
+EVENING = '{"all": [{"attribute": "Modality", "in": ["CT"]}, {"not": {"source": ["ARCHIVE"]}}]}'
+
+
+def test_a_rule_takes_a_whole_condition_and_a_place_in_the_list(config: str) -> None:
+    added = cloister(config, "rule", "add", "ct", "--condition", EVENING, "--research", "--discard", "")
+    assert added.exit_code == 0, added.output
+    assert rules(config)["ct"]["condition"] == json.loads(EVENING)
+    assert list(rules(config)) == ["everything", "ct"]
+    assert cloister(config, "rule", "move", "ct", "sideways").exit_code == 2
+    assert cloister(config, "rule", "move", "ct", "up").exit_code == 0
+    assert list(rules(config)) == ["ct", "everything"]
+    for where in ("up", "last", "first"):
+        assert cloister(config, "rule", "move", "ct", where).exit_code == 0
+    assert list(rules(config)) == ["ct", "everything"]
+    refused = cloister(config, "rule", "set", "ct", "--modality", "MR")
+    assert refused.exit_code == 2
+    assert "flat form" in refused.output
+    assert cloister(config, "rule", "set", "ct", "--condition", '{"modality": ["MR"]}').exit_code == 0
+    assert rules(config)["ct"]["condition"] == {"modality": ["MR"]}
+    listed = cloister(config, "rule", "list").output
+    assert "if    Modality is one of MR" in listed
+    assert "then  research" in listed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("add", "x", "--condition", "{"), "expected JSON"),
+        (("add", "x", "--condition", "{}", "--modality", "CT"), "expected it alone"),
+        (("add", "x", "--condition", '{"any": []}'), "condition.any"),
+        (("add", "x", "--model", "nodules"), "action.models: no such model: nodules"),
+        (("try",), "a study or a file"),
+        (("try", "--study", "abcdef"), "no such row"),
+        (("try", "nobody", "--file", "{file}"), "no rule of this name"),
+        (("try", "--file", "{config}"), "file: "),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    config: str, ct_file: Path, words: tuple[str, ...], message: str
+) -> None:
+    named = [word.replace("{file}", str(ct_file)).replace("{config}", config) for word in words]
+    done = cloister(config, "rule", *named)
+    assert done.exit_code == 2, done.output
+    assert message in done.output
+
+
+@pytest.fixture
+def ct_file(tmp_path: Path) -> Path:
+    path = tmp_path / "ct.dcm"
+    ds = ct(SeriesDescription="lung Miller^Anna")
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_rules_are_tried_on_a_file_and_nothing_is_stored(config: str, ct_file: Path) -> None:
+    cloister(config, "rule", "add", "ct", "--condition", EVENING, "--inference", "--disable")
+    tried = cloister(config, "rule", "try", "ct", "--file", str(ct_file))
+    assert tried.exit_code == 0, tried.output
+    assert tried.output == (
+        "ct: matched because Modality is one of CT (CT) and it did not come from ARCHIVE\n"
+    )
+    other = cloister(config, "rule", "try", "ct", "--file", str(ct_file), "--from", "ARCHIVE")
+    assert other.output == "ct: did not match because it came from ARCHIVE\n"
+    unsaved = '{"attribute": "SeriesDescription", "matches": "^lung"}'
+    said = cloister(config, "rule", "try", "--condition", unsaved, "--file", str(ct_file), "--json")
+    (explanation,) = json.loads(said.output)["explanation"]
+    assert explanation["matched"] is True
+    assert "Miller" not in said.output
+    assert json.loads(cloister(config, "study", "list", "--json").output) == []

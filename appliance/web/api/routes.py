@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from appliance import logs
 from appliance.auth.rights import Right
 from appliance.web import bodies, metrics, pictures
+from appliance.web.api import tryout
 from appliance.web.api.problems import problem
 from appliance.web.gate import VISIT
 from appliance.web.panel import live
@@ -46,6 +47,7 @@ def router(desk: Desk) -> APIRouter:
             )
     routes.add_api_route("/results/{result_id}/picture.png", _picture(desk), methods=["GET"])
     routes.add_api_route("/api/v1/results/{result_id}/picture.png", _picture(desk), methods=["GET"])
+    routes.add_api_route(tryout.PATH, tryout.route(desk), methods=["POST"])
     routes.add_api_route("/healthz", _healthz(desk), methods=["GET"])
     routes.add_api_route("/metrics", _metrics(desk), methods=["GET"])
     return routes

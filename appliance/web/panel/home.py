@@ -59,6 +59,7 @@ JOB_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "deidentify": "De-identification",
         "infer": "Inference",
         "deliver": "Delivery",
+        "erase": "Deletion of files",
         "evaluate": "Evaluation",
         "train": "Local round",
         "finalize": "Final evaluation",

@@ -178,7 +178,10 @@ def draw(view: JobsView, viewer: Viewer) -> Drawing:
     """Draw filters and the jobs of both zones."""
     del viewer
     states = [("", "All states"), *((s.value, _STATE_WORDS.get(s, s.value)) for s in WorkState)]
-    kinds = [("", "All work"), *((kind, JOB_NAMES[kind]) for kind in ("deidentify", "infer", "deliver"))]
+    kinds = [
+        ("", "All work"),
+        *((kind, JOB_NAMES[kind]) for kind in ("deidentify", "infer", "deliver", "erase")),
+    ]
     form = filters(
         "/jobs",
         select_field("state", "State", states, view.state, prefix=""),

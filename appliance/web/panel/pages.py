@@ -16,6 +16,8 @@ from appliance.web.panel import (
     quarantine,
     result,
     results,
+    retention,
+    rules,
     run,
     studies,
     study,
@@ -39,6 +41,8 @@ PAGES: Final[tuple[Page[Any], ...]] = (
     quarantine.PAGE,
     peers.PAGE,
     peer.PAGE,
+    rules.PAGE,
+    retention.PAGE,
     ledger.PAGE,
     users.PAGE,
 )

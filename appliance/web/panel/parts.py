@@ -43,6 +43,8 @@ TONES: Final[Mapping[str, str]] = MappingProxyType(
         "locked": "warn",
         "open": "warn",
         "reviewed": "ok",
+        "filed": "ok",
+        "discarded": "idle",
         "well": "ok",
         "needs attention": "bad",
         "stopped": "bad",

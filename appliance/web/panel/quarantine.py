@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import ColumnElement, func, select
 
+from appliance import merges, quarantine
 from appliance.auth.rights import Right
-from appliance.db.base import now
 from appliance.db.clinical import QuarantineItem
 from appliance.db.engine import reading, writing
 from appliance.web.panel import study_rows
@@ -19,9 +20,11 @@ from appliance.web.panel.parts import (
     Column,
     badge,
     button,
+    dialog,
     filters,
     link,
     nothing,
+    opener,
     page_head,
     pager,
     select_field,
@@ -31,7 +34,7 @@ from appliance.web.panel.parts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from markupsafe import Markup
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
     from appliance.web.desk import Desk, Viewer
 
 PAGE_SIZE: Final = 50
-REVIEWED: Final = "quarantine.reviewed"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class ItemRow:
     calling_ae_title: str
     created_at: datetime
     resolved_at: datetime | None
+    resolution: str
+    may_review: bool
+    may_file_again: bool
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,9 @@ def _row(item: QuarantineItem) -> ItemRow:
         calling_ae_title=item.calling_ae_title,
         created_at=item.created_at,
         resolved_at=item.resolved_at,
+        resolution=item.resolution,
+        may_review=item.reason_code not in merges.DISPUTES,
+        may_file_again=item.stage == quarantine.INDEX_STAGE and item.path is not None,
     )
 
 
@@ -144,6 +152,7 @@ def draw(view: QuarantineView, viewer: Viewer) -> Drawing:
             pager("/quarantine", view.page, view.pages, show=view.show, reason=view.reason_code),
             class_="alone",
         ),
+        "dialogs": el("div", (_dialog(row) for row in view.rows if _is_undecided(view, row))),
     }
 
 
@@ -164,8 +173,8 @@ def _table(view: QuarantineView) -> Markup:
             link(f"/studies/{row.study_id}", study_rows.study_name(row.study_id)) if row.study_id else DASH,
             row.calling_ae_title or DASH,
             when(row.created_at),
-            badge("reviewed" if row.resolved_at else "open"),
-            _review_button(row) if view.can_review and row.resolved_at is None else None,
+            _state(row),
+            _buttons(row) if _is_undecided(view, row) else None,
         )
         for row in view.rows
     ]
@@ -178,24 +187,83 @@ def _table(view: QuarantineView) -> Markup:
     return table("Quarantined items", columns, rows, empty=empty)
 
 
-def _review_button(row: ItemRow) -> Markup:
-    ask = Ask("Mark this item as reviewed? It stays inside and is recorded in the ledger as seen by you.")
+def _state(row: ItemRow) -> Markup:
+    word, _, why = row.resolution.partition(":")
+    if word == quarantine.FILING:
+        return badge("queued", text="being filed")
+    if row.resolved_at is None:
+        return badge("open")
+    discarded = word in {quarantine.DISCARDING, quarantine.GONE}
+    name = "discarded" if discarded else "filed" if word == quarantine.FILED else "reviewed"
+    return stack(
+        badge(name), el("small", quarantine.WHY[why]) if discarded and why in quarantine.WHY else None
+    )
+
+
+def _is_undecided(view: QuarantineView, row: ItemRow) -> bool:
+    return view.can_review and row.resolved_at is None and not row.resolution
+
+
+def _buttons(row: ItemRow) -> Markup:
+    seen = Ask("Mark this item as reviewed? It stays inside and is recorded in the ledger as seen by you.")
+    again = Ask(
+        "File this instance again? It is stopped once more unless what stopped it has been corrected."
+    )
     return el(
         "div",
-        button("review", "Mark reviewed", ask=ask, id=row.id, described=row.reason_code),
+        button("review", "Mark reviewed", ask=seen, id=row.id, described=row.reason_code)
+        if row.may_review
+        else None,
+        button("again", "File again", ask=again, id=row.id, described=row.reason_code)
+        if row.may_file_again
+        else None,
+        opener(f"discard-{row.id}", "Discard", style="danger"),
         class_="buttons",
+    )
+
+
+def _dialog(row: ItemRow) -> Markup:
+    lead = (
+        "The received instance is deleted. What is stored already stays as it is."
+        if row.may_file_again
+        else "The item is closed. What is stored stays as it is."
+    )
+    return dialog(
+        f"discard-{row.id}",
+        "Discard this item",
+        "discard",
+        select_field("why", "Because", list(quarantine.WHY.items())),
+        lead=lead,
+        submit="Discard",
+        id=row.id,
     )
 
 
 def review(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
     """Mark an item as seen by a person."""
-    with writing(desk.zone.engine) as session:
-        item = session.get(QuarantineItem, fields.get("id", ""))
-        if item is None or item.resolved_at is not None:
-            raise ActionRefusedError("This item is gone or was reviewed already.")
-        item.resolved_at = now()
-        desk.zone.ledger.append(session, kind=REVIEWED, subject_id=item.id, actor=viewer.user_id)
+    _decide(desk, quarantine.review, fields, actor=viewer.user_id)
     return "Marked as reviewed."
+
+
+def discard(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
+    """Give an item up, with a reason."""
+    run = partial(quarantine.discard, why=fields.get("why", ""))
+    _decide(desk, run, fields, actor=viewer.user_id)
+    return "Discarded."
+
+
+def again(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
+    """File an item once more."""
+    _decide(desk, quarantine.file_again, fields, actor=viewer.user_id)
+    return "It is filed again in a moment."
+
+
+def _decide(desk: Desk, run: Callable[..., None], fields: Mapping[str, str], *, actor: str) -> None:
+    try:
+        with writing(desk.zone.engine) as session:
+            run(session, desk.zone.ledger, fields.get("id", ""), actor=actor)
+    except quarantine.QuarantineError as error:
+        raise ActionRefusedError(f"Not done: {error}.") from error
 
 
 PAGE: Final = Page(
@@ -204,5 +272,9 @@ PAGE: Final = Page(
     right=Right.VIEW,
     load=load,
     draw=draw,
-    actions={"review": Action(Right.REVIEW_QUARANTINE, review)},
+    actions={
+        "review": Action(Right.REVIEW_QUARANTINE, review),
+        "discard": Action(Right.REVIEW_QUARANTINE, discard),
+        "again": Action(Right.REVIEW_QUARANTINE, again),
+    },
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import func, select
 
+from appliance import disputes, studies
 from appliance.auth.rights import Right
 from appliance.db.clinical import (
     ClinicalJob,
@@ -15,14 +16,17 @@ from appliance.db.clinical import (
     Series,
     Study,
     StudyRevision,
+    StudyState,
 )
 from appliance.db.engine import reading
-from appliance.web.panel import study_results, study_rows
+from appliance.web.panel import study_actions, study_results, study_rows
 from appliance.web.panel.markup import DASH, count, el, size, when
 from appliance.web.panel.page import Drawing, NotThereError, Page, Query
 from appliance.web.panel.parts import (
+    Ask,
     Column,
     badge,
+    button,
     card,
     code,
     facts,
@@ -74,6 +78,7 @@ class RevisionRow:
     instance_count: int
     assembled_at: datetime
     rules: tuple[str, ...]
+    explanation: tuple[str, ...]
     deidentification_state: str
     released_count: int
     quarantined_count: int
@@ -102,6 +107,13 @@ class StudyView:
     calling_ae_title: str
     state: str
     reason: str | None
+    complete: bool
+    on_hold: bool
+    can_work: bool
+    can_route: bool
+    can_hold: bool
+    can_review: bool
+    disputed: int  # instances in quarantine that say otherwise whose study it is
     instance_count: int
     first_received_at: datetime
     last_received_at: datetime
@@ -124,6 +136,13 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> StudyView:
             calling_ae_title=study.calling_ae_title,
             state=study.state,
             reason=study.reason,
+            complete=study.complete,
+            on_hold=study.on_hold,
+            can_work=Right.RETRY_JOBS in viewer.rights,
+            can_route=Right.MANAGE_PEERS in viewer.rights,
+            can_hold=Right.MANAGE_RETENTION in viewer.rights,
+            can_review=Right.REVIEW_QUARANTINE in viewer.rights,
+            disputed=disputes.waiting(session, study.id),
             instance_count=study.instance_count,
             first_received_at=study.first_received_at,
             last_received_at=study.last_received_at,
@@ -164,6 +183,7 @@ def _revisions(session: Session, study_id: str) -> tuple[RevisionRow, ...]:
             instance_count=revision.instance_count,
             assembled_at=revision.assembled_at,
             rules=_rule_names(revision.rule_outcome),
+            explanation=tuple(studies.explanation(revision.rule_outcome)),
             deidentification_state=revision.deidentification_state,
             released_count=revision.released_count,
             quarantined_count=revision.quarantined_count,
@@ -199,13 +219,58 @@ def draw(view: StudyView, viewer: Viewer) -> Drawing:
     del viewer
     title = (view.identity.patient_name if view.identity else "") or study_rows.study_name(view.id)
     return {
-        "head": page_head(title, marks=badge(view.state), lead=view.reason, back=("/studies", "Studies")),
+        "head": page_head(
+            title, _buttons(view), marks=_marks(view), lead=view.reason, back=("/studies", "Studies")
+        ),
         "body": grid(
             el("div", _journey(view), study_results.draw(view.results), _quarantine(view), class_="column"),
             el("div", _facts(view), _series_card(view), class_="column"),
             class_="wide-left",
         ),
     }
+
+
+def _buttons(view: StudyView) -> Markup:
+    """Draw what a person may decide of the study."""
+    shown: list[Markup] = []
+    waits = view.state in {StudyState.RECEIVING, StudyState.QUARANTINED}
+    if view.can_work and waits and not view.complete:
+        ask = Ask("Assemble this study now? What still comes of it makes a new revision.")
+        shown.append(button("assemble", "Assemble now", ask=ask, style="primary", study_id=view.id))
+    if view.can_route and not waits:
+        ask = Ask("Apply today's rules to this study? What it got already is not done twice.")
+        shown.append(button("route", "Apply rules again", ask=ask, study_id=view.id))
+    if view.can_hold:
+        name = ("release", "End hold") if view.on_hold else ("hold", "Hold")
+        shown.append(button(*name, described="deletion by retention rules", study_id=view.id))
+    if view.can_review and view.disputed:
+        shown += _decisions(view)
+    return el("div", shown, class_="buttons")
+
+
+def _decisions(view: StudyView) -> list[Markup]:
+    """Draw how a person settles whose study it is."""
+    stored, waiting = count(view.instance_count, "instance"), count(view.disputed, "instance")
+    keep = Ask(f"Keep the {stored} stored here, and discard the {waiting} in quarantine that say otherwise?")
+    take = Ask(
+        f"Delete the {stored} stored here with all results, and file the {waiting} from quarantine instead?"
+        " Results that were delivered stay where they are."
+    )
+    return [
+        button("keep", "Keep what is stored", ask=keep, study_id=view.id),
+        button("take", "Take what is in quarantine", ask=take, style="danger", study_id=view.id),
+    ]
+
+
+def _marks(view: StudyView) -> Markup:
+    complete = view.complete and view.state == StudyState.RECEIVING
+    return el(
+        "span",
+        badge(view.state),
+        badge("info", tone="info", text="complete") if complete else None,
+        badge("held", tone="warn", text="on hold") if view.on_hold else None,
+        class_="marks",
+    )
 
 
 def _facts(view: StudyView) -> Markup:
@@ -267,7 +332,7 @@ def _revision(row: RevisionRow) -> Markup:
     assembled = _line(when(row.assembled_at, seconds=True), count(row.instance_count, "instance"))
     steps: list[tuple[str, object]] = [
         ("Assembled", assembled),
-        ("Rules", ", ".join(row.rules) if row.rules else "none matched"),
+        ("Rules", _rules(row)),
         *((_STEPS.get(step.kind, step.kind), _step(step)) for step in row.steps),
     ]
     if row.deidentification_state:
@@ -277,6 +342,15 @@ def _revision(row: RevisionRow) -> Markup:
         steps.append(("Left for research", _line(badge(row.deidentification_state), numbers)))
     items = (el("li", el("span", name, class_="muted"), el("div", value)) for name, value in steps)
     return el("div", el("h3", f"Revision {row.number}"), el("ul", items, class_="steps"))
+
+
+def _rules(row: RevisionRow) -> Markup:
+    """Say which rules matched, and unfold why each did or did not."""
+    names = ", ".join(row.rules) if row.rules else "none matched"
+    if not row.explanation:
+        return el("span", names)
+    lines = el("ul", (el("li", line) for line in row.explanation), class_="why")
+    return el("details", el("summary", names), lines, id=f"why-{row.id}")
 
 
 def _line(*parts: object) -> Markup:
@@ -313,5 +387,11 @@ def _quarantine(view: StudyView) -> Markup | None:
 
 
 PAGE: Final = Page(
-    path="/studies/{study_id}", title="Study", right=Right.VIEW, load=load, draw=draw, menu="/studies"
+    path="/studies/{study_id}",
+    title="Study",
+    right=Right.VIEW,
+    load=load,
+    draw=draw,
+    actions=study_actions.ACTIONS,
+    menu="/studies",
 )

@@ -54,6 +54,20 @@
     send(target, target.dataset.action, fieldsOf(target));
   });
 
+  /* A file goes as the body of a request of its own; what the server says stays below the form. */
+  const upload = async (form) => {
+    const output = form.querySelector("output");
+    const query = new URLSearchParams();
+    for (const [name, value] of new FormData(form)) {
+      if (typeof value === "string" && value) query.set(name.replace(/^field-/, ""), value);
+    }
+    const file = form.querySelector("[type=file]").files[0];
+    output.textContent = "Reading\u2026";
+    const answer = await fetch(`${form.dataset.upload}?${query}`, { method: "POST", body: file }).catch(() => null);
+    const said = await answer?.json().catch(() => null);
+    output.textContent = said?.message || said?.detail || "This did not work.";
+  };
+
   document.addEventListener("submit", (event) => {
     const form = event.target;
     if (form.id === "confirm-form") {
@@ -63,6 +77,10 @@
       dialog.onsubmitted();
       return;
     }
+    if (form.dataset.upload) {
+      event.preventDefault();
+      return upload(form);
+    }
     if (!form.dataset.action) return;
     event.preventDefault();
     const fields = {};
@@ -70,7 +88,8 @@
       const key = name.replace(/^field-/, "");
       fields[key] = key in fields ? `${fields[key]},${value}` : value;
     }
-    send(form, form.dataset.action, fields);
+    const other = event.submitter?.dataset.submit;
+    send(other ? event.submitter : form, other || form.dataset.action, fields);
   });
 
   const toast = (ok, message) => {

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from appliance.auth import users
 from appliance.db.clinical import Peer, QuarantineItem, Study
@@ -15,6 +17,7 @@ from appliance.db.engine import reading, writing
 from appliance.web.panel.pages import PAGES
 from appliance.web.panel.shell import MENU
 from tests.appliance.web.seed import PASSWORD
+from tests.dicom_node.support import ct
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -251,3 +254,29 @@ def test_the_look_is_kept(window: Callable[..., Watched]) -> None:
     watched.page.get_by_role("button", name="Switch between light and dark").click()
     watched.open("/jobs")
     assert watched.page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_a_rule_is_tried_unsaved_and_on_a_file_without_leaving_the_page(
+    window: Callable[..., Watched], panel: PanelServer, tmp_path: Path
+) -> None:
+    watched = window()
+    watched.sign_in("ada")
+    watched.open("/rules")
+    loads = watched.loads
+    watched.page.get_by_role("button", name="Edit").first.click()
+    dialog = watched.page.locator("dialog[open]")
+    dialog.get_by_label("Condition").fill('{"attribute": "Modality", "in": ["MR"]}')
+    dialog.get_by_label("Try on study").fill(panel.seed.studies[4][:8])
+    dialog.get_by_role("button", name="Try").click()
+    watched.page.get_by_text("this rule: did not match because Modality is none of MR").wait_for()
+    assert dialog.is_visible()
+    dialog.get_by_role("button", name="Cancel").click()
+    path = tmp_path / "ct.dcm"
+    ds = ct()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.save_as(path, enforce_file_format=True)
+    watched.page.locator("input[type=file]").set_input_files(path)
+    watched.page.locator("form[data-upload] button").click()
+    watched.page.locator("output", has_text="everything: matched because").wait_for()
+    assert watched.loads == loads
