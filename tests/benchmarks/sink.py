@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import struct
-import sys
 from typing import Final
 
 ASSOCIATE_RQ: Final = 0x01
@@ -150,4 +149,4 @@ def _fill(peer: socket.socket, view: memoryview) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
