@@ -43,7 +43,7 @@ def cloister(folder: Path, processes: int) -> Iterator[Receiver]:
     """Run the SCP process of a node; every success is durable."""
     config = folder / "cloister.toml"
     config.write_text(
-        "[dicom]\nport = 0\nmin_free_mib = 1\n[logging]\nlevel = 'ERROR'\n",
+        f"[dicom]\nport = 0\nmin_free_mib = 1\nprocesses = {processes}\n[logging]\nlevel = 'ERROR'\n",
         encoding="utf-8",
     )
     settings = load_settings(config)
