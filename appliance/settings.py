@@ -222,6 +222,12 @@ class FederationSettings(_Section):
     max_model_mib: int = Field(default=512, ge=1, le=2048)
 
 
+class MonitoringSettings(_Section):
+    """What is kept of traffic, and when a source counts as silent."""
+
+    keep_traffic_days: int = Field(default=400, ge=60, le=3650)
+
+
 class LoggingSettings(_Section):
     """Logs go to standard error as JSON lines (or plain, for a person at a terminal)."""
 
@@ -252,6 +258,7 @@ class Settings(BaseSettings):
     web: WebSettings = WebSettings()
     dicomweb: DICOMwebSettings = DICOMwebSettings()
     federation: FederationSettings = FederationSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
     logging: LoggingSettings = LoggingSettings()
 
     @classmethod

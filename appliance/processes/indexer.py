@@ -23,6 +23,7 @@ HOUSEKEEPING_EVERY_S: Final = 3.0
 COMPLETION_EVERY_S: Final = 1.0
 RETRY_STOPPED_EVERY_S: Final = 60.0
 CATCH_UP_EVERY_S: Final = 3600.0
+THIN_EVERY_S: Final = 3600.0
 RETENTION_EVERY_S: Final = 5.0  # a step each, until all studies were looked at; then hourly
 MAX_FAILURES: Final = 10
 DUTY_FAILED: Final = "indexer.duty_failed"
@@ -106,6 +107,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         quarantine,
         retention,
         routing,
+        traffic,
         work,
     )
     from appliance.db.base import now  # noqa: PLC0415
@@ -124,6 +126,10 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         at = now()
         oldest = inbox.oldest_received_at()
         looks.look(at if oldest is None else min(at, oldest))
+
+    def thin() -> None:
+        keep_days = zone.settings.monitoring.keep_traffic_days
+        traffic.thin(zone.engine, traffic.oldest_kept(now(), keep_days))
 
     def reconcile() -> None:
         def backlog(kind: str) -> int | None:
@@ -145,6 +151,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         Duty("candidates", lambda: models.take_in_candidates(zone), HOUSEKEEPING_EVERY_S),
         Duty("quarantine", lambda: quarantine.settle(zone, inbox), HOUSEKEEPING_EVERY_S),
         Duty("retention", lambda: sweeper.step(now()), RETENTION_EVERY_S),
+        Duty("traffic", thin, THIN_EVERY_S),
         Duty("bundles", lambda: intake.remove_acknowledged_bundles(zone), HOUSEKEEPING_EVERY_S),
     ]
 
