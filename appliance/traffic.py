@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import case, delete, select
+from sqlalchemy import and_, case, delete, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from appliance import alarms
 from appliance.db.base import new_id, now
 from appliance.db.clinical import Instance, Peer, QuarantineItem, Traffic
 from appliance.db.engine import writing
@@ -88,7 +89,9 @@ def add(session: Session, flows: Iterable[Flow]) -> None:
     insert = sqlite.insert(Traffic) if sqlite_here else postgresql.insert(Traffic)
     given = insert.excluded
     changes = {name: getattr(Traffic, name) + given[name] for name in _AMOUNTS}
-    latest = case((given.last_at > Traffic.last_at, given.last_at), else_=Traffic.last_at)
+    # An association without instances, such as a C-ECHO each minute, is no sign of a source that sends.
+    moves = and_(given.last_at > Traffic.last_at, or_(given.instances > 0, Traffic.instances == 0))
+    latest = case((moves, given.last_at), else_=Traffic.last_at)
     statement = insert.on_conflict_do_update(
         index_elements=["hour", "direction", "ae_title", "station_name"],
         set_={**changes, "last_at": latest},
@@ -119,8 +122,9 @@ def count_received(session: Session, received: Iterable[tuple[InboxEntry, str]])
 
 
 def thin(engine: Engine, before: datetime) -> int:
-    """Forget the hours before a moment; return how many rows went."""
+    """Forget the hours, and the alarms that were over, before a moment; return how many hours went."""
     with writing(engine) as session:
+        alarms.forget(session, before)
         gone = session.execute(delete(Traffic).where(Traffic.hour < before).returning(Traffic.id)).all()
     return len(gone)
 
