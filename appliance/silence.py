@@ -115,6 +115,14 @@ class Watch:
                     )
         durable.write_whole(self.zone.root / LOOKED, at.isoformat().encode())
 
+    def end_all(self, at: datetime) -> None:
+        """End what is raised: nobody watches any more."""
+        with reading(self.zone.engine) as session:
+            raised = alarms.still_open(session, SILENCE)
+        if raised:
+            with writing(self.zone.engine) as session:
+                self._end(session, {}, at)
+
     def silent(self, known: Mapping[Source, Known], at: datetime) -> dict[Source, datetime]:
         """Return the silent sources and since when that is unusual; of a silent peer no station."""
         found = {}

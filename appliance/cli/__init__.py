@@ -28,6 +28,7 @@ MODULES: Final = (
     "model",
     "labels",
     "peer",
+    "source",
     "rule",
     "study",
     "retention",

@@ -134,6 +134,8 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
     def look_for_silence() -> None:
         if zone.settings.monitoring.silence:
             watch.look(now())
+        else:
+            watch.end_all(now())
 
     def thin() -> None:
         keep_days = zone.settings.monitoring.keep_traffic_days
