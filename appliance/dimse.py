@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import select
@@ -72,6 +73,7 @@ def _timed(service: Service) -> Service:
     """Return the service, with its answers timed."""
 
     def timed(kind: type, answer: Callable[[Exchange], None]) -> Callable[[Exchange], None]:
+        @wraps(answer)
         def answer_timed(exchange: Exchange) -> None:
             with figures.timed(figures.DIMSE_SECONDS, kind.__name__.replace("_", "-")):
                 answer(exchange)

@@ -34,6 +34,7 @@ MODULES: Final = (
     "retention",
     "user",
     "ledger",
+    "conformance",
     "bench",
 )
 
