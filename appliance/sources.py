@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Integer, cast, func, select
+from sqlalchemy import func, select
 
 from appliance import alarms, habits, silence
 from appliance.db.clinical import Peer, Traffic, User
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 UNWATCHED: Final = "not watched"
 SILENT: Final = "silent"
-NEVER: Final = "never sent"
+QUIET: Final = "no traffic"  # nothing in the last eight weeks
 SHOWN_HOURS: Final = 168
 
 _HOUR: Final = timedelta(hours=1)
@@ -39,6 +39,11 @@ class Counts:
     instances: int = 0
     size_bytes: int = 0
     failures: int = 0
+
+    def plus(self, numbers: Sequence[int]) -> Counts:
+        """Return these and further ones, in the order of the fields."""
+        mine = (self.associations, self.rejected, self.instances, self.size_bytes, self.failures)
+        return Counts(*(one + other for one, other in zip(mine, numbers, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -104,9 +109,8 @@ def overview(session: Session, at: datetime) -> Overview:
     open_alarms = listed_alarms(session)
     by_source = {Source(alarm.ae_title, alarm.station_name): alarm for alarm in open_alarms}
     watched = silence.watched_titles(session)
-    states = _states(session, at)
     found = _recent(session, at)
-    last = _last(session)
+    sent = _sent(session, at)
 
     def row(source: Source, direction: str, state: str = "") -> SourceRow:
         known = found.get((direction, source), _Recent())
@@ -117,7 +121,7 @@ def overview(session: Session, at: datetime) -> Overview:
             peer_id=peer_id,
             peer=name,
             state=state,
-            last_at=last.get((direction, source)),
+            last_at=sent[direction, source].last_at if (direction, source) in sent else None,
             today=known.today,
             week=known.week,
             hours=tuple(known.hours),
@@ -127,13 +131,13 @@ def overview(session: Session, at: datetime) -> Overview:
     def state(source: Source) -> str:
         if source in by_source:
             return SILENT
-        if (IN, source) not in last:
-            return NEVER
-        return states.get(source, habits.LEARNING) if source.ae_title in watched else UNWATCHED
+        if (IN, source) not in sent:
+            return QUIET
+        return sent[IN, source].state if source.ae_title in watched else UNWATCHED
 
-    senders = {source for way, source in last if way == IN} | {Source(title) for title in _senders(session)}
+    senders = {source for way, source in sent if way == IN} | {Source(title) for title in _senders(session)}
     senders |= {Source(source.ae_title) for source in senders}
-    receivers = {source for way, source in last if way == OUT}
+    receivers = {source for way, source in sent if way == OUT}
     return Overview(
         sources=tuple(row(item, IN, state(item)) for item in sorted(senders) if item.ae_title != STRANGERS),
         destinations=tuple(row(item, OUT) for item in sorted(receivers)),
@@ -203,43 +207,46 @@ def _recent(session: Session, at: datetime) -> dict[tuple[str, Source], _Recent]
     first = hour_of(at) - (SHOWN_HOURS - 1) * _HOUR
     midnight = at.astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
     found: dict[tuple[str, Source], _Recent] = {}
-    for row in session.scalars(select(Traffic).where(Traffic.hour >= first, Traffic.hour <= at)):
-        item = found.setdefault((row.direction, Source(row.ae_title, row.station_name)), _Recent())
-        item.week = _plus(item.week, row)
-        if row.hour >= midnight:
-            item.today = _plus(item.today, row)
-        item.hours[(row.hour - first) // _HOUR] += row.instances
+    place = (Traffic.direction, Traffic.ae_title, Traffic.station_name, Traffic.hour)
+    amounts = (
+        Traffic.associations,
+        Traffic.rejected,
+        Traffic.instances,
+        Traffic.size_bytes,
+        Traffic.failures,
+    )
+    statement = select(*place, *amounts).where(Traffic.hour >= first, Traffic.hour <= at)
+    for way, title, station, hour, *numbers in session.execute(statement):
+        item = found.setdefault((way, Source(title, station)), _Recent())
+        item.week = item.week.plus(numbers)
+        if hour >= midnight:
+            item.today = item.today.plus(numbers)
+        item.hours[(hour - first) // _HOUR] += numbers[2]
     return found
 
 
-def _plus(counts: Counts, row: Traffic) -> Counts:
-    return Counts(
-        counts.associations + row.associations,
-        counts.rejected + row.rejected,
-        counts.instances + row.instances,
-        counts.size_bytes + row.size_bytes,
-        counts.failures + row.failures,
-    )
+@dataclass(frozen=True)
+class _Sent:
+    """What is known of the last eight weeks: the last instance, and how well habits are known."""
+
+    last_at: datetime
+    state: str
 
 
-def _last(session: Session) -> dict[tuple[str, Source], datetime]:
-    """Return when each source sent something last, and each destination received."""
+def _sent(session: Session, at: datetime) -> dict[tuple[str, Source], _Sent]:
+    """Return who sent, and who was sent, anything in the last weeks."""
     place = (Traffic.direction, Traffic.ae_title, Traffic.station_name)
-    statement = select(*place, func.max(Traffic.last_at)).where(Traffic.instances > 0).group_by(*place)
-    return {(way, Source(title, station)): last for way, title, station, last in session.execute(statement)}
-
-
-def _states(session: Session, at: datetime) -> dict[Source, str]:
-    """Return what is known of each source's habits, without learning them."""
-    place = (Traffic.ae_title, Traffic.station_name)
+    known = (func.min(Traffic.hour), func.max(Traffic.hour), func.max(Traffic.last_at), func.count())
     statement = (
-        select(*place, func.min(Traffic.hour), func.max(Traffic.hour), cast(func.count(), Integer))
-        .where(Traffic.direction == IN, Traffic.instances > 0, Traffic.hour >= hour_of(at - _WINDOW))
+        select(*place, *known)
+        .where(Traffic.hour >= hour_of(at - _WINDOW), Traffic.instances > 0)
         .group_by(*place)
     )
+    rows: Iterable[Any] = session.execute(statement)
     found = {}
-    for title, station, first, last, hours in session.execute(statement):
-        found[Source(title, station)] = habits.state_of((last - first) / _HOUR + 1, hours)
+    for way, title, station, first, last, last_at, hours in rows:
+        state = habits.state_of((last - first) / _HOUR + 1, hours)
+        found[way, Source(title, station)] = _Sent(last_at, state)
     return found
 
 

@@ -53,7 +53,7 @@ def test_the_overview_has_peers_their_scanners_and_destinations(clinical_engine:
         found = sources.overview(session, AT)
     rows = {(row.ae_title, row.station_name): row for row in found.sources}
     assert list(rows) == [("IDLE", ""), ("PACS", ""), ("PACS", "CT1"), ("PACS", "MR1")]
-    assert [row.state for row in rows.values()] == ["never sent", "watched", "watched", "silent"]
+    assert [row.state for row in rows.values()] == ["no traffic", "watched", "watched", "silent"]
     pacs, scanner = rows["PACS", ""], rows["PACS", "MR1"]
     assert (pacs.peer, pacs.last_at) == ("Main PACS", AT)
     assert (pacs.week.instances, pacs.week.size_bytes, pacs.week.failures) == (336, 16800, 3)
@@ -109,7 +109,7 @@ def test_the_commands_list_show_and_acknowledge(config: str) -> None:
     assert "SILENT PACS MR1" in listed
     assert "not acknowledged" in listed
     known = json.loads(cloister(config, "list", "--json").output)
-    assert [row["state"] for row in known["sources"]] == ["never sent", "watched", "watched", "silent"]
+    assert [row["state"] for row in known["sources"]] == ["no traffic", "watched", "watched", "silent"]
     shown = cloister(config, "show", "PACS", "--station", "CT1").output
     assert "known for 4.0 weeks" in shown
     assert "missed from" in shown

@@ -45,13 +45,13 @@ _TONES: Final = {
     habits.LEARNING: "info",
     habits.SPARSE: "idle",
     sources.UNWATCHED: "idle",
-    sources.NEVER: "idle",
+    sources.QUIET: "idle",
 }
 _STATES: Final = {
     habits.LEARNING: "Its habits are known after three weeks; until then no silence of it raises an alarm.",
     habits.SPARSE: "It sends in less than ten hours a week: no silence of it means anything.",
     sources.UNWATCHED: "Nobody watches it: its peer says so, or it belongs to no peer.",
-    sources.NEVER: "Nothing came from it yet.",
+    sources.QUIET: "Nothing came from it in the last eight weeks.",
 }
 
 
