@@ -31,6 +31,11 @@ _PARAMETERS: Final = (
         "only `false`; `true` is answered with a warning",
     ),
 )
+# What this node asks of DICOMweb peers.
+CLIENTS: Final = {
+    "qido": "a person tests a peer",
+    "stow": "a person tests a peer",
+}
 _NOTES: Final = {
     "qido": f"""
 - Media types: {", ".join(f"`{kind}`" for kind in qido.JSON_TYPES)}.
@@ -46,7 +51,8 @@ _NOTES: Final = {
 def blocks(found: Inspected) -> dict[str, str]:
     """Return the services under the path of DICOMweb."""
     modules = list(dict.fromkeys(route.module for route in found.routes))
-    rows = [(_title(module), "no", "yes") for module in modules]
+    served = dict.fromkeys((*modules, *CLIENTS))
+    rows = [(_title(name), CLIENTS.get(name, "no"), "yes" if name in modules else "no") for name in served]
     return {
         "overview_web": table(("service", "user agent", "origin server"), rows),
         "web_services": joined(*(_service(module, found.routes) for module in modules)),
