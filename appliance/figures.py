@@ -190,7 +190,10 @@ def fold(folder: Path) -> int:
     if gone:
         series = _sum([past, *(_read(path) for path in gone)])
         names = sorted({*known, *(path.name for path in gone)})
-        _write(folder, PAST, {"folded": names, "series": _rows(series)})
+        try:
+            _write(folder, PAST, {"folded": names, "series": _rows(series)})
+        except OSError:
+            return 0
         known = set(names)
     for name in known:
         (folder / name).unlink(missing_ok=True)

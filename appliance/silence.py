@@ -7,6 +7,7 @@ more, or when nothing of it is known any more.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -113,7 +114,8 @@ class Watch:
                     alarms.raise_once(
                         session, SILENCE, source.subject, _detail(source, known[source], since), at
                     )
-        durable.write_whole(self.zone.root / LOOKED, at.isoformat().encode())
+        with contextlib.suppress(OSError):  # without it a restart counts no silence before itself
+            durable.write_whole(self.zone.root / LOOKED, at.isoformat().encode())
 
     def end_all(self, at: datetime) -> None:
         """End what is raised: nobody watches any more."""

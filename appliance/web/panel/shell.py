@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from markupsafe import Markup
 from sqlalchemy import func, select
 
-from appliance import alarms
+from appliance import alarms, silence
 from appliance.auth.rights import Right
 from appliance.db.base import WorkState
 from appliance.db.clinical import ClinicalJob, QuarantineItem, RejectedCaller
@@ -117,7 +117,7 @@ def load(desk: Desk) -> FrameView:
             or 0
         )
         callers = session.scalar(select(func.count()).select_from(RejectedCaller)) or 0
-        unseen = sum(not alarm.acknowledged_by for alarm in alarms.still_open(session))
+        unseen = sum(not alarm.acknowledged_by for alarm in alarms.still_open(session, silence.SILENCE))
     waiting = {
         "/jobs": (dead, "bad"),
         "/quarantine": (stopped, ""),
