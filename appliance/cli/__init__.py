@@ -28,11 +28,13 @@ MODULES: Final = (
     "model",
     "labels",
     "peer",
+    "source",
     "rule",
     "study",
     "retention",
     "user",
     "ledger",
+    "conformance",
     "bench",
 )
 
