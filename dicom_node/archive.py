@@ -116,6 +116,7 @@ class Retrieval:
 
     progress: Progress
     cancelled: bool = False
+    status: int = 0  # the archive's last; 0 where it has none
     stored: int | None = None  # by ourselves; None where instances come over the SCP
     refused: Mapping[str, int] = field(default_factory=dict)
 

@@ -97,7 +97,7 @@ def odd_archive(**handlers: Callable[[Any], Any]) -> Iterator[Destination]:
     ]
     for syntaxes in ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.7"):
         context = build_context(syntaxes)
-        context.scp_role, context.scu_role = False, True
+        context.scp_role, context.scu_role = True, False
         contexts.append(context)
     events = {"find": evt.EVT_C_FIND, "move": evt.EVT_C_MOVE, "get": evt.EVT_C_GET}
     server = ae.start_server(
