@@ -86,13 +86,14 @@ _DUPLICATE: Final = "duplicate"
 _OWN_RESULT: Final = "own_result"
 
 
-def open_inbox(zone: ClinicalZone) -> Inbox:
-    """Return the zone's inbox."""
+def open_inbox(zone: ClinicalZone, writer: str = "scp") -> Inbox:
+    """Return the zone's inbox; each process that receives into it is a writer of another name."""
     dicom = zone.settings.dicom
     return Inbox(
         zone.root / "inbox",
         min_free_bytes=dicom.min_free_mib << 20,
         max_instance_bytes=dicom.max_instance_mib << 20,
+        writer=writer,
     )
 
 

@@ -118,6 +118,7 @@ class DICOMSettings(_Section):
     host: Host = "127.0.0.1"
     port: Port = 11112
     max_associations: int = Field(default=20, ge=1, le=500)
+    processes: int = Field(default=1, ge=1, le=32)
     network_timeout_s: Seconds = 60
     min_free_mib: int = Field(default=512, ge=1)
     max_instance_mib: int = Field(default=4096, ge=1)

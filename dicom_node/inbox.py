@@ -1,9 +1,11 @@
 """The durable inbox: what was answered with success is on the disk.
 
 One entry is one Part 10 file: our file meta information (with the facts of the reception) and the data set
-bytes as received. It is written under ``incoming``, fsynced, renamed into ``entries``, and that folder is
-fsynced, before the caller answers 0x0000. Names come from a random id and the clock at that rename, never
-from the data.
+bytes as received. Each writer has a folder of its own under ``incoming``. There the file is written; before
+the caller answers 0x0000, its facts (length and hash) are added, and file and folder are fsynced. Then it is
+renamed into ``entries``. That rename need not be durable, which halves the commits of the file system's
+journal: after a power loss :meth:`Inbox.recover` finds the file by its facts, and renames it again. Names
+come from a random id and the clock at the rename, never from the data.
 """
 
 from __future__ import annotations
@@ -16,11 +18,19 @@ import json
 import os
 import time
 import uuid
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Self
 
 from dicom_node import part10
+from dicom_node.entries import (
+    Announcement,
+    DamagedEntry,
+    InboxEntry,
+    Listing,
+    is_whole,
+    read_entry,
+    sync_folder,
+)
 from dicom_node.errors import HeaderError, InboxError, InboxFullError, InstanceTooLargeError
 
 if TYPE_CHECKING:
@@ -29,55 +39,23 @@ if TYPE_CHECKING:
 
     from dicom_node.ports import Caller
 
+__all__ = [
+    "Announcement",
+    "DamagedEntry",
+    "Inbox",
+    "InboxEntry",
+    "InboxWriter",
+    "Listing",
+    "read_entry",
+    "sync_folder",
+]
+
 _SUFFIX: Final = ".dcm"
 _PRIVATE_BYTES: Final = 512
 _CHECK_EVERY_BYTES: Final = 32 << 20
+_WAIT_FOR_LOCK_S: Final = 1.0  # another writer may be looking into the folder at this moment
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CODE_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
-
-
-@dataclass(frozen=True)
-class Announcement:
-    """What a C-STORE request says before its data set comes (PS3.7 9.1.1), as text from the wire."""
-
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-
-
-@dataclass(frozen=True)
-class InboxEntry:
-    """One received instance. The UIDs are those of the request, not yet checked against the data set."""
-
-    id: str
-    path: Path
-    calling_ae_title: str
-    called_ae_title: str
-    address: str
-    received_at: datetime
-    size_bytes: int
-    sha256: str
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-
-
-@dataclass(frozen=True)
-class DamagedEntry:
-    """A file among the entries that no receiver of ours finished."""
-
-    id: str
-    path: Path
-    code: str
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What waits in the inbox, oldest first; ``failed`` says what the disk answered, by entry id."""
-
-    entries: list[InboxEntry]
-    damaged: list[DamagedEntry]
-    failed: dict[str, OSError]
 
 
 class Inbox:
@@ -91,13 +69,18 @@ class Inbox:
         Space on its file system that receiving leaves to the others.
     max_instance_bytes : int
         Longest data set that is taken.
+    writer : str
+        Name of the writer that this object is, unique among those that write at the same time. Folder and
+        lock have this name; a later process may take it again.
     """
 
-    def __init__(self, root: Path, *, min_free_bytes: int, max_instance_bytes: int = 4 << 30) -> None:
+    def __init__(
+        self, root: Path, *, min_free_bytes: int, max_instance_bytes: int = 4 << 30, writer: str = "scp"
+    ) -> None:
         self.root = root
         self.min_free_bytes = min_free_bytes
         self.max_instance_bytes = max_instance_bytes
-        self.incoming = root / "incoming"
+        self.incoming = root / "incoming" / writer
         self.folder = root / "entries"
         self.quarantined = root / "quarantine"
         for folder in (root, self.incoming, self.folder, self.quarantined):
@@ -196,7 +179,9 @@ class Inbox:
         return next(self.folder.glob(f"*-{entry_id}{_SUFFIX}"), None) is not None
 
     def recover(self) -> int:
-        """Take the inbox for this process alone and remove what a killed receiver left half-written.
+        """Take this writer's place alone, and settle what killed writers left, of this name and of others.
+
+        What is whole becomes an entry: it may have been answered with success. The rest is removed.
 
         Returns
         -------
@@ -206,23 +191,37 @@ class Inbox:
         Raises
         ------
         InboxError
-            When another receiver holds the inbox.
+            When another process writes under this name.
         """
         if self._lock is None:
-            lock = os.open(self.root / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                os.close(lock)
-                raise InboxError(f"{self.root}: another process receives into this inbox") from error
-            self._lock = lock
-        partial = list(self.incoming.iterdir())
-        for path in partial:
-            path.unlink()
-        return len(partial)
+            self._lock = _locked(self.incoming, time.monotonic() + _WAIT_FOR_LOCK_S)
+        if self._lock is None:
+            raise InboxError(f"{self.incoming}: another process receives into this inbox under this name")
+        removed = self._settle(self.incoming)
+        others = [item for item in self.incoming.parent.iterdir() if item.is_dir() and item != self.incoming]
+        for folder in others:
+            lock = _locked(folder, 0)
+            if lock is not None:
+                try:
+                    removed += self._settle(folder)
+                finally:
+                    os.close(lock)
+        return removed
+
+    def _settle(self, folder: Path) -> int:
+        removed = 0
+        for path in folder.glob(f"*{_SUFFIX}"):
+            if is_whole(path):
+                path.rename(self.folder / f"{time.time_ns():020d}-{path.stem}{_SUFFIX}")
+            else:
+                path.unlink()
+                removed += 1
+        sync_folder(self.folder)
+        sync_folder(folder)
+        return removed
 
     def release(self) -> None:
-        """Let another process receive into this inbox."""
+        """Let another process take this writer's place."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -321,13 +320,13 @@ class InboxWriter:
         try:
             os.pwrite(self._file, private.ljust(_PRIVATE_BYTES), self._private_offset)
             os.fsync(self._file)
+            sync_folder(self._inbox.incoming)
             os.close(self._file)
             self._file = None
             received_ns = time.time_ns()
             target = self._inbox.folder / f"{received_ns:020d}-{self.id}{_SUFFIX}"
             self._path.rename(target)
             self._committed = True
-            sync_folder(self._inbox.folder)
         except OSError as error:
             self.discard()
             raise _translated(error) from error
@@ -359,47 +358,22 @@ class InboxWriter:
             view = view[os.write(self._file, view) :]
 
 
-def read_entry(path: Path) -> InboxEntry:
-    """Read an entry back from its file.
-
-    Raises
-    ------
-    HeaderError
-        ``not_an_entry`` when the file was not written by an :class:`InboxWriter`, or not to its end.
-    """
-    stamp, _, entry_id = path.stem.partition("-")
-    with path.open("rb") as file:
-        meta = part10.decode(file.read(4096))
-        size_on_disk = os.fstat(file.fileno()).st_size
-    try:
-        facts = json.loads(meta.values.get(0x0102, b""))
-        entry = InboxEntry(
-            id=entry_id,
-            path=path,
-            calling_ae_title=str(facts["calling_ae_title"]),
-            called_ae_title=str(facts["called_ae_title"]),
-            address=str(facts["address"]),
-            received_at=datetime.fromtimestamp(int(stamp) / 1e9, UTC),
-            size_bytes=int(facts["size_bytes"]),
-            sha256=str(facts["sha256"]),
-            sop_class_uid=meta.uid(0x0002),
-            sop_instance_uid=meta.uid(0x0003),
-            transfer_syntax_uid=meta.uid(0x0010),
-        )
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise HeaderError("not_an_entry", f"{path.name}: no facts of a reception in it") from error
-    if size_on_disk != meta.data_offset + entry.size_bytes:
-        raise HeaderError("not_an_entry", f"{path.name}: not as long as it was when it was received")
-    return entry
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _locked(folder: Path, deadline: float) -> int | None:
+    """Return the lock of a writer's folder; None when another process holds it until the deadline."""
+    lock = os.open(folder.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(lock)
+                return None
+            time.sleep(0.02)
+        except OSError:
+            os.close(lock)
+            raise
+        else:
+            return lock
 
 
 def _safe_uid(text: str) -> str:

@@ -68,12 +68,15 @@ def _encode(ds: Dataset, implicit: bool) -> bytes:
 
 def _answer(association: Association, wait_s: float) -> int | None:
     deadline = time.monotonic() + wait_s
-    while time.monotonic() < deadline and sending.is_open(association):
+    while True:
+        # Looked at before the messages: a peer may answer and leave at once.
+        over = time.monotonic() >= deadline or not sending.is_open(association)
         _, message = association.dimse.peek_msg()
         if message is not None:
             if not isinstance(message, N_EVENT_REPORT) or message.MessageIDBeingRespondedTo is None:
                 return None  # a request: the peer has other plans for this association
             association.dimse.get_msg()
             return None if message.Status is None else int(message.Status)
+        if over:
+            return None
         time.sleep(_POLL_S)
-    return None

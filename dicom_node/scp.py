@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import logging
+import socket
 import ssl
 import threading
 import time
@@ -63,6 +64,7 @@ class SCPConfig:
     plain: bool = True  # False: over TLS alone
     tls: tls.TLSOptions | None = None
     tls_port: int = 0
+    shared: bool = False  # other processes listen on these ports too (SO_REUSEPORT)
 
 
 class StorageSCP:
@@ -144,7 +146,7 @@ class StorageSCP:
                 (evt.EVT_ACCEPTED, self._on_accepted),
                 (evt.EVT_REJECTED, self._on_rejected),
             ],
-            server_class=_Server,
+            server_class=_SharedServer if self._config.shared else _Server,
             request_handler=_Handler,
         )
         server.scp, server.secure = self, secure
@@ -343,6 +345,15 @@ class _Server(ThreadedAssociationServer):  # type: ignore[misc]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Forget a connection that ended before its association began; socketserver would print."""
+
+
+class _SharedServer(_Server):
+    """A server beside others on its port: the kernel spreads connections over them."""
+
+    def server_bind(self) -> None:
+        """Share the port with processes of the same user."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        super().server_bind()
 
 
 class _Handler(RequestHandler):  # type: ignore[misc]

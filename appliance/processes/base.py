@@ -41,6 +41,8 @@ class Process:
     settings : Settings
     config : Path
         The configuration file, for children that read it again.
+    number : int
+        Which one it is of several that do the same work; 0 is the one that the supervisor starts.
     stopping : Event
         Set by SIGTERM and SIGINT; the body then returns within five seconds.
     """
@@ -48,6 +50,7 @@ class Process:
     name: str
     settings: Settings
     config: Path
+    number: int = 0
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def beat(self, **detail: Any) -> None:
@@ -84,6 +87,8 @@ def run(name: str, body: Callable[[Process], None], argv: Sequence[str] | None =
     """
     close_to_others()
     arguments = parse(name, argv)
+    if arguments.number:
+        name = f"{name}_{arguments.number}"
     if arguments.parent is not None:
         die_with_parent(signal.SIGTERM, arguments.parent)
     try:
@@ -92,7 +97,7 @@ def run(name: str, body: Callable[[Process], None], argv: Sequence[str] | None =
         sys.stderr.write(f"{error}\n")
         return 2
     logs.setup(settings.logging, name)
-    process = Process(name, settings, arguments.config)
+    process = Process(name, settings, arguments.config, arguments.number)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stopper(process))
     _LOG.info(STARTED, pid=os.getpid())
@@ -111,10 +116,11 @@ def close_to_others() -> None:
 
 
 def parse(name: str, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line of a process: ``--config PATH [--parent PID]``."""
+    """Parse the command line of a process: ``--config PATH [--parent PID] [--number N]``."""
     parser = argparse.ArgumentParser(prog=f"appliance.processes.{name}")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--parent", type=int, help="end when this process, our parent, ends")
+    parser.add_argument("--number", type=int, default=0, help="which of several of its kind; 0: the first")
     return parser.parse_args(argv)
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from appliance import logs, node
 from appliance.processes import base
+from appliance.processes.siblings import Siblings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
     from appliance.settings import DICOMSettings
     from dicom_node.inbox import InboxEntry
     from dicom_node.ports import Caller
+    from dicom_node.scp import SCPConfig
     from dicom_node.tls import TLSOptions
 
 PERIOD_S: Final = 1.0
+TLS: Final = "scp_tls"  # name of the published port
 LISTENING: Final = "scp.listening"
 ASSOCIATION_ACCEPTED: Final = "scp.association_accepted"
 ASSOCIATION_REJECTED: Final = "scp.association_rejected"
@@ -85,7 +88,7 @@ def _body(process: base.Process) -> None:
     from appliance.intake import open_inbox  # noqa: PLC0415
     from appliance.names import Names  # noqa: PLC0415
     from appliance.peers import CallerRecorder  # noqa: PLC0415
-    from dicom_node.scp import SCPConfig, StorageSCP  # noqa: PLC0415
+    from dicom_node.scp import StorageSCP  # noqa: PLC0415
 
     zone = node.open_clinical(process.settings)
     dicom = process.settings.dicom
@@ -94,30 +97,48 @@ def _body(process: base.Process) -> None:
     callers = DatabaseCallers(zone.engine, names, zone.root / SNAPSHOT)
     recorder = CallerRecorder(zone.engine)
     reporter = Reporter(recorder)
-    config = SCPConfig(
+    _talk_to_database(callers, recorder)
+    inbox = open_inbox(zone, process.name)
+    scp = StorageSCP(_config(process), inbox, callers, reporter, dimse.services(zone))
+    port = scp.start()
+    siblings = Siblings("scp", process, 1 if process.number else dicom.processes)
+    try:
+        if not process.number:
+            node.publish_port(process.settings, "scp", port)
+            node.publish_port(process.settings, TLS, scp.tls_port)
+        _LOG.info(LISTENING, port=port)
+        while not process.stopping.is_set():
+            siblings.look()
+            _talk_to_database(callers, recorder)
+            detail: dict[str, Any] = {**reporter.counts(), "associations": scp.association_count}
+            process.beat(**siblings.add_to(detail))
+            process.stopping.wait(PERIOD_S)
+    finally:
+        siblings.tell_to_stop()
+        scp.stop()
+        siblings.stop()
+        _talk_to_database(callers, recorder)
+
+
+def _config(process: base.Process) -> SCPConfig:
+    """Return how this process listens: all but the first on the ports that the first has."""
+    from dicom_node.scp import SCPConfig  # noqa: PLC0415 - signals and logs first
+
+    settings, dicom = process.settings, process.settings.dicom
+    ports = dicom.port, dicom.tls_port
+    if process.number:
+        ports = node.bound_port(settings, "scp", wait_s=0), node.bound_port(settings, TLS, wait_s=0)
+    return SCPConfig(
         ae_title=dicom.ae_title,
         host=dicom.host,
-        port=dicom.port,
+        port=ports[0],
         max_associations=dicom.max_associations,
         network_timeout_s=dicom.network_timeout_s,
         plain=dicom.plain,
         tls=_tls(dicom),
-        tls_port=dicom.tls_port,
+        tls_port=ports[1],
+        shared=dicom.processes > 1,
     )
-    _talk_to_database(callers, recorder)
-    scp = StorageSCP(config, open_inbox(zone), callers, reporter, dimse.services(zone))
-    port = scp.start()
-    try:
-        node.publish_port(process.settings, "scp", port)
-        _LOG.info(LISTENING, port=port)
-        while not process.stopping.is_set():
-            _talk_to_database(callers, recorder)
-            detail: dict[str, Any] = {**reporter.counts(), "associations": scp.association_count}
-            process.beat(**detail)
-            process.stopping.wait(PERIOD_S)
-    finally:
-        scp.stop()
-        _talk_to_database(callers, recorder)
 
 
 def _tls(dicom: DICOMSettings) -> TLSOptions | None:

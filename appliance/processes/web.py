@@ -32,13 +32,17 @@ def _body(process: Process) -> None:
     os.environ["NICEGUI_STORAGE_PATH"] = str(node.run_dir(process.settings) / "nicegui")
     import uvicorn  # noqa: PLC0415 - as above
 
+    from appliance.filing import open_inbox  # noqa: PLC0415 - as above
     from appliance.research_client import connect  # noqa: PLC0415 - as above
     from appliance.web.app import build  # noqa: PLC0415 - as above
     from appliance.web.desk import Desk  # noqa: PLC0415 - as above
+    from appliance.web.dicomweb import WRITER  # noqa: PLC0415 - as above
 
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its lines name pages' ids
     settings = process.settings
     zone = node.open_clinical(settings)
+    inbox = open_inbox(zone, WRITER)
+    inbox.recover()  # and hold the place of this writer
     desk = Desk(settings, zone, connect(settings))
     web = settings.web
     turned = threading.Event()
@@ -64,6 +68,7 @@ def _body(process: Process) -> None:
     with _listen(web) as listener:
         node.publish_port(settings, NAME, listener.getsockname()[1])
         _serve(process, uvicorn.Server(config), listener, turned)
+    inbox.release()
 
 
 def _listen(web: WebSettings) -> socket.socket:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from appliance.web.desk import Desk, Visit
 
 PERSON: Final = "WEB"  # sender of what a signed-in browser stores
+WRITER: Final = "web"  # of the inbox
 FAILED: Final = "dicomweb.failed"
 STORED: Final = "dicomweb.stored"
 _logger = logs.logger(__name__)
@@ -41,7 +42,7 @@ def routers(desk: Desk) -> list[tuple[APIRouter, Right]]:
     frame = Frame(DatabaseCatalogue(desk.zone), _base_url(desk), _note)
     settings = desk.settings
     reception = stow.Reception(
-        inbox=open_inbox(desk.zone),
+        inbox=open_inbox(desk.zone, WRITER),
         caller_of=_caller_of(settings.dicom.ae_title),
         on_stored=_note_stored,
         max_requests=settings.dicomweb.max_stores,

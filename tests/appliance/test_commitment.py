@@ -8,6 +8,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DICOMSequence
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, build_context, evt
+from pynetdicom.pdu import P_DATA_TF
 from sqlalchemy import select, text
 
 from appliance import commitment, node
@@ -42,21 +43,26 @@ class Modality:
         self.reports: list[tuple[int, Dataset]] = []
         self.status = 0
         self._server: Any = None
+        self._answered = threading.Event()
 
     def _on_report(self, event: Any) -> tuple[int, None]:
         self.reports.append((event.event_type, event.event_information))
         return self.status, None
 
+    def _on_sent(self, event: Any) -> None:
+        if self.reports and isinstance(event.pdu, P_DATA_TF):
+            self._answered.set()
+
     def ask(self, items: Sequence[tuple[str, str]], *, stay: bool, uid: str = "1.2.77") -> int | None:
         """Send an N-ACTION; stay for the report or leave at once."""
         ae = AE(ae_title="SCANNER")
         ae.add_requested_context(PUSH, ExplicitVRLittleEndian)
-        handlers = [(evt.EVT_N_EVENT_REPORT, self._on_report)]
+        handlers = [(evt.EVT_N_EVENT_REPORT, self._on_report), (evt.EVT_PDU_SENT, self._on_sent)]
         association = ae.associate("127.0.0.1", self.node_port, ae_title="CLOISTER", evt_handlers=handlers)
         assert association.is_established
         status, _ = association.send_n_action(action(items, uid), 1, PUSH, PUSH_INSTANCE)
         if stay:
-            wait_until(lambda: self.reports, "the report comes")
+            wait_until(self._answered.is_set, "the report comes and is answered")
         association.release()
         code = status.get("Status")
         return None if code is None else int(code)

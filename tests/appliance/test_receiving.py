@@ -156,7 +156,7 @@ def test_the_scp_killed_with_sigkill_in_mid_send_loses_nothing_it_answered(
     dcmtk("storescu", "-xe", "-aec", "CLOISTER", "-aet", "PACS", "127.0.0.1", str(processes.port()), *rest)
     processes.start("indexer")
     wait_until(lambda: len(stored(zone)) == len(files), "the sender's second try completed the rest")
-    assert list((zone.root / "inbox" / "incoming").iterdir()) == []
+    assert list((zone.root / "inbox" / "incoming").rglob("*.dcm")) == []
     for path in files:
         ds = pydicom.dcmread(path)
         with reading(zone.engine) as session:

@@ -1,11 +1,12 @@
-"""Instances per second received from DCMTK's dcmsend: Cloister's SCP beside Orthanc and DCMTK's storescp.
+"""Instances per second received from DCMTK's dcmsend: Cloister beside Orthanc, DCMTK's storescp and a sink.
 
-Every run gets a fresh receiver with empty storage. The receivers take turns, so that a busy machine is as
-unkind to one as to the others. What they do before they answer differs: Cloister has fsynced file and folder,
-Orthanc has stored and indexed, storescp has written without fsync.
+Every figure comes from a fresh receiver with empty storage, fed by one ``dcmsend`` for each association at
+once. The receivers take turns, so that a busy machine is as unkind to one as to the others. What they do
+before they answer differs: Cloister has synchronised file and folder, Orthanc has stored, synchronised and
+indexed, storescp has written without synchronising, the sink has kept nothing: it is the sender's ceiling.
 
-DCMTK's socket buffers of 32 KiB are smaller than one segment of the loopback interface. So that this does not
-decide, its programs run once with these and once with buffers of 256 KiB (``TCP_BUFFER_LENGTH``).
+DCMTK's socket buffers of 32 KiB are smaller than one segment of the loopback interface; ``--buffers`` gives
+its programs others (``TCP_BUFFER_LENGTH``).
 """
 
 from __future__ import annotations
@@ -13,139 +14,103 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import psutil
-from pydicom.uid import generate_uid
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    EnhancedMRImageStorage,
+    MRImageStorage,
+    generate_uid,
+)
 
-from appliance import node
-from appliance.db.engine import writing
-from appliance.peers import NewPeer, add_peer
-from appliance.settings import load_settings
-from tests.dicom_node.orthanc import running_orthanc
-from tests.dicom_node.support import DCMTK, ct, free_port, kill_group, listening, program, save, wait_until
+from tests.benchmarks.receivers import CALLING, RECEIVERS, Receiver, installed, peak_mib
+from tests.dicom_node.support import DCMTK, ct, program, save, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Sequence
 
-SIZE: Final = 512  # rows and columns of a CT slice
-BUFFERS: Final = {"dcmtk_default": None, "256_kib": "262144"}
-ROOT: Final = Path(__file__).resolve().parents[2]
+ASSOCIATIONS: Final = (1, 2, 4, 8)
+WRITE_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
-class Receiver:
-    """A receiver that listens: how to reach it, how to count what it holds, its process."""
+class Case:
+    """Instances of one kind: so many in all, or so many for each association."""
 
-    port: int
-    ae_title: str
-    count: Callable[[], int]
-    pid: int
+    name: str
+    sop_class: UID
+    rows: int
+    columns: int
+    frames: int = 1
+    count: int = 0
+    each: int = 0
 
+    def total(self, associations: int) -> int:
+        """Return how many instances are sent."""
+        return self.count or self.each * associations
 
-@contextmanager
-def cloister(folder: Path, environment: dict[str, str], associations: int) -> Iterator[Receiver]:
-    """Run the SCP process of a node."""
-    del associations
-    config = folder / "cloister.toml"
-    config.write_text("[dicom]\nport = 0\nmin_free_mib = 1\n[logging]\nlevel = 'ERROR'\n", encoding="utf-8")
-    settings = load_settings(config)
-    node.create_node(settings)
-    zone = node.open_clinical(settings)
-    with writing(zone.engine) as session:
-        add_peer(session, zone.ledger, NewPeer("sender", "DCMSEND", "127.0.0.1", may_send=True))
-    command = [sys.executable, "-m", "appliance.processes.scp", "--config", str(config)]
-    child = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
-    entries = zone.root / "inbox" / "entries"
-    try:
-        port = node.bound_port(settings, "scp", 60)
-        yield Receiver(port, "CLOISTER", lambda: sum(1 for _ in entries.iterdir()), child.pid)
-    finally:
-        kill_group(child)
-        zone.engine.dispose()
-        shutil.rmtree(node.run_dir(settings), ignore_errors=True)
+    @property
+    def mib(self) -> float:
+        """Size of the pixel data."""
+        return self.rows * self.columns * 2 * self.frames / 2**20
 
 
-@contextmanager
-def orthanc(folder: Path, environment: dict[str, str], associations: int) -> Iterator[Receiver]:
-    """Run Orthanc with its defaults."""
-    del environment, associations
-    with running_orthanc(folder) as running:
-        pid = next(
-            process.pid
-            for process in psutil.process_iter(["cmdline"])
-            if str(folder / "orthanc.json") in (process.info["cmdline"] or [])
-        )
-        yield Receiver(
-            running.dicom_port, "ORTHANC", lambda: int(running.get("statistics")["CountInstances"]), pid
-        )
+CASES: Final = (
+    Case("CT 0.5 MB", CTImageStorage, 512, 512, count=400),
+    Case("MR 0.2 MB", MRImageStorage, 320, 320, count=600),
+    Case("DX 15 MB", DigitalXRayImageStorageForPresentation, 2800, 2700, count=24),
+    Case("multi-frame 500 MB", EnhancedMRImageStorage, 512, 512, frames=954, each=1),
+)
 
 
-@contextmanager
-def storescp(folder: Path, environment: dict[str, str], associations: int) -> Iterator[Receiver]:
-    """Run DCMTK's storescp; for several associations it forks a child for each."""
-    port, storage = free_port(), folder / "stored"
-    storage.mkdir()
-    options = ["--fork"] if associations > 1 else []
-    child = subprocess.Popen(
-        [program(DCMTK / "storescp"), *options, "-od", str(storage), str(port)],
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_until(lambda: listening(port), "storescp listens")
-        yield Receiver(port, "STORESCP", lambda: sum(1 for _ in storage.iterdir()), child.pid)
-    finally:
-        kill_group(child)
-
-
-RECEIVERS: Final[dict[str, Callable[[Path, dict[str, str], int], AbstractContextManager[Receiver]]]] = {
-    "cloister": cloister,
-    "orthanc": orthanc,
-    "storescp": storescp,
-}
-
-
-def draw(folder: Path, count: int) -> None:
-    """Write CT slices, in halves for two senders."""
-    rng = np.random.default_rng(7)
-    pixels = rng.integers(0, 4096, (SIZE, SIZE), dtype=np.uint16)
+def draw(folder: Path, case: Case) -> list[Path]:
+    """Write the instances of a case, as many as the most associations need."""
+    folder.mkdir()
+    pixels = np.random.default_rng(7).integers(0, 4096, (case.rows, case.columns), dtype=np.uint16)
     study, series = generate_uid(), generate_uid()
-    for number in range(count):
-        half = folder / ("a" if number < count // 2 else "b")
-        half.mkdir(parents=True, exist_ok=True)
-        ds = ct(size=2, StudyInstanceUID=study, SeriesInstanceUID=series, Rows=SIZE, Columns=SIZE)
-        ds.PixelData = np.roll(pixels, number).tobytes()
-        save(ds, half / f"{number:04d}.dcm")
+    paths = []
+    for number in range(case.total(max(ASSOCIATIONS))):
+        ds = ct(size=2, StudyInstanceUID=study, SeriesInstanceUID=series, SOPClassUID=case.sop_class)
+        ds.Rows, ds.Columns, ds.InstanceNumber = case.rows, case.columns, number + 1
+        if case.frames > 1:
+            ds.NumberOfFrames = case.frames
+        ds.PixelData = np.roll(pixels, number).tobytes() * case.frames
+        paths.append(save(ds, folder / f"{number:04d}.dcm"))
+    return paths
 
 
-def send(receiver: Receiver, folders: list[list[Path]], environment: dict[str, str]) -> float:
-    """Send with one dcmsend for each list of folders, at once; return seconds until the last one ended."""
-    base = [program(DCMTK / "dcmsend"), "-aet", "DCMSEND", "-aec", receiver.ae_title]
+def warm(paths: Sequence[Path]) -> None:
+    """Have files in the page cache, so that the first receiver does not pay for reading them."""
+    for path in paths:
+        with path.open("rb") as file:
+            while file.read(WRITE_BYTES):
+                pass
+
+
+def send(receiver: Receiver, groups: Sequence[Sequence[Path]], environment: dict[str, str]) -> float:
+    """Send with one dcmsend for each group, at once; return seconds until the last one ended."""
+    base = [program(DCMTK / "dcmsend"), "-aet", CALLING, "-aec", receiver.ae_title]
     started = time.perf_counter()
     senders = [
         subprocess.Popen(
-            [*base, "127.0.0.1", str(receiver.port), "--scan-directories", *map(str, group)],
+            [*base, "127.0.0.1", str(receiver.port), *map(str, group)],
             env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        for group in folders
+        for group in groups
     ]
-    codes = [sender.wait(600) for sender in senders]
+    codes = [sender.wait(900) for sender in senders]
     seconds = time.perf_counter() - started
     if any(codes):
         raise RuntimeError(f"dcmsend ended with {codes}")
@@ -153,64 +118,136 @@ def send(receiver: Receiver, folders: list[list[Path]], environment: dict[str, s
 
 
 def measure(
-    name: str, material: Path, count: int, associations: int, buffers: str | None
+    name: str, paths: Sequence[Path], associations: int, environment: dict[str, str], processes: int
 ) -> tuple[float, float]:
-    """Run one receiver once; return instances per second, and its resident memory at the end in MiB."""
-    environment = dict(os.environ)
-    if buffers is not None:
-        environment["TCP_BUFFER_LENGTH"] = buffers
-    halves = [material / "a", material / "b"]
-    groups = [halves] if associations == 1 else [[half] for half in halves]
+    """Run one receiver once; return instances per second, and its peak of resident memory in MiB."""
+    groups = [paths[number::associations] for number in range(associations)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        receiver = stack.enter_context(RECEIVERS[name](folder, environment, associations))
+        receiver = stack.enter_context(RECEIVERS[name](folder, processes))
+        os.sync()
         seconds = send(receiver, groups, environment)
-        wait_until(lambda: receiver.count() == count, f"{name} holds all instances")
-        memory = psutil.Process(receiver.pid).memory_info().rss / 2**20
-    return count / seconds, memory
+        memory = peak_mib(receiver.pid) if name == "cloister" else 0.0
+        if receiver.count() is not None:
+            wait_until(lambda: receiver.count() == len(paths), f"{name} holds all instances")
+    return len(paths) / seconds, memory
 
 
-def run(instances: int = 200, repeats: int = 3) -> dict[str, Any]:
+def disk_mb_per_s(folder: Path, size_mib: int = 500) -> float:
+    """Write one file as a receiver would, and synchronise it: what the disk allows, in MB (10^6 bytes)."""
+    block = np.random.default_rng(3).bytes(WRITE_BYTES)
+    started = time.perf_counter()
+    with (folder / "disk").open("wb") as file:
+        for _ in range(size_mib):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - started
+    (folder / "disk").unlink()
+    return size_mib * WRITE_BYTES / seconds / 1e6
+
+
+def run(
+    cases: Sequence[str] = (),
+    associations: Sequence[int] = ASSOCIATIONS,
+    repeats: int = 1,
+    buffers: int = 0,
+    processes: int = 0,
+) -> dict[str, Any]:
     """Measure all receivers in turn.
+
+    Parameters
+    ----------
+    cases : sequence of str
+        Beginnings of the cases' names; all of them when empty.
+    associations : sequence of int
+        Numbers of senders at once.
+    repeats : int
+        Runs of each point; figures are medians.
+    buffers : int
+        Bytes of DCMTK's socket buffers; 0 leaves its default.
+    processes : int
+        Receiver processes of Cloister; 0 takes one for each processor.
 
     Returns
     -------
     dict
-        ``instances_per_second``: buffers -> receiver -> associations -> median; ``memory_mib``: the largest
-        resident memory of each receiver at the end of a run.
+        ``rows`` of ``case, associations, cloister_per_s, orthanc_per_s, dcmtk_per_s, sink_per_s``
+        (instances per second), the same in MB/s, and ``cloister_peak_mib``; null where a receiver is not
+        installed.
     """
-    speeds: dict[tuple[str, str, int], list[float]] = {}
-    memories: dict[str, list[float]] = {}
+    environment = dict(os.environ)
+    if buffers:
+        environment["TCP_BUFFER_LENGTH"] = str(buffers)
+    processes = processes or os.cpu_count() or 1
+    chosen = [case for case in CASES if not cases or case.name.startswith(tuple(cases))]
+    rows = []
     with tempfile.TemporaryDirectory(prefix="bench-material-") as material:
-        draw(Path(material), instances)
-        for _ in range(repeats):
-            for label, buffers in BUFFERS.items():
-                for associations in (1, 2):
-                    for name in RECEIVERS:
-                        speed, memory = measure(name, Path(material), instances, associations, buffers)
-                        speeds.setdefault((label, name, associations), []).append(speed)
-                        memories.setdefault(name, []).append(memory)
-    table: dict[str, dict[str, dict[str, float]]] = {}
-    for (label, name, associations), values in speeds.items():
-        cell = table.setdefault(label, {}).setdefault(name, {})
-        cell[str(associations)] = round(statistics.median(values), 1)
+        disk = [disk_mb_per_s(Path(material)) for _ in range(3)]
+        for number, case in enumerate(chosen):
+            paths = draw(Path(material, str(number)), case)
+            for count in associations:
+                part = paths[: case.total(count)]
+                rows.append(_row(case, part, count, environment, repeats, processes))
+            for path in paths:
+                path.unlink()
     return {
-        "instances": instances,
-        "bytes_each": SIZE * SIZE * 2,
         "repeats": repeats,
+        "dcmtk_buffers": buffers or "default",
+        "cloister_processes": processes,
         "load_average": os.getloadavg()[0],
-        "instances_per_second": table,
-        "memory_mib": {name: round(max(values), 1) for name, values in memories.items()},
+        "disk_mb_per_s": round(statistics.median(disk)),
+        "rows": rows,
     }
+
+
+def _row(
+    case: Case,
+    paths: Sequence[Path],
+    associations: int,
+    environment: dict[str, str],
+    repeats: int,
+    processes: int,
+) -> dict[str, Any]:
+    speeds: dict[str, list[float]] = {}
+    peaks = []
+    warm(paths)
+    for _ in range(repeats):
+        for name in RECEIVERS:
+            if not installed(name):
+                continue
+            speed, peak = measure(name, paths, associations, environment, processes)
+            speeds.setdefault(name, []).append(speed)
+            if name == "cloister":
+                peaks.append(peak)
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    megabytes = case.mib * 2**20 / 1e6
+    return {
+        "case": case.name,
+        "associations": associations,
+        **{f"{name}_per_s": _rounded(medians.get(name), 1.0) for name in RECEIVERS},
+        **{f"{name}_mb_per_s": _rounded(medians.get(name), megabytes) for name in RECEIVERS},
+        "cloister_peak_mib": round(max(peaks), 1),
+    }
+
+
+def _rounded(value: float | None, factor: float) -> float | None:
+    return None if value is None else round(value * factor, 2)
 
 
 def main() -> None:
     """Print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--instances", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
-    print(json.dumps(run(arguments.instances, arguments.repeats), indent=2))  # noqa: T201 - the result
+    parser.add_argument(
+        "--case", action="append", default=[], help="beginning of a case's name; all by default"
+    )
+    parser.add_argument("--associations", type=int, nargs="*", default=list(ASSOCIATIONS))
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--buffers", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=0)
+    given = parser.parse_args()
+    figures = run(given.case, given.associations, given.repeats, given.buffers, given.processes)
+    print(json.dumps(figures, indent=2))  # noqa: T201 - the result
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def test_an_entry_is_seen_only_after_it_was_committed(inbox: Inbox) -> None:
         writer.commit()
 
 
-def test_file_and_folder_are_synced_before_the_commit_returns(
+def test_file_and_folder_are_synced_before_the_entry_is_seen(
     inbox: Inbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
@@ -134,12 +134,12 @@ def test_file_and_folder_are_synced_before_the_commit_returns(
     def fsync(handle: int) -> None:
         name = str(Path(f"/proc/self/fd/{handle}").readlink())
         visible = "seen" if any(inbox.folder.iterdir()) else "hidden"
-        order.append(f"{'folder' if name == str(inbox.folder) else 'file'} {visible}")
+        order.append(f"{'folder' if name == str(inbox.incoming) else 'file'} {visible}")
         real_fsync(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
     put(inbox)
-    assert order == ["file hidden", "folder seen"]
+    assert order == ["file hidden", "folder hidden"]
 
 
 def test_too_little_space_is_refused_and_space_that_returns_is_used(tmp_path: Path) -> None:
@@ -208,6 +208,49 @@ def test_one_receiver_holds_an_inbox_alone_until_it_lets_go(inbox: Inbox) -> Non
     inbox.release()
     other.recover()
     other.release()
+
+
+def test_a_writer_settles_what_a_killed_one_of_another_name_left(inbox: Inbox) -> None:
+    killed = Inbox(inbox.root, min_free_bytes=0, writer="killed")
+    killed.begin(CALLER, ANNOUNCED).write(b"half of it")
+    fresh = Inbox(inbox.root, min_free_bytes=0)
+    assert fresh.recover() == 1
+    assert list(killed.incoming.iterdir()) == []
+    fresh.release()
+
+
+def test_what_a_living_writer_is_at_is_left_alone(inbox: Inbox) -> None:
+    living = Inbox(inbox.root, min_free_bytes=0, writer="living")
+    living.recover()
+    writer = living.begin(CALLER, ANNOUNCED)
+    writer.write(b"the first half ")
+    fresh = Inbox(inbox.root, min_free_bytes=0)
+    assert fresh.recover() == 0
+    writer.write(b"and the second")
+    entry = writer.commit()
+    assert fresh.entries(5) == [entry]
+    living.release()
+    fresh.release()
+
+
+def test_what_was_answered_before_its_rename_was_durable_comes_back(inbox: Inbox) -> None:
+    entry = put(inbox)
+    entry.path.rename(inbox.incoming / f"{entry.id}.dcm")  # as after a power loss
+    assert inbox.entries(5) == []
+    assert inbox.recover() == 0
+    (found,) = inbox.entries(5)
+    assert (found.id, found.sha256, found.size_bytes) == (entry.id, entry.sha256, entry.size_bytes)
+
+
+def test_facts_without_their_bytes_make_no_entry(inbox: Inbox) -> None:
+    entry = put(inbox)
+    content = bytearray(entry.path.read_bytes())
+    content[-20:] = bytes(20)  # as a file system may leave blocks that were not written
+    (inbox.incoming / f"{entry.id}.dcm").write_bytes(content)
+    entry.path.unlink()
+    assert inbox.recover() == 1
+    assert inbox.entries(5) == []
+    assert list(inbox.incoming.iterdir()) == []
 
 
 def _write_until_killed(root: Path, started: Any) -> None:

@@ -1,0 +1,120 @@
+"""Several receiver processes on one port."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from appliance import health, node
+from appliance.db.engine import writing
+from appliance.peers import NewPeer, add_peer
+from tests.appliance.test_receiving import Processes, succeeded
+from tests.dicom_node.support import DCMTK, ct, listening, program, save, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from appliance.settings import Settings
+
+RECEIVERS = 3
+SENDERS = 12
+
+pytestmark = [pytest.mark.e2e, pytest.mark.dcmtk]
+
+
+@pytest.fixture
+def processes(make_node: Callable[..., Settings], tmp_path: Path) -> Iterator[Processes]:
+    settings = make_node(dicom={"port": 0, "min_free_mib": 1, "processes": RECEIVERS})
+    config = tmp_path / "cloister.toml"
+    config.write_text(
+        f'name = "node"\ndata_root = "{settings.data_root}"\n'
+        f"[dicom]\nport = 0\nmin_free_mib = 1\nprocesses = {RECEIVERS}\n",
+        encoding="utf-8",
+    )
+    zone = node.open_clinical(settings)
+    with writing(zone.engine) as session:
+        add_peer(session, zone.ledger, NewPeer("pacs", "PACS", "127.0.0.0/8", may_send=True))
+    zone.engine.dispose()
+    group = Processes(settings, config)
+    yield group
+    group.stop()
+
+
+def siblings(settings: Settings) -> list[int]:
+    """Return the process numbers of the receivers beside the first that listen now."""
+    beats = [health.last_beat(settings, f"scp_{number}") for number in range(1, RECEIVERS)]
+    return [beat.pid for beat in beats if beat is not None and not beat.gone]
+
+
+def all_listen(settings: Settings) -> bool:
+    return len(siblings(settings)) == RECEIVERS - 1
+
+
+def received(settings: Settings, name: str) -> int:
+    beat = health.last_beat(settings, name)
+    return int(beat.detail["received"]) if beat is not None else 0
+
+
+def sender(port: int, files: list[Path]) -> subprocess.Popen[str]:
+    command = [program(DCMTK / "storescu"), "-v", "-xe", "-aec", "CLOISTER", "-aet", "PACS"]
+    return subprocess.Popen(
+        [*command, "127.0.0.1", str(port), *map(str, files)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_receivers_share_a_port_and_the_inbox(processes: Processes, tmp_path: Path) -> None:
+    files = [save(ct(size=64), tmp_path / f"{number:03d}.dcm") for number in range(SENDERS * 5)]
+    first, settings = processes.start("scp"), processes.settings
+    wait_until(lambda: all_listen(settings), "all receivers listen", 60)
+    senders = [sender(processes.port(), files[number::SENDERS]) for number in range(SENDERS)]
+    outputs = [one.communicate(timeout=60)[0] for one in senders]
+    assert sum(len(succeeded(output, files)) for output in outputs) == len(files)
+    assert sum(1 for _ in (settings.data_root / "clinical/inbox/entries").iterdir()) == len(files)
+    wait_until(lambda: received(settings, "scp") == len(files), "the first one tells what all received")
+    shares = [received(settings, f"scp_{number}") for number in range(1, RECEIVERS)]
+    assert 0 < sum(shares) < len(files)
+
+    first.terminate()
+    assert first.wait(8) == 0
+    assert siblings(settings) == []
+
+
+def test_a_receiver_that_is_killed_loses_nothing_it_answered_and_starts_again(
+    processes: Processes, tmp_path: Path
+) -> None:
+    files = [save(ct(size=300), tmp_path / f"{number:03d}.dcm") for number in range(SENDERS * 20)]
+    processes.start("scp")
+    settings = processes.settings
+    wait_until(lambda: all_listen(settings), "all receivers listen", 60)
+    senders = [sender(processes.port(), files[number::SENDERS]) for number in range(SENDERS)]
+    entries = settings.data_root / "clinical" / "inbox" / "entries"
+    wait_until(lambda: sum(1 for _ in entries.iterdir()) >= SENDERS, "some instances arrived")
+    killed = siblings(settings)[0]
+    psutil.Process(killed).send_signal(signal.SIGKILL)
+    outputs = [one.communicate(timeout=60)[0] for one in senders]
+    promised = set.union(*(succeeded(output, files) for output in outputs))
+    wait_until(lambda: all_listen(settings) and killed not in siblings(settings), "it starts again", 30)
+    wait_until(lambda: not list((entries.parent / "incoming").rglob("*.dcm")), "what it left is settled")
+    held = {path.read_bytes() for path in entries.iterdir()}
+    assert len(held) >= len(promised) > 0
+    for uid in promised:
+        assert sum(uid.encode() in content for content in held) == 1
+
+
+def test_receivers_end_with_the_first_one_however_it_ends(processes: Processes) -> None:
+    first, settings = processes.start("scp"), processes.settings
+    wait_until(lambda: all_listen(settings), "all receivers listen", 60)
+    port = processes.port()
+    psutil.Process(first.pid).send_signal(signal.SIGKILL)
+    started = time.monotonic()
+    wait_until(lambda: not listening(port), "nobody listens any longer")
+    assert time.monotonic() - started < 10
