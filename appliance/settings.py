@@ -178,6 +178,14 @@ class InferenceSettings(_Section):
     threads: int = Field(default=1, ge=1, le=64)
 
 
+class FetchSettings(_Section):
+    """Studies pulled from archives."""
+
+    enabled: bool = True
+    max_studies: int = Field(default=2000, ge=1, le=50_000)
+    silence_s: Seconds = 300
+
+
 class ResearchSettings(_Section):
     """Local training."""
 
@@ -249,6 +257,7 @@ class Settings(BaseSettings):
     research: ZoneSettings = ZoneSettings()
     deidentification: DeidentificationSettings = DeidentificationSettings()
     inference: InferenceSettings = InferenceSettings()
+    fetch: FetchSettings = FetchSettings()
     training: ResearchSettings = ResearchSettings()
     web: WebSettings = WebSettings()
     dicomweb: DICOMwebSettings = DICOMwebSettings()

@@ -101,6 +101,15 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """An instance that an archive says it has; the SOP class is empty where it does not say."""
+
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str = ""
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far a retrieval is, as the archive says; ``remaining`` is None where it does not say."""
 

@@ -8,10 +8,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from dicom_node import commands, identifiers
-from dicom_node.archive import Answers, ArchiveError, Sieve, keywords
+from dicom_node.archive import Answers, ArchiveError, Listed, Sieve, keywords
 from dicom_node.conversation import converse
+from dicom_node.index import is_uid
 from dicom_node.negotiation import IMPLICIT_VR_LITTLE_ENDIAN
-from dicom_node.query import Query, check
+from dicom_node.query import Level, Query, check
 from dicom_node.scu import EXPLICIT_VR_LITTLE_ENDIAN
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ CANCELLED: Final = 0xFE00
 PENDING: Final = frozenset({0xFF00, 0xFF01})
 PLAIN: Final = [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]
 MAX_ANSWERS: Final = 50_000
+MAX_LISTED: Final = 100_000  # instances of one study
 _AFTER_CANCEL_S: Final = 10.0
 
 # PS3.4 tables C.4-1 to C.4-3, PS3.7 annex C: what staff read, and whether another try may help.
@@ -71,6 +73,36 @@ def find(
     check(query)
     with converse(destination, calling_ae_title, [(STUDY_ROOT_FIND, list(PLAIN))]) as talk:
         return ask(talk, query, silence_s)
+
+
+def inventory(
+    destination: Destination, calling_ae_title: str, study_uid: str, *, silence_s: float = 60.0
+) -> tuple[Listed, ...]:
+    """Return all instances that an archive says a study has, asked for series by series on one association.
+
+    Raises
+    ------
+    ArchiveError
+        Saying what failed; there are more than :data:`MAX_LISTED` among it.
+    """
+    listed: list[Listed] = []
+    with converse(destination, calling_ae_title, [(STUDY_ROOT_FIND, list(PLAIN))]) as talk:
+        for series in ask(talk, Query(Level.SERIES, {"StudyInstanceUID": study_uid}), silence_s).found:
+            keys = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": series["SeriesInstanceUID"]}
+            left = MAX_LISTED - len(listed)
+            answers = ask(talk, Query(Level.IMAGE, keys, limit=max(left, 1)), silence_s)
+            if not answers.complete or left < 1:
+                raise ArchiveError(
+                    f"a study of more than {MAX_LISTED} instances", step="query", retryable=False
+                )
+            listed.extend(listed_of(found) for found in answers.found)
+    return tuple(listed)
+
+
+def listed_of(found: Mapping[str, str]) -> Listed:
+    """Return what an answer at instance level says."""
+    sop_class = found.get("SOPClassUID", "")
+    return Listed(found["SeriesInstanceUID"], found["SOPInstanceUID"], sop_class if is_uid(sop_class) else "")
 
 
 def ask(talk: Conversation, query: Query, silence_s: float) -> Answers:

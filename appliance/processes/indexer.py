@@ -129,6 +129,8 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         def backlog(kind: str) -> int | None:
             if kind == "infer" and not zone.settings.inference.enabled:
                 return None  # nobody takes these messages; the rows wait
+            if kind == "fetch" and not zone.settings.fetch.enabled:
+                return None
             return broker.backlog_of(node.redis_url(zone.settings, "clinical"), kind)
 
         work.reconcile(zone.engine, ClinicalJob, zone.wake, now(), backlog)

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage
 
 from dicom_node.archive import ArchiveError
 from dicom_node.query import Level, Query, QueryError
-from dicom_node.query_scu import find
+from dicom_node.query_scu import find, inventory
 from dicom_node.scu import Destination
 from tests.dicom_node.archives import fill, odd_archive, orthanc_archive, running_dcmqrscp
 from tests.dicom_node.scripted import scripted_acceptor
@@ -65,6 +66,17 @@ def test_studies_series_and_instances_of_a_real_archive_are_found(archive: Desti
     keys = {"StudyInstanceUID": "1.2.1", "SeriesInstanceUID": "1.2.1.1"}
     instances = find(archive, "CLOISTER", Query(Level.IMAGE, keys))
     assert sorted(found["SOPInstanceUID"] for found in instances.found) == ["1.2.1.1.1", "1.2.1.1.2"]
+
+
+def test_the_inventory_of_a_study_names_every_instance(archive: Destination) -> None:
+    listed = inventory(archive, "CLOISTER", "1.2.1")
+    assert sorted((one.series_instance_uid, one.sop_instance_uid) for one in listed) == [
+        ("1.2.1.1", "1.2.1.1.1"),
+        ("1.2.1.1", "1.2.1.1.2"),
+        ("1.2.1.2", "1.2.1.2.1"),
+    ]
+    assert {one.sop_class_uid for one in listed} <= {str(CTImageStorage), ""}
+    assert inventory(archive, "CLOISTER", "1.2.99") == ()
 
 
 def test_names_outside_ascii_are_asked_for_and_read(archive: Destination) -> None:
