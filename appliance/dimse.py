@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import select
 
-from appliance import logs, peers
+from appliance import logs, peers, traffic
 from appliance.catalogue import DatabaseCatalogue
 from appliance.commitment import DatabaseKeeper
 from appliance.completion import DatabaseSteps
@@ -105,4 +105,19 @@ class Retrievals:
                 row_id = session.scalar(select(Study.id).where(Study.study_instance_uid == uid))
                 if row_id is not None:
                     self._zone.ledger.append(session, kind=STUDY_RETRIEVED, subject_id=row_id, body=body)
+            traffic.add(session, [_sent(destination, instances, completed)])
         _LOG.info(RETRIEVED, asked=asked, sent=completed)
+
+
+def _sent(destination: str, instances: Sequence[StoredInstance], completed: int) -> traffic.Flow:
+    """Return what went out; where some could not be sent, their size is left out by the average."""
+    asked = len(instances)
+    size = sum(instance.size_bytes for instance in instances) * completed // asked
+    return traffic.Flow(
+        traffic.OUT,
+        destination,
+        associations=1,
+        instances=completed,
+        size_bytes=size,
+        failures=asked - completed,
+    )

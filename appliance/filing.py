@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import select
 from sqlalchemy.exc import DataError, IntegrityError
 
-from appliance import cataloguing, logs, merges, placing, quarantine
+from appliance import cataloguing, logs, merges, placing, quarantine, traffic
 from appliance.db.clinical import Instance, QuarantineItem, Result, Series, Study, StudyState
 from appliance.db.engine import reading, writing
 from dicom_node.errors import HeaderError
@@ -22,7 +22,7 @@ from dicom_node.inbox import DamagedEntry, Inbox, InboxEntry, sync_folder
 from dicom_node.index import InstanceHeader, read_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -248,13 +248,22 @@ def _known(zone: ClinicalZone, plans: Sequence[_Readable | _Stopped]) -> set[str
 
 def _commit(zone: ClinicalZone, inbox: Inbox, plans: Sequence[_Readable | _Stopped]) -> list[_Outcome]:
     outcomes: list[_Outcome] = []
+    entries = [plan.entry for plan in plans if isinstance(plan.entry, InboxEntry)]
     with writing(zone.engine) as session:
+        fresh = traffic.fresh(session, entries)
         for plan in plans:
             outcome = _file_one(session, plan) if isinstance(plan, _Readable) else plan
             if isinstance(outcome, _Stopped):
                 _quarantine(zone, session, inbox, outcome)
             outcomes.append(outcome)
+        traffic.count_received(session, _received(plans, fresh))
     return outcomes
+
+
+def _received(plans: Sequence[_Readable | _Stopped], fresh: set[str]) -> Iterator[tuple[InboxEntry, str]]:
+    for plan in plans:
+        if isinstance(plan.entry, InboxEntry) and plan.entry.id in fresh:
+            yield plan.entry, plan.header.station_name if isinstance(plan, _Readable) else ""
 
 
 def _file_one(session: Session, plan: _Readable) -> _Outcome:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Set as AbstractSet
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -97,12 +98,21 @@ def _is_url(value: str, schemes: AbstractSet[str]) -> bool:
         return False
 
 
+def _day(value: str) -> str:
+    try:
+        date.fromisoformat(value if len(value) == 10 else f"2024-{value}")  # a leap year
+    except ValueError:
+        raise ValueError("expected a day such as 2026-12-25, or 12-25 for every year") from None
+    return value
+
+
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Name = Annotated[str, AfterValidator(_name)]
 Host = Annotated[str, AfterValidator(_host)]
 DatabaseURL = Annotated[str, AfterValidator(_database_url)]
 RedisURL = Annotated[str, AfterValidator(_redis_url)]
 PublicURL = Annotated[str, AfterValidator(_public_url)]
+Day = Annotated[str, AfterValidator(_day)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -231,6 +241,14 @@ class FederationSettings(_Section):
     max_model_mib: int = Field(default=512, ge=1, le=2048)
 
 
+class MonitoringSettings(_Section):
+    """What is kept of traffic, and when a source counts as silent."""
+
+    keep_traffic_days: int = Field(default=400, ge=60, le=3650)
+    silence: bool = True
+    holidays: tuple[Day, ...] = ()
+
+
 class LoggingSettings(_Section):
     """Logs go to standard error as JSON lines (or plain, for a person at a terminal)."""
 
@@ -262,6 +280,7 @@ class Settings(BaseSettings):
     web: WebSettings = WebSettings()
     dicomweb: DICOMwebSettings = DICOMwebSettings()
     federation: FederationSettings = FederationSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
     logging: LoggingSettings = LoggingSettings()
 
     @classmethod

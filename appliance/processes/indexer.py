@@ -23,6 +23,8 @@ HOUSEKEEPING_EVERY_S: Final = 3.0
 COMPLETION_EVERY_S: Final = 1.0
 RETRY_STOPPED_EVERY_S: Final = 60.0
 CATCH_UP_EVERY_S: Final = 3600.0
+SILENCE_EVERY_S: Final = 60.0
+THIN_EVERY_S: Final = 3600.0
 RETENTION_EVERY_S: Final = 5.0  # a step each, until all studies were looked at; then hourly
 MAX_FAILURES: Final = 10
 DUTY_FAILED: Final = "indexer.duty_failed"
@@ -106,14 +108,18 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         quarantine,
         retention,
         routing,
+        silence,
+        traffic,
         work,
     )
     from appliance.db.base import now  # noqa: PLC0415
     from appliance.db.clinical import ClinicalJob  # noqa: PLC0415
+    from appliance.habits import Week  # noqa: PLC0415
 
     alive = _Paced(process.beat)
     looks = intake.Looks(zone)
     sweeper = retention.Sweeper(zone)
+    watch = silence.Watch(zone, Week(frozenset(zone.settings.monitoring.holidays)))
 
     def index() -> None:
         while not process.stopping.is_set() and intake.index_batch(zone, inbox, alive=alive).total:
@@ -124,6 +130,14 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         at = now()
         oldest = inbox.oldest_received_at()
         looks.look(at if oldest is None else min(at, oldest))
+
+    def look_for_silence() -> None:
+        if zone.settings.monitoring.silence:
+            watch.look(now())
+
+    def thin() -> None:
+        keep_days = zone.settings.monitoring.keep_traffic_days
+        traffic.thin(zone.engine, traffic.oldest_kept(now(), keep_days))
 
     def reconcile() -> None:
         def backlog(kind: str) -> int | None:
@@ -147,6 +161,8 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         Duty("candidates", lambda: models.take_in_candidates(zone), HOUSEKEEPING_EVERY_S),
         Duty("quarantine", lambda: quarantine.settle(zone, inbox), HOUSEKEEPING_EVERY_S),
         Duty("retention", lambda: sweeper.step(now()), RETENTION_EVERY_S),
+        Duty("silence", look_for_silence, SILENCE_EVERY_S),
+        Duty("traffic", thin, THIN_EVERY_S),
         Duty("bundles", lambda: intake.remove_acknowledged_bundles(zone), HOUSEKEEPING_EVERY_S),
     ]
 

@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from appliance import logs, node
 from appliance.processes import base
 from appliance.processes.siblings import Siblings
+from appliance.traffic import IN, Flow, Meter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 class Reporter:
     """Listener of the SCP: counts in memory, logs codes, and hands callers to the recorder."""
 
-    def __init__(self, recorder: CallerRecorder) -> None:
+    def __init__(self, recorder: CallerRecorder, meter: Meter) -> None:
         self._recorder = recorder
+        self._meter = meter
         self._lock = threading.Lock()
         self._counts = {"received": 0, "refused": 0, "bytes": 0}
 
@@ -56,11 +58,13 @@ class Reporter:
     def on_accepted(self, caller: Caller) -> None:
         """Note a known caller."""
         self._recorder.accepted(caller)
+        self._meter.note(Flow(IN, caller.calling_ae_title, associations=1))
         _LOG.info(ASSOCIATION_ACCEPTED)
 
     def on_rejected(self, caller: Caller, reason: str) -> None:
         """Note a caller that was turned away; who it was is in the database, not in the log."""
         self._recorder.rejected(caller, reason)
+        self._meter.note(Flow(IN, caller.calling_ae_title, rejected=1))
         _LOG.warning(ASSOCIATION_REJECTED, reason=reason)
 
     def on_received(self, entry: InboxEntry) -> None:
@@ -71,7 +75,7 @@ class Reporter:
 
     def on_refused(self, caller: Caller, status: int, reason: str) -> None:
         """Count and log."""
-        del caller
+        self._meter.note(Flow(IN, caller.calling_ae_title, failures=1))
         with self._lock:
             self._counts["refused"] += 1
         _LOG.warning(INSTANCE_REFUSED, status=f"{status:04x}", reason=reason)
@@ -96,8 +100,9 @@ def _body(process: base.Process) -> None:
     names.start()
     callers = DatabaseCallers(zone.engine, names, zone.root / SNAPSHOT)
     recorder = CallerRecorder(zone.engine)
-    reporter = Reporter(recorder)
-    _talk_to_database(callers, recorder)
+    meter = Meter(zone.engine)
+    reporter = Reporter(recorder, meter)
+    _talk_to_database(callers, recorder, meter)
     inbox = open_inbox(zone, process.name)
     scp = StorageSCP(_config(process), inbox, callers, reporter, dimse.services(zone))
     port = scp.start()
@@ -109,7 +114,7 @@ def _body(process: base.Process) -> None:
         _LOG.info(LISTENING, port=port)
         while not process.stopping.is_set():
             siblings.look()
-            _talk_to_database(callers, recorder)
+            _talk_to_database(callers, recorder, meter)
             detail: dict[str, Any] = {**reporter.counts(), "associations": scp.association_count}
             process.beat(**siblings.add_to(detail))
             process.stopping.wait(PERIOD_S)
@@ -117,7 +122,7 @@ def _body(process: base.Process) -> None:
         siblings.tell_to_stop()
         scp.stop()
         siblings.stop()
-        _talk_to_database(callers, recorder)
+        _talk_to_database(callers, recorder, meter)
 
 
 def _config(process: base.Process) -> SCPConfig:
@@ -154,11 +159,12 @@ def _tls(dicom: DICOMSettings) -> TLSOptions | None:
     )
 
 
-def _talk_to_database(callers: DatabaseCallers, recorder: CallerRecorder) -> None:
+def _talk_to_database(callers: DatabaseCallers, recorder: CallerRecorder, meter: Meter) -> None:
     """Renew who may send and write who was turned away; without a database receiving goes on as before."""
     try:
         callers.refresh()
         recorder.flush()
+        meter.flush()
     except SQLAlchemyError as error:
         _LOG.warning(DATABASE_AWAY, error=type(error).__name__)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from anyio import to_thread
 from fastapi import FastAPI, Request
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.responses import FileResponse, RedirectResponse, Response
@@ -39,6 +40,7 @@ NOT_ZIPPED: Final = (
     "multipart/related",
 )
 SWEEP_FAILED: Final = "web.sweep_failed"
+TRAFFIC_UNWRITTEN: Final = "web.traffic_unwritten"
 _logger = logs.logger(__name__)
 
 
@@ -87,6 +89,7 @@ def build(desk: Desk) -> Any:
         sweeping.cancel()
         with suppress(asyncio.CancelledError):
             await sweeping
+        await to_thread.run_sync(_write_traffic, desk)
 
     app.router.lifespan_context = lifespan
     return zipped(Gate(app, desk, live.belongs))
@@ -101,6 +104,7 @@ async def _sweep(desk: Desk) -> None:
     """Close the sockets of sessions that ended by time, or elsewhere on the node."""
     for turn in itertools.count(1):
         await asyncio.sleep(SWEEP_EVERY_S)
+        await to_thread.run_sync(_write_traffic, desk)
         if turn % TRIM_EVERY_SWEEPS == 0:
             await to_thread.run_sync(_give_memory_back)
         for session, token in desk.sockets.sessions().items():
@@ -111,6 +115,14 @@ async def _sweep(desk: Desk) -> None:
                 continue
             if viewer is None:
                 desk.sockets.close(session)
+
+
+def _write_traffic(desk: Desk) -> None:
+    """Write what came and went by the web; without a database it is kept for the next time."""
+    try:
+        desk.meter.flush()
+    except SQLAlchemyError as error:
+        _logger.warning(TRAFFIC_UNWRITTEN, error=type(error).__name__)
 
 
 def _give_memory_back() -> None:

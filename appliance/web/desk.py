@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from appliance import auth, health, node
 from appliance.auth import Principal, tokens
 from appliance.db.base import now
+from appliance.traffic import Meter
 from appliance.web.peer_reports import LastReports
 from appliance.web.sockets import OpenSockets
 
@@ -50,7 +51,12 @@ class Desk:
     research: ResearchClient
     sockets: OpenSockets = field(default_factory=OpenSockets)
     peer_reports: LastReports = field(default_factory=LastReports, repr=False)
+    meter: Meter = field(init=False, repr=False)
     _looked: _Looked = field(default_factory=_Looked, repr=False)
+
+    def __post_init__(self) -> None:
+        """Count what comes and goes by the web."""
+        object.__setattr__(self, "meter", Meter(self.zone.engine))
 
     def who(self, token: str | None) -> Viewer | None:
         """Return who holds this session cookie now."""

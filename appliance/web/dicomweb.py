@@ -10,6 +10,7 @@ from appliance import logs
 from appliance.auth.rights import Right
 from appliance.catalogue import DatabaseCatalogue
 from appliance.filing import open_inbox
+from appliance.traffic import IN, Flow
 from appliance.web.gate import DICOMWEB, VISIT
 from dicom_node.dicomweb import qido, stow
 from dicom_node.dicomweb.frame import DICOMwebError, Frame
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from fastapi import APIRouter
 
+    from appliance.traffic import Meter
     from appliance.web.desk import Desk, Visit
 
 PERSON: Final = "WEB"  # sender of what a signed-in browser stores
@@ -44,7 +46,7 @@ def routers(desk: Desk) -> list[tuple[APIRouter, Right]]:
     reception = stow.Reception(
         inbox=open_inbox(desk.zone, WRITER),
         caller_of=_caller_of(settings.dicom.ae_title),
-        on_stored=_note_stored,
+        on_stored=_note_stored_with(desk.meter),
         max_requests=settings.dicomweb.max_stores,
         timeout_s=settings.dicom.network_timeout_s,
     )
@@ -85,8 +87,12 @@ def _needs(right: Right) -> Callable[[Request], None]:
     return check
 
 
-def _note_stored(stored: int, refused: int) -> None:
-    _logger.info(STORED, stored=stored, refused=refused)
+def _note_stored_with(meter: Meter) -> Callable[[Caller, int, int], None]:
+    def note_stored(caller: Caller, stored: int, refused: int) -> None:
+        meter.note(Flow(IN, caller.calling_ae_title, associations=1, failures=refused))
+        _logger.info(STORED, stored=stored, refused=refused)
+
+    return note_stored
 
 
 def _note(error: Exception) -> None:

@@ -40,7 +40,7 @@ class Reception:
     caller_of : callable
         Who stands in the entries as their sender.
     on_stored : callable
-        Is told how many instances a request stored, and how many were refused.
+        Is told for whom a request stored how many instances, and how many were refused.
     max_requests : int
         Requests that store at the same time.
     timeout_s : float
@@ -49,7 +49,7 @@ class Reception:
 
     inbox: Inbox
     caller_of: Callable[[Request], Caller]
-    on_stored: Callable[[int, int], None]
+    on_stored: Callable[[Caller, int, int], None]
     max_requests: int
     timeout_s: float
 
@@ -63,14 +63,14 @@ def router(frame: Frame, reception: Reception) -> APIRouter:
         boundary, kind = _check(request)
         if len(running) >= reception.max_requests:
             raise DICOMwebError(503, "Other requests store at the moment; try again later.", _RETRY)
-        mine = object()
+        mine, caller = object(), reception.caller_of(request)
         running.add(mine)
         try:
-            outcomes = await _store(request, reception, boundary)
+            outcomes = await _store(request, reception, caller, boundary)
         finally:
             running.discard(mine)
         stored = sum(outcome.refusal is None for outcome in outcomes)
-        reception.on_stored(stored, len(outcomes) - stored)
+        reception.on_stored(caller, stored, len(outcomes) - stored)
         status = _status(outcomes)
         content = _response(outcomes, frame.base_url(request))
         return JSONResponse(content, status, _RETRY if status == 503 else None, media_type=kind)
@@ -98,9 +98,9 @@ def _check(request: Request) -> tuple[str, str]:
         raise DICOMwebError(400, f"Content-Type: {error}.") from error
 
 
-async def _store(request: Request, reception: Reception, boundary: str) -> Sequence[Outcome]:
+async def _store(request: Request, reception: Reception, caller: Caller, boundary: str) -> Sequence[Outcome]:
     study_uid = str(request.path_params.get("StudyInstanceUID", ""))
-    storing = Storing(reception.inbox, reception.caller_of(request), boundary, study_uid)
+    storing = Storing(reception.inbox, caller, boundary, study_uid)
     try:
         await to_thread.run_sync(reception.inbox.check_space)
         async for piece in _pieces(request, reception.timeout_s):

@@ -11,7 +11,7 @@ from pynetdicom.dsutils import decode as decode_data_set
 
 from appliance import dimse
 from appliance.catalogue import DatabaseCatalogue
-from appliance.db.clinical import ClinicalLedgerEntry, Peer
+from appliance.db.clinical import ClinicalLedgerEntry, Peer, Traffic
 from appliance.db.engine import reading, writing
 from appliance.filing import index_batch, open_inbox
 from dicom_node.inbox import Announcement
@@ -75,7 +75,10 @@ def test_a_study_comes_back_with_its_results_on_the_same_association(filled: Nod
     assert got == {one.sop_instance_uid: stored_data(one.path) for one in held}
     with reading(filled.zone.engine) as session:
         kinds = [entry.kind for entry in session.query(ClinicalLedgerEntry)]
+        sent = session.query(Traffic).filter_by(direction="out").one()
     assert kinds.count(dimse.STUDY_RETRIEVED) == 1
+    assert (sent.ae_title, sent.associations, sent.instances, sent.failures) == ("WORKSTATION", 1, 4, 0)
+    assert sent.size_bytes == sum(one.size_bytes for one in held)
 
 
 def test_what_the_requestor_does_not_accept_fails_alone(filled: Node) -> None:

@@ -44,7 +44,7 @@ def frame(failures: list[Exception]) -> Frame:
 @contextmanager
 def served(app: Any) -> Iterator[str]:
     """Serve an application from a thread; give its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_until(lambda: server.started, "the service listens")

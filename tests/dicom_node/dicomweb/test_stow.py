@@ -49,7 +49,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
     reception = stow.Reception(
         inbox=inbox,
         caller_of=lambda _: Caller("VIEWER", "CLOISTER", "127.0.0.1"),
-        on_stored=lambda stored, refused: counted.append((stored, refused)),
+        on_stored=lambda _, stored, refused: counted.append((stored, refused)),
         max_requests=2,
         timeout_s=2,
     )
