@@ -19,7 +19,7 @@ from appliance.db.clinical import Fetch, FetchedStudy, Peer
 from appliance.db.engine import reading, writing
 from appliance.delivery import retry_in_s
 from appliance.fetch_listing import Found, choose, summarise
-from appliance.fetching import DONE, FAILED, LISTED, LOOKING, QUEUED, RUNNING, hour_ago
+from appliance.fetching import DONE, FAILED, LISTED, LOOKING, QUEUED, RUNNING
 from appliance.filing import open_inbox
 from dicom_node.archive import ArchiveError
 from dicom_node.errors import InboxFullError
@@ -160,7 +160,7 @@ def _must_wait(zone: ClinicalZone, this: _Fetch) -> tuple[str, float] | None:
         pulled = (
             select(func.count(), func.min(FetchedStudy.updated_at))
             .where(FetchedStudy.fetch_id == this.id, FetchedStudy.attempts > 0)
-            .where(FetchedStudy.updated_at > hour_ago())
+            .where(FetchedStudy.updated_at > at - timedelta(hours=1))
         )
         with reading(zone.engine) as session:
             count, oldest = session.execute(pulled).one()

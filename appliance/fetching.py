@@ -8,7 +8,6 @@ counts and codes alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import select, update
@@ -265,6 +264,9 @@ def _ensure_job(session: Session, fetch: Fetch) -> str | None:
     )
 
 
-def hour_ago() -> Any:
-    """Return the moment since when the studies of an hour count."""
-    return now() - timedelta(hours=1)
+def level_of(name: str) -> Level:
+    """Return a level by the word that people use; raises FetchError."""
+    levels = {"study": Level.STUDY, "series": Level.SERIES, "instance": Level.IMAGE}
+    if name not in levels:
+        raise FetchError(f"level: expected one of {', '.join(levels)}")
+    return levels[name]

@@ -30,6 +30,7 @@ MODULES: Final = (
     "peer",
     "rule",
     "study",
+    "fetch",
     "retention",
     "user",
     "ledger",

@@ -139,12 +139,13 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         keep_days = zone.settings.monitoring.keep_traffic_days
         traffic.thin(zone.engine, traffic.oldest_kept(now(), keep_days))
 
+    works = {"infer": zone.settings.inference.enabled, "fetch": zone.settings.fetch.enabled}
+    idle = [kind for kind in works if not works[kind]]
+
     def reconcile() -> None:
         def backlog(kind: str) -> int | None:
-            if kind == "infer" and not zone.settings.inference.enabled:
+            if kind in idle:
                 return None  # nobody takes these messages; the rows wait
-            if kind == "fetch" and not zone.settings.fetch.enabled:
-                return None
             return broker.backlog_of(node.redis_url(zone.settings, "clinical"), kind)
 
         work.reconcile(zone.engine, ClinicalJob, zone.wake, now(), backlog)
