@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from appliance.web.panel import (
     federation,
+    fetch,
+    fetches,
     home,
     jobs,
     ledger,
@@ -41,6 +43,8 @@ PAGES: Final[tuple[Page[Any], ...]] = (
     quarantine.PAGE,
     peers.PAGE,
     peer.PAGE,
+    fetches.PAGE,
+    fetch.PAGE,
     rules.PAGE,
     retention.PAGE,
     ledger.PAGE,
