@@ -270,6 +270,15 @@ class ReceivingDUL(DULServiceProvider):  # type: ignore[misc]
         return bool(super()._process_recv_primitive())
 
     def _read_pdu_data(self) -> None:
+        """Read one PDU, and all that follow it of the same instance, before anything else is looked at."""
+        self._read_pdu()
+        while self._reception is not None and not self._is_called_away():
+            self._read_pdu()
+
+    def _is_called_away(self) -> bool:
+        return bool(self._kill_thread or self.event_queue.queue or self.to_provider_queue.queue)
+
+    def _read_pdu(self) -> None:
         """Read one PDU: data ones of an established association here, all others as pynetdicom does."""
         try:
             head = self.socket.recv(6)

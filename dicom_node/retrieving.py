@@ -1,17 +1,16 @@
 """The Retrieve SCP: C-MOVE and C-GET (PS3.4 C.4.2, C.4.3).
 
-Instances go out in the transfer syntax they are stored in, byte for byte. Only where a peer takes
-uncompressed ones in nothing but the default transfer syntax (PS3.5 10.1), they are encoded again.
+Instances go out in the transfer syntax they are stored in, byte for byte. Only where a peer does not take
+that one, they are converted to an uncompressed one that it takes.
 """
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, field
-from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from pydicom import dcmread
-from pydicom.dataset import Dataset
 from pynetdicom.dimse_primitives import C_GET, C_MOVE
 
 from dicom_node import sending
@@ -21,6 +20,7 @@ from dicom_node.negotiation import IMPLICIT_VR_LITTLE_ENDIAN, Roles
 from dicom_node.query import Level, Query, QueryError
 from dicom_node.scu import EXPLICIT_VR_LITTLE_ENDIAN, AssociationError, associate
 from dicom_node.services import RequestError, Service
+from dicom_node.transcoding import TranscodingError, can_transcode, transcode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,9 +50,10 @@ UNABLE_TO_PROCESS: Final = 0xC000
 
 MAX_INSTANCES: Final = 65_535  # the counts of the responses are 16-bit numbers
 _MAX_CONTEXTS: Final = 128
-_MAX_CONVERTED_BYTES: Final = 64 << 20  # they are in memory meanwhile
 _STORE_WARNINGS: Final = frozenset({0xB000, 0xB006, 0xB007})
 _MAX_FAILED_BYTES: Final = 60_000  # of a list of UIDs, in the answer
+
+_PLAIN: Final = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
 
 _LEVELS: Final = {
     PATIENT_ROOT_MOVE: PATIENT_ROOT,
@@ -198,8 +199,8 @@ def _instances(catalogue: Catalogue, level: Level, keys: Mapping[str, str]) -> S
 def _pairs(instances: Iterable[StoredInstance]) -> dict[tuple[str, str], None]:
     """Return SOP class and transfer syntax of each presentation context that the instances need."""
     pairs = {(item.sop_class_uid, item.transfer_syntax_uid): None for item in instances}
-    plain = [uid for uid, syntax in pairs if syntax == EXPLICIT_VR_LITTLE_ENDIAN]
-    return pairs | {(uid, IMPLICIT_VR_LITTLE_ENDIAN): None for uid in plain}
+    others = {(uid, plain): None for uid, syntax in pairs for plain in _PLAIN if can_transcode(syntax, plain)}
+    return pairs | others
 
 
 def _batches(instances: Sequence[StoredInstance]) -> list[list[StoredInstance]]:
@@ -247,42 +248,31 @@ def _move(
 def _send(
     association: Association, instance: StoredInstance, message_id: int, originator: tuple[str, int] | None
 ) -> int | None:
+    syntax = _conversion(association, instance)
     try:
-        if _must_be_converted(association, instance):
-            outgoing = _converted(instance)
-            return sending.send_outgoing(association, outgoing, message_id=message_id, originator=originator)
-        return sending.send_store(association, instance.path, message_id=message_id, originator=originator)
+        if not syntax:
+            return sending.send_store(
+                association, instance.path, message_id=message_id, originator=originator
+            )
+        with tempfile.TemporaryDirectory(prefix="cloister-") as folder:
+            converted = Path(folder, "converted.dcm")
+            transcode(instance.path, converted, syntax)
+            return sending.send_store(association, converted, message_id=message_id, originator=originator)
     except sending.SendingError as error:
         if error.ended and association.is_acceptor:
             raise
         return None
-    except (OSError, HeaderError):
+    except (OSError, HeaderError, TranscodingError):
         return None
 
 
-def _must_be_converted(association: Association, instance: StoredInstance) -> bool:
-    if (
-        instance.transfer_syntax_uid != EXPLICIT_VR_LITTLE_ENDIAN
-        or instance.size_bytes > _MAX_CONVERTED_BYTES
-    ):
-        return False
+def _conversion(association: Association, instance: StoredInstance) -> str:
+    """Return the transfer syntax to convert to, where the peer does not take the one that is stored."""
+    stored = instance.transfer_syntax_uid
     accepted = sending.accepted_syntaxes(association, instance.sop_class_uid)
-    return EXPLICIT_VR_LITTLE_ENDIAN not in accepted and IMPLICIT_VR_LITTLE_ENDIAN in accepted
-
-
-def _converted(instance: StoredInstance) -> sending.Outgoing:
-    """Encode an instance in the default transfer syntax, in memory."""
-    content = BytesIO()
-    try:
-        ds = Dataset(dcmread(instance.path))
-        ds.save_as(content, implicit_vr=True, little_endian=True)
-    except Exception as error:  # edge of a sub-operation: stored as received, whatever that was
-        raise HeaderError("unreadable", "the data set cannot be encoded again") from error
-    size = content.tell()
-    content.seek(0)
-    return sending.Outgoing(
-        instance.sop_class_uid, instance.sop_instance_uid, IMPLICIT_VR_LITTLE_ENDIAN, content, size
-    )
+    if stored in accepted:
+        return ""
+    return next((uid for uid in _PLAIN if uid in accepted and can_transcode(stored, uid)), "")
 
 
 def _tell(

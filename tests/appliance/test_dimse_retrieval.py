@@ -18,6 +18,7 @@ from dicom_node.inbox import Announcement
 from dicom_node.part10 import MAX_META_BYTES, decode
 from dicom_node.ports import Caller
 from dicom_node.query import Level, Query
+from dicom_node.transcoding import JPEG_LS_LOSSLESS, transcode
 from tests.appliance.dimse_node import CT, EXPLICIT, Node
 from tests.appliance.test_catalogue import add_result
 from tests.appliance.test_dimse import STUDY_GET, STUDY_MOVE, associate, filled, find, identifier
@@ -31,6 +32,7 @@ from tests.dicom_node.support import (
     listening,
     process,
     program,
+    save,
     wait_until,
 )
 from tests.shared_data import shared_data_dir
@@ -102,6 +104,26 @@ def test_a_requestor_of_the_default_transfer_syntax_alone_gets_that(filled: Node
     for one in held:
         data = decode_data_set(BytesIO(got[one.sop_instance_uid]), is_implicit_vr=True, is_little_endian=True)
         assert data.to_json_dict() == Dataset(dcmread(one.path)).to_json_dict()
+
+
+@pytest.mark.parametrize("plain", [EXPLICIT, "1.2.840.10008.1.2"])
+def test_what_is_stored_compressed_is_decoded_for_a_requestor_that_knows_no_compression(
+    filled: Node, tmp_path: Path, plain: str
+) -> None:
+    ds = ct({"PatientID": "P1", "StudyInstanceUID": "1.2.77", "SeriesInstanceUID": "1.2.77.1"}, size=32)
+    pixels, uid = ds.PixelData, str(ds.SOPInstanceUID)
+    transcode(save(ds, tmp_path / "a.dcm"), tmp_path / "b.dcm", JPEG_LS_LOSSLESS)
+    inbox = open_inbox(filled.zone)
+    announced = Announcement(CT, uid, JPEG_LS_LOSSLESS)
+    inbox.commit([stored_data(tmp_path / "b.dcm")], Caller("CT1", "CLOISTER", "127.0.0.1"), announced)
+    index_batch(filled.zone, inbox)
+    study = identifier("STUDY", StudyInstanceUID="1.2.77")
+    status, got = get(filled, study, [(CT, plain)])
+    assert status.Status == 0
+    data = decode_data_set(BytesIO(got[uid]), is_implicit_vr=plain != EXPLICIT, is_little_endian=True)
+    assert data.PixelData == pixels
+    status, got = get(filled, study, [(CT, plain), (CT, JPEG_LS_LOSSLESS)])
+    assert got[uid] == stored_data(tmp_path / "b.dcm")
 
 
 def test_nothing_that_matches_is_a_success_without_instances(filled: Node) -> None:
