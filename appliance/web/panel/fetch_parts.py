@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from appliance.web.panel.markup import count, el
 from appliance.web.panel.page import ActionRefusedError
-from appliance.web.panel.parts import Ask, badge, button, meter, stack
+from appliance.web.panel.parts import Ask, badge, button, stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -79,16 +79,17 @@ def progress(row: FetchRow) -> Markup:
         here = f"; {row.here} here already" if row.here else ""
         return el("span", f"{count(row.studies, 'study', 'studies')} match{size}{here}")
     of = f" of {row.instances}" if row.instances is not None else ""
-    text = f"{row.done} of {row.studies} studies, {row.received}{of} instances"
-    if row.failed:
-        text += f", {row.failed} not whole"
-    tone = "warn" if row.failed else "ok"
-    return meter("", (row.done + row.failed) / row.studies, text, tone=tone)
+    failed = f", {row.failed} not whole" if row.failed else ""
+    return stack(
+        el("span", f"{row.done} of {count(row.studies, 'study', 'studies')}{failed}"),
+        el("small", f"{row.received}{of} instances"),
+    )
 
 
-def buttons(row: FetchRow) -> Markup:
-    """Draw what can be done with it now."""
+def buttons(row: FetchRow, *, first: bool = False) -> Markup:
+    """Draw what can be done with it now, or the first of that alone."""
     names = _BUTTONS.get(row.state, ("resume",) if row.failed and row.state == "done" else ())
+    names = names[:1] if first else names
     return el("div", [_button(row, name) for name in names], class_="buttons")
 
 

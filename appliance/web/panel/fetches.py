@@ -108,7 +108,7 @@ def _table(view: FetchesView) -> Markup:
             fetch_parts.state(row),
             stack(fetch_parts.progress(row), el("small", row.reason) if row.reason else None),
             stack(when(row.created_at), el("small", row.requested_by)),
-            fetch_parts.buttons(row) if view.can_fetch else None,
+            fetch_parts.buttons(row, first=True) if view.can_fetch else None,
         )
         for row in view.rows
     ]
@@ -120,9 +120,12 @@ def _table(view: FetchesView) -> Markup:
     return table("Fetches", columns, rows, empty=nothing("Nothing was fetched yet.", advice))
 
 
-def _manner_fields(view: FetchesView) -> tuple[Markup, ...]:
+def _peer_field(view: FetchesView) -> Markup:
+    return select_field("peer", "Archive", [(name, name) for name in view.archives])
+
+
+def _manner_fields() -> tuple[Markup, ...]:
     return (
-        select_field("peer", "Archive", [(name, name) for name in view.archives]),
         select_field(
             "method",
             "Method",
@@ -144,8 +147,9 @@ def _order_dialog(view: FetchesView) -> Markup:
         "order",
         "Fetch by query",
         "order",
+        _peer_field(view),
         *keys,
-        *_manner_fields(view),
+        *_manner_fields(),
         submit="Ask the archive",
         lead="The archive is asked first. You see what matches before anything is pulled.",
     )
@@ -156,11 +160,12 @@ def _priors_dialog(view: FetchesView) -> Markup:
         "priors",
         "Fetch priors",
         "priors",
+        _peer_field(view),
         text_field("study_id", "Study", hint="Row id of a stored study: the end of its page's address"),
         text_field("modalities", "Modalities", required=False, hint="CT, MR; empty: all"),
         text_field("years", "Not older than years", kind="number", required=False, min=0),
         text_field("most", "The latest so many", kind="number", value="5", min=1),
-        *_manner_fields(view),
+        *_manner_fields(),
         submit="Ask the archive",
         lead="Earlier studies of the same patient, by patient id; another birth date is another patient.",
     )
