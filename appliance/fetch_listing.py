@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from appliance.archives import DIMSEArchive
+    from appliance.archives import Archive
     from appliance.node import ClinicalZone
     from dicom_node.archive import Answers
 
@@ -43,7 +43,7 @@ class Found:
 
 
 def choose(
-    zone: ClinicalZone, answers: Answers, priors: Mapping[str, Any] | None, archive: DIMSEArchive
+    zone: ClinicalZone, answers: Answers, priors: Mapping[str, Any] | None, archive: Archive
 ) -> list[Found]:
     """Return what of the answers is wanted, the latest first.
 
@@ -84,7 +84,7 @@ def _priors(
     zone: ClinicalZone,
     answers: Iterable[Mapping[str, str]],
     priors: Mapping[str, Any],
-    archive: DIMSEArchive,
+    archive: Archive,
 ) -> list[Mapping[str, str]]:
     """Return earlier studies of the very patient: another issuer or birth date is somebody else."""
     with reading(zone.engine) as session:
@@ -112,7 +112,7 @@ def _priors(
     return kept
 
 
-def _modalities(archive: DIMSEArchive, one: Mapping[str, str]) -> set[str]:
+def _modalities(archive: Archive, one: Mapping[str, str]) -> set[str]:
     """Return the modalities of a study; an archive that does not give them is asked for its series."""
     told = one.get("ModalitiesInStudy", "")
     if told:

@@ -19,7 +19,7 @@ from appliance.filing import open_inbox
 from dicom_node.archive import ArchiveError, Progress
 
 if TYPE_CHECKING:
-    from appliance.archives import DIMSEArchive
+    from appliance.archives import Archive
     from appliance.node import ClinicalZone
     from appliance.work import Claim
     from dicom_node.archive import Listed
@@ -51,7 +51,7 @@ class _Stopped:
     it: bool = False
 
 
-def pull(zone: ClinicalZone, claim: Claim, archive: DIMSEArchive, wanted: Wanted, peer_id: str) -> None:
+def pull(zone: ClinicalZone, claim: Claim, archive: Archive, wanted: Wanted, peer_id: str) -> None:
     """Pull a study, or what is missing of it.
 
     Raises
@@ -98,7 +98,7 @@ def stored(zone: ClinicalZone, study_uid: str) -> set[str]:
         return {*session.scalars(instances), *session.scalars(results)}
 
 
-def _inventory(archive: DIMSEArchive, wanted: Wanted) -> tuple[Listed, ...]:
+def _inventory(archive: Archive, wanted: Wanted) -> tuple[Listed, ...]:
     """Return the archive's list of instances; empty where it answers no such questions."""
     try:
         return archive.inventory(wanted.study_instance_uid)
@@ -117,7 +117,7 @@ def _whole(uids: set[str], held: set[str], expected: int | None) -> bool:
 def _retrieve(
     zone: ClinicalZone,
     claim: Claim,
-    archive: DIMSEArchive,
+    archive: Archive,
     wanted: Wanted,
     listed: tuple[Listed, ...],
     before: set[str],

@@ -26,7 +26,7 @@ from dicom_node.errors import InboxFullError
 from dicom_node.query import Level, Query, QueryError
 
 if TYPE_CHECKING:
-    from appliance.archives import DIMSEArchive
+    from appliance.archives import Archive
     from appliance.node import ClinicalZone
     from appliance.work import Claim
 
@@ -85,7 +85,7 @@ def _put_down(zone: ClinicalZone, claim: Claim) -> None:
             claim.finish(session)
 
 
-def _look(zone: ClinicalZone, claim: Claim, this: _Fetch, archive: DIMSEArchive) -> None:
+def _look(zone: ClinicalZone, claim: Claim, this: _Fetch, archive: Archive) -> None:
     limit = zone.settings.fetch.max_studies
     answers = archive.find(Query(Level.STUDY, this.match, limit=limit))
     if not answers.complete:
@@ -122,7 +122,7 @@ def _preview(found: list[Found]) -> list[dict[str, str]]:
     return [dict(one.details) for one in found[:20]]
 
 
-def _pull(zone: ClinicalZone, claim: Claim, this: _Fetch, archive: DIMSEArchive) -> None:
+def _pull(zone: ClinicalZone, claim: Claim, this: _Fetch, archive: Archive) -> None:
     """Pull the next study, if it may be pulled now."""
     wait = _must_wait(zone, this)
     if wait is not None:

@@ -175,6 +175,11 @@ class Sieve:
             self._found[key] = MappingProxyType(whole)
         self.full = self.full or self._dropped >= MAX_UNUSABLE
 
+    @property
+    def kept(self) -> int:
+        """How many answers are kept."""
+        return len(self._found)
+
     def answers(self) -> Answers:
         """Return what was kept."""
         return Answers(tuple(self._found.values()), not self.full, self._dropped)

@@ -25,7 +25,7 @@ PeerArgument = Annotated[str, typer.Argument(help="Name of the peer; it must be 
 KeysArgument = Annotated[list[str], typer.Argument(help="Keys to match, such as PatientID=4711.")]
 FetchArgument = Annotated[str, typer.Argument(help="Id of the fetch; its beginning is enough.")]
 JSONOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-MethodOption = Annotated[str, typer.Option("--method", help="move or get; chosen if not given.")]
+MethodOption = Annotated[str, typer.Option("--method", help="move, get or web; chosen if not given.")]
 HoursOption = Annotated[str, typer.Option("--hours", help="When to pull: 'mon-fri 20:00-06:00'; always.")]
 PauseOption = Annotated[float, typer.Option("--pause", help="Seconds between two studies.")]
 PerHourOption = Annotated[int, typer.Option("--per-hour", help="Studies in an hour at most; 0: no bound.")]

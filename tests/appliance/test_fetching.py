@@ -17,6 +17,7 @@ from appliance.fetching import Manner, Order, Priors
 from dicom_node.scu import Destination
 from tests.appliance.fetch_node import add_archive, finish, indexing, load, rows, step, study_files
 from tests.dicom_node.archives import fill, odd_archive, orthanc_archive, running_dcmqrscp
+from tests.dicom_node.dicomweb.web_archive import orthanc_web_archive
 from tests.dicom_node.support import free_port
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def files(tmp_path: Path) -> list[Path]:
         pytest.param("dcmqrscp-move", marks=pytest.mark.dcmtk),
         pytest.param("orthanc-get", marks=pytest.mark.orthanc),
         pytest.param("orthanc-move", marks=pytest.mark.orthanc),
+        pytest.param("orthanc-web", marks=pytest.mark.orthanc),
     ]
 )
 def archive(
@@ -58,6 +60,11 @@ def archive(
             fill(at, files)
             add_archive(running.zone, at, may_send=method == "move")
             running.callers.refresh()
+            yield running
+    elif method == "web":
+        with orthanc_web_archive(tmp_path) as (web, at), indexing(running.zone):
+            fill(at, files)
+            add_archive(running.zone, at, ae_title="", protocol="dicomweb", url=web.url)
             yield running
     else:
         with orthanc_archive(tmp_path, ours_port=running.port) as (_, at), indexing(running.zone):

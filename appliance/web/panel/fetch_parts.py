@@ -59,7 +59,7 @@ def what(row: FetchRow) -> Markup:
         keys = ", ".join(f"{keyword} {value}" for keyword, value in row.match.items())
     else:
         keys = ", ".join(row.keys)
-    manner = [{"move": "C-MOVE", "get": "C-GET"}.get(row.method, row.method)]
+    manner = [{"move": "C-MOVE", "get": "C-GET", "web": "DICOMweb"}.get(row.method, row.method)]
     if row.hours != "always":
         manner.append(row.hours)
     if row.pause_s:

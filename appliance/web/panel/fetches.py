@@ -129,7 +129,12 @@ def _manner_fields() -> tuple[Markup, ...]:
         select_field(
             "method",
             "Method",
-            [("", "the best it can do"), ("move", "C-MOVE, over our receiver"), ("get", "C-GET")],
+            [
+                ("", "the best it can do"),
+                ("move", "C-MOVE, over our receiver"),
+                ("get", "C-GET"),
+                ("web", "DICOMweb"),
+            ],
         ),
         text_field("hours", "Hours", required=False, hint="20:00-06:00, sat,sun; empty: always"),
         text_field("pause_s", "Pause between studies, in seconds", kind="number", required=False, min=0),
