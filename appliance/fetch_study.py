@@ -177,11 +177,13 @@ class _Watch:
             return False
         if time.monotonic() - self._beat_at >= BEAT_EVERY_S:
             self._beat_at = time.monotonic()
-            self._claim.heartbeat({"done": progress.completed, "remaining": progress.remaining})
+            done = max(self._count, progress.completed)
+            total = self._wanted.expected or (progress.completed + (progress.remaining or 0))
+            self._claim.heartbeat({"stage": "instances", "done": done, "total": max(total, done)})
             with writing(self._zone.engine) as session:
                 row = session.get(FetchedStudy, self._wanted.id)
                 if row is not None:
-                    row.received = max(row.received, self._count, progress.completed)
+                    row.received = max(row.received, done)
         return True
 
 

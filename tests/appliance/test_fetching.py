@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,7 @@ from tests.appliance.fetch_node import add_archive, finish, indexing, load, rows
 from tests.dicom_node.archives import fill, odd_archive, orthanc_archive, running_dcmqrscp
 from tests.dicom_node.dicomweb.web_archive import orthanc_web_archive
 from tests.dicom_node.support import free_port
+from tests.dicom_node.test_retrieve_scu import data_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +64,7 @@ def archive(
             running.callers.refresh()
             yield running
     elif method == "web":
-        with orthanc_web_archive(tmp_path) as (web, at), indexing(running.zone):
+        with orthanc_web_archive(tmp_path) as (_, web, at), indexing(running.zone):
             fill(at, files)
             add_archive(running.zone, at, ae_title="", protocol="dicomweb", url=web.url)
             yield running
@@ -305,6 +307,31 @@ def test_a_fetch_is_paused_resumed_and_cancelled(running: Node, tmp_path: Path) 
             fetching.act(zone, fetch_id, "resume", actor="staff")
 
 
+def test_a_fetch_that_is_paused_in_the_midst_of_a_study_takes_it_back(running: Node, tmp_path: Path) -> None:
+    zone = running.zone
+    paths = study_files(tmp_path, "1.2.1", 40, PatientID="P1")
+    fetch_ids: list[str] = []
+
+    def slow(event: Any) -> Iterator[Any]:
+        yield len(paths)
+        for number, path in enumerate(paths):
+            if event.is_cancelled:
+                yield 0xFE00, None
+                return
+            if number == 3:
+                fetching.act(zone, fetch_ids[0], "pause", actor="staff")
+            time.sleep(0.2 if number < 20 else 0)
+            yield 0xFF00, dcmread(path)
+
+    with odd_archive(find=answers(("1.2.1", 40)), get=slow) as at, indexing(zone):
+        add_archive(zone, at)
+        fetch_ids.append(fetching.order(zone, Order("archive", {"PatientID": "P1"}, AT_ONCE), actor="staff"))
+        assert finish(zone, fetch_ids[0]).state == "paused"
+        (row,) = rows(zone, fetch_ids[0])
+        assert (row.state, row.reason) == ("queued", None)
+        assert 3 <= row.received < 40
+
+
 def test_a_query_that_matches_too_much_is_refused(running: Node) -> None:
     zone = running.zone
     many = [(f"1.2.{number}", 1) for number in range(zone.settings.fetch.max_studies + 5)]
@@ -354,7 +381,9 @@ def test_our_own_node_is_an_archive_to_another(
         fetch_id = fetching.order(other, Order("archive", {"PatientID": "P1"}, AT_ONCE), actor="staff")
         assert finish(other, fetch_id).state == "done"
     assert held(other) == {"1.2.1": 3, "1.2.2": 2, "1.2.3": 2, "1.2.4": 1}
-    ours = {one.sop_instance_uid: one.path for one in DatabaseCatalogue(running.zone).instances("1.2.1")}
-    theirs = {one.sop_instance_uid: one.path for one in DatabaseCatalogue(other).instances("1.2.1")}
-    assert ours.keys() == theirs.keys()
+    ours, theirs = (
+        {one.sop_instance_uid: data_of(one.path) for one in DatabaseCatalogue(held_by).instances("1.2.1")}
+        for held_by in (running.zone, other)
+    )
+    assert ours == theirs
     other.engine.dispose()

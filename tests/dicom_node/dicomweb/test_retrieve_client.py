@@ -4,10 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from dicom_node import query_scu, scu
 from dicom_node.archive import ArchiveError
+from dicom_node.arriving import Arrivals
 from dicom_node.dicomweb.retrieve_client import PAGE, find, inventory, retrieve
+from dicom_node.inbox import Inbox
 from dicom_node.ports import Caller
 from dicom_node.query import Level, Query
+from dicom_node.retrieve_scu import get
 from dicom_node.web_probing import WebDestination
 from tests.dicom_node.archives import fill
 from tests.dicom_node.dicomweb.web_archive import (
@@ -20,11 +24,10 @@ from tests.dicom_node.dicomweb.web_archive import (
 )
 from tests.dicom_node.support import ct, free_port, save
 from tests.dicom_node.test_retrieve_scu import STUDY, Patience, held, sent, study
+from tests.shared_data import shared_data_dir
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from dicom_node.inbox import Inbox
 
 CALLER = Caller("WEBPACS", "CLOISTER", "127.0.0.1")
 
@@ -38,7 +41,7 @@ def test_a_real_archive_is_searched_and_gives_its_studies_byte_for_byte(inbox: I
     paths = study(tmp_path)
     umlaut = {"PatientID": "P2", "PatientName": "Müller^Jörg", "SpecificCharacterSet": "ISO_IR 100"}
     other = save(ct({**umlaut, "StudyInstanceUID": "1.2.3"}), tmp_path / "other.dcm")
-    with orthanc_web_archive(tmp_path) as (archive, filled):
+    with orthanc_web_archive(tmp_path) as (_, archive, filled):
         fill(filled, [*paths, other])
         everything = find(archive, Query(Level.STUDY, {}))
         assert {one["StudyInstanceUID"] for one in everything.found} == {STUDY, "1.2.3"}
@@ -57,6 +60,39 @@ def test_a_real_archive_is_searched_and_gives_its_studies_byte_for_byte(inbox: I
     assert (done.stored, done.refused, done.cancelled) == (5, {}, False)
     assert held(inbox) == sent(paths)
     assert {entry.calling_ae_title for entry in inbox.entries(9)} == {"WEBPACS"}
+
+
+@pytest.mark.orthanc
+@pytest.mark.real_data
+def test_vendors_files_of_many_encodings_come_as_they_are_stored(tmp_path: Path) -> None:
+    folder = shared_data_dir() / "dicom" / "pydicom" / "src" / "pydicom" / "data" / "test_files"
+    names = (
+        *("JPEG2000.dcm", "JPEG-lossy.dcm", "SC_rgb_rle.dcm", "CT_small.dcm", "MR_small_bigendian.dcm"),
+        *("MR_small_implicit.dcm", "693_J2KR.dcm", "SC_rgb_jpeg_gdcm.dcm", "examples_ybr_color.dcm"),
+    )
+    paths = [folder / name for name in names if (folder / name).is_file()]
+    by_get, by_web = (Inbox(tmp_path / name, min_free_bytes=1) for name in ("get", "web"))
+    expected: dict[str, bytes] = {}
+    with orthanc_web_archive(tmp_path) as (orthanc, archive, filled):
+        scu.store(paths, filled, "FILLER")
+        for number, instance in enumerate(orthanc.instances()):  # it encodes some of them anew
+            path = tmp_path / f"{number}.dcm"
+            path.write_bytes(orthanc.file(instance))
+            expected.update(sent([path]))
+        studies = [one["StudyInstanceUID"] for one in find(archive, Query(Level.STUDY, {})).found]
+        for uid in studies:
+            retrieve(archive, uid, "", Patience(), by_web, CALLER)
+            classes = sorted({one.sop_class_uid for one in query_scu.inventory(filled, "CLOISTER", uid)})
+            arriving = Arrivals(by_get, CALLER, uid)
+            keys = {"StudyInstanceUID": uid}
+            get(filled, "CLOISTER", keys, Patience(), arriving, sop_classes=[one for one in classes if one])
+    assert len(expected) >= 5
+    assert held(by_web) == expected
+    kept = [
+        {one.sop_instance_uid: one.transfer_syntax_uid for one in box.entries(99)} for box in (by_get, by_web)
+    ]
+    assert kept[0] == kept[1]  # Orthanc encodes anew what it sends by C-GET, in the same transfer syntax
+    assert len(set(kept[0].values())) >= 4
 
 
 def test_pages_are_turned_until_nothing_new_comes() -> None:

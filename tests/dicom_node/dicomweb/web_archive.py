@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from dicom_node.scu import Destination
+    from tests.dicom_node.orthanc import Orthanc
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 BOUNDARY = "xyz"
@@ -25,10 +26,11 @@ MULTIPART = f'multipart/related; type="application/dicom"; boundary={BOUNDARY}'
 
 
 @contextmanager
-def orthanc_web_archive(folder: Path) -> Iterator[tuple[WebDestination, Destination]]:
-    """Run Orthanc with DICOMweb; give where it is asked, and where it is filled."""
+def orthanc_web_archive(folder: Path) -> Iterator[tuple[Orthanc, WebDestination, Destination]]:
+    """Run Orthanc with DICOMweb; give where it is asked over the web, and over DIMSE."""
     with orthanc_archive(folder, Plugins=[program(PLUGIN)]) as (orthanc, destination):
-        yield WebDestination(f"http://127.0.0.1:{orthanc.http_port}/dicom-web", timeout_s=10), destination
+        url = f"http://127.0.0.1:{orthanc.http_port}/dicom-web"
+        yield orthanc, WebDestination(url, timeout_s=10), destination
 
 
 def multipart(files: Sequence[bytes], *, closed: bool = True) -> bytes:
