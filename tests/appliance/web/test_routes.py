@@ -39,6 +39,7 @@ def _concrete(path: str, panel: PanelServer) -> str:
         "result_id": panel.seed.pictures[0],
         "model_id": panel.seed.models["evaluated"],
         "peer_id": panel.seed.destination,
+        "fetch_id": panel.seed.fetch,
         "run_id": panel.seed.run_id,
         "action": "verify",
         "name": "panel.js",
