@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from appliance.db.clinical import Peer
     from appliance.node import ClinicalZone
     from dicom_node.archive import Answers, Listed, Retrieval, Watch
+    from dicom_node.dicomweb.http import WebDestination
     from dicom_node.query import Query
     from dicom_node.scu import Destination
-    from dicom_node.web_probing import WebDestination
 
 MOVE: Final = "move"
 GET: Final = "get"
@@ -203,7 +203,7 @@ def methods_of(peer: Peer) -> tuple[str, ...]:
 
 
 def _web_destination(zone: ClinicalZone, peer: Peer) -> WebDestination:
-    from dicom_node.web_probing import WebDestination  # noqa: PLC0415 - as above
+    from dicom_node.dicomweb.http import WebDestination  # noqa: PLC0415 - as above
 
     try:
         secret = secrets.read(zone, peer.credential) if peer.credential else ""
