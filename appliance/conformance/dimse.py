@@ -52,6 +52,12 @@ USES: Final = (
         (commitment.STORAGE_COMMITMENT,),
         "a commitment that a peer asked for is reported (as SCP, on an association of our own)",
     ),
+    Use(
+        "Storage Commitment",
+        (commitment.STORAGE_COMMITMENT,),
+        "a destination is asked to commit a result that it stored; it reports on that association or its own",
+    ),
+    Use("Query", (finding.STUDY_ROOT_FIND,), "a result is read back from its destination: image level"),
     Use("Query", (finding.STUDY_ROOT_FIND,), "a person tests an archive"),
     Use(
         "Retrieve",

@@ -35,8 +35,9 @@ _PARAMETERS: Final = (
 )
 # What this node asks of DICOMweb peers.
 CLIENTS: Final = {
-    "qido": "a person tests a peer",
-    "stow": "a person tests a peer",
+    "qido": "studies are fetched; a result is read back; a person tests a peer",
+    "wado": "studies are fetched (instances)",
+    "stow": "a result is delivered; a person tests a peer",
 }
 _NOTES: Final = {
     "qido": f"""
