@@ -71,6 +71,21 @@ def encode(
     return _PREFIX + _element(0x0000, b"UL", struct.pack("<I", len(body))) + body
 
 
+def encode_plain(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
+    """Return preamble, prefix and file meta information that say nothing of who sent the instance."""
+    body = b"".join(
+        (
+            _element(0x0001, b"OB", b"\0\1"),
+            _element(0x0002, b"UI", sop_class_uid.encode("ascii")),
+            _element(0x0003, b"UI", sop_instance_uid.encode("ascii")),
+            _element(0x0010, b"UI", transfer_syntax_uid.encode("ascii")),
+            _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode("ascii")),
+            _element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME.encode("ascii")),
+        )
+    )
+    return _PREFIX + _element(0x0000, b"UL", struct.pack("<I", len(body))) + body
+
+
 def decode(head: bytes) -> FileMeta:
     """Read the file meta information from the first bytes of a Part 10 file.
 

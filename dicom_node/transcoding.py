@@ -162,6 +162,7 @@ def _elements(ds: Dataset) -> Iterator[Any]:
 
 def _write(ds: Dataset, target: Path, uid: str) -> None:
     from pydicom.dataset import Dataset, FileMetaDataset  # noqa: PLC0415 - as above
+    from pydicom.uid import UID  # noqa: PLC0415 - as above
 
     from dicom_node.part10 import (  # noqa: PLC0415 - as above
         IMPLEMENTATION_CLASS_UID,
@@ -171,8 +172,8 @@ def _write(ds: Dataset, target: Path, uid: str) -> None:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = ds.SOPClassUID
     meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-    meta.TransferSyntaxUID = uid
-    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    meta.TransferSyntaxUID = UID(uid)
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     fresh = Dataset()  # without a memory of the encoding it had
     fresh.update({element.tag: element for element in ds})

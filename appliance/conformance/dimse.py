@@ -46,7 +46,10 @@ USES: Final = (
         "a person tests a peer",
         uid_name(negotiation.IMPLICIT_VR_LITTLE_ENDIAN),
     ),
-    Use("Storage", (), "a result is delivered; a C-MOVE of a peer is answered", _AS_STORED),
+    Use("Storage", (), "a result is delivered", _AS_STORED),
+    Use(
+        "Storage", (), "a C-MOVE of a peer is answered", f"as stored; where it can be converted also {_PLAIN}"
+    ),
     Use(
         "Storage Commitment",
         (commitment.STORAGE_COMMITMENT,),
@@ -82,8 +85,8 @@ _NOTES: Final = {
 """,
     "retrieving": f"""
 - At most {retrieving.MAX_INSTANCES} instances in a request. C-CANCEL is taken.
-- Instances go out in the transfer syntax that they are stored in, byte for byte; where a peer takes
-  uncompressed ones in the default transfer syntax alone, they are encoded again.
+- Instances go out in the transfer syntax that they are stored in, byte for byte; where a peer does not take that,
+  they are converted (section 5.5) to an uncompressed one that it takes.
 - The destination of a C-MOVE must be a peer that receives.
 """,
     "commitment": f"""

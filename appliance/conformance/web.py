@@ -5,9 +5,11 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from appliance.conformance.markdown import joined, status, table
+from appliance.conformance.markdown import joined, named, status, table
 from appliance.conformance.node import refusals
-from dicom_node.dicomweb import qido, stow
+from dicom_node import transcoding
+from dicom_node.dicomweb import frames, media, qido, stow
+from dicom_node.dicomweb.representations import COMPRESSED, DICOM, MULTIPART, OCTETS
 from dicom_node.dicomweb.storing import REASONS
 
 if TYPE_CHECKING:
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 _TITLES: Final = {
     "qido": "Search transaction (QIDO-RS)",
     "stow": "Store transaction (STOW-RS)",
-    "wado": "Retrieve transaction (WADO-RS)",
+    "wado": "Retrieve transaction (WADO-RS): instances, metadata, bulk data",
+    "frames": "Retrieve transaction (WADO-RS): frames, rendered, thumbnail",
 }
 # Statuses that are no refusals of a request as a whole.
 _ANSWERED: Final = {"qido": (200,), "stow": (200, 202, 409)}
@@ -40,6 +43,20 @@ _NOTES: Final = {
     "qido": f"""
 - Media types: {", ".join(f"`{kind}`" for kind in qido.JSON_TYPES)}.
 """,
+    "wado": f"""
+- Instances: `{MULTIPART}; type="{DICOM}"`; one alone also as `{DICOM}`. Without `transfer-syntax` in Accept they
+  come in Explicit VR Little Endian, with `*` byte for byte as stored, with a UID of section 5.5 converted to it.
+- Metadata: `{media.JSON}`, `application/json`; long binary values by BulkDataURI. No XML.
+- Bulk data: `{OCTETS}`, alone or in `{MULTIPART}`.
+- The file meta information is written anew.
+""",
+    "frames": f"""
+- Frames: `{OCTETS}` decoded, or as stored or converted in {", ".join(f"`{kind}`" for kind in COMPRESSED)};
+  several in `{MULTIPART}`.
+- Rendered and thumbnail: {", ".join(f"`{kind}`" for kind in frames.PICTURES)}; parameters `window`, `viewport`
+  (width and height; no part of a frame), `quality`. Of several instances or frames the middle one. A thumbnail
+  fits into {frames.THUMBNAIL_SIDE} pixels.
+""",
     "stow": f"""
 - Request: `multipart/related; type="application/dicom"`. Metadata with bulk data apart are not taken.
 - Answer: {", ".join(f"`{kind}`" for kind in stow.JSON_TYPES)}.
@@ -51,12 +68,22 @@ _NOTES: Final = {
 def blocks(found: Inspected) -> dict[str, str]:
     """Return the services under the path of DICOMweb."""
     modules = list(dict.fromkeys(route.module for route in found.routes))
-    served = dict.fromkeys((*modules, *CLIENTS))
-    rows = [(_title(name), CLIENTS.get(name, "no"), "yes" if name in modules else "no") for name in served]
+    provided = {_title(name): "yes" for name in modules}
+    used = {_title(name): words for name, words in CLIENTS.items()}
+    titles = dict.fromkeys((*provided, *used))
+    rows = [(title, used.get(title, "no"), provided.get(title, "no")) for title in titles]
     return {
         "overview_web": table(("service", "user agent", "origin server"), rows),
+        "converted": table(("transfer syntax", "from", "to"), _converted()),
         "web_services": joined(*(_service(module, found.routes) for module in modules)),
     }
+
+
+def _converted() -> Iterable[tuple[str, str, str]]:
+    sources = transcoding.UNCOMPRESSED | transcoding.DECODED
+    targets = transcoding.PLAIN_TARGETS | transcoding.COMPRESSED_TARGETS
+    for uid in sorted(sources | targets, key=lambda uid: [int(part) for part in uid.split(".")]):
+        yield named(uid), "yes" if uid in sources else "no", "yes" if uid in targets else "no"
 
 
 def _service(module: str, routes: Iterable[WebRoute]) -> str:

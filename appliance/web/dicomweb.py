@@ -12,8 +12,9 @@ from appliance.catalogue import DatabaseCatalogue
 from appliance.filing import open_inbox
 from appliance.traffic import IN, Flow
 from appliance.web.gate import DICOMWEB, VISIT
+from appliance.web.reads import Reads
 from appliance.web.timing import Timed
-from dicom_node.dicomweb import qido, stow
+from dicom_node.dicomweb import frames, qido, stow, wado
 from dicom_node.dicomweb.frame import DICOMwebError, Frame
 from dicom_node.ports import Caller
 
@@ -52,8 +53,11 @@ def routers(desk: Desk) -> list[tuple[APIRouter, Right]]:
         max_requests=settings.dicomweb.max_stores,
         timeout_s=settings.dicom.network_timeout_s,
     )
+    reads = Reads(desk)
     return [
         (qido.router(frame, max_results=settings.dicomweb.max_results), Right.VIEW_IDENTITY),
+        (wado.router(frame, reads.note_sent), Right.VIEW_IDENTITY),
+        (frames.router(frame, reads.note), Right.VIEW_IDENTITY),
         (stow.router(frame, reception), Right.STORE_STUDIES),
     ]
 

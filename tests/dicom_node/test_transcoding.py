@@ -30,7 +30,7 @@ def header(ds: pydicom.Dataset) -> dict[Any, str]:
     return {element.tag: str(element.value) for element in left if element.VR != "SQ"}
 
 
-def pixels(ds: pydicom.Dataset) -> np.ndarray[Any, Any] | None:
+def pixels(ds: pydicom.Dataset) -> Any:
     return ds.pixel_array if "PixelData" in ds else None
 
 

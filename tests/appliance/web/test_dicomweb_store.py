@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from io import BytesIO
@@ -18,10 +19,11 @@ from appliance import node
 from appliance.auth import Right, tokens, users
 from appliance.catalogue import DatabaseCatalogue
 from appliance.db.base import now
-from appliance.db.clinical import QuarantineItem
+from appliance.db.clinical import ClinicalLedgerEntry, QuarantineItem, Study
 from appliance.db.engine import reading, writing
 from appliance.filing import index_batch, open_inbox
 from appliance.settings import Settings
+from appliance.web.reads import STUDY_READ
 from dicom_node import negotiation, part10
 from dicom_node.errors import HeaderError
 from dicom_node.index import read_header
@@ -36,7 +38,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from dicom_node.query import StoredInstance
     from tests.appliance.web.seed import Seed
+
+
+PART10 = "application/dicom"
 
 
 @dataclass
@@ -50,6 +56,10 @@ class Store:
     def post(self, content: bytes, path: str = "/studies", **headers: str) -> httpx.Response:
         given = {**STOW, "authorization": f"Bearer {self.token}", **headers}
         return httpx.post(f"{self.server.url}/dicom-web{path}", content=content, headers=given, timeout=60)
+
+    def get(self, path: str, accept: str) -> httpx.Response:
+        given = {"authorization": f"Bearer {self.token}", "accept": accept}
+        return httpx.get(f"{self.server.url}/dicom-web{path}", headers=given, timeout=60)
 
     def client(self) -> DICOMwebClient:
         headers = {"Authorization": f"Bearer {self.token}"}
@@ -119,6 +129,75 @@ def test_dicomweb_client_stores_and_searches(store: Store, tmp_path: Path) -> No
     (other,) = client.search_for_studies(search_filters={"PatientName": "doe*"})
     assert Dataset.from_json(other).PatientName.ideographic == "多江^順"
     assert client.search_for_studies(search_filters={"PatientID": "nobody"}) == []
+
+
+def test_dicomweb_client_retrieves_instances_frames_and_pictures(store: Store, tmp_path: Path) -> None:
+    files = [instance(tmp_path, number, "1.6.1") for number in (1, 2)]
+    assert store.post(message(files)).status_code == 200
+    store.file()
+    client = store.client()
+    kept = (("application/dicom", "*"),)
+    got = client.retrieve_study("1.6.1", media_types=kept)
+    expected = {str(ds.SOPInstanceUID): ds for ds in (pydicom.dcmread(BytesIO(file)) for file in files)}
+    assert {str(ds.SOPInstanceUID): ds for ds in got} == expected
+    described = client.retrieve_study_metadata("1.6.1")
+    assert [Dataset.from_json(one).PatientID for one in described] == ["4711", "4711"]
+    for uid, ds in expected.items():
+        one = client.retrieve_instance("1.6.1", "1.6.1.1", uid, media_types=kept)
+        assert one == ds
+        (frame,) = client.retrieve_instance_frames("1.6.1", "1.6.1.1", uid, frame_numbers=[1])
+        assert frame == ds.PixelData
+        picture = client.retrieve_instance_rendered("1.6.1", "1.6.1.1", uid, media_types=("image/png",))
+        assert picture.startswith(b"\x89PNG")
+        value = client.retrieve_bulkdata(
+            f"{client.base_url}/studies/1.6.1/series/1.6.1.1/instances/{uid}/bulkdata/7FE00010"
+        )
+        assert value[0] == ds.PixelData
+
+
+def test_who_read_a_study_is_in_the_ledger_once_in_a_while(store: Store, tmp_path: Path) -> None:
+    assert store.post(message([instance(tmp_path, 1, "1.6.2")])).status_code == 200
+    store.file()
+    for path in ("", "/metadata", "/thumbnail"):
+        assert store.get(f"/studies/1.6.2{path}", "*/*").status_code == 200
+    with reading(store.zone.engine) as session:
+        row_id = session.scalars(select(Study.id).where(Study.study_instance_uid == "1.6.2")).one()
+        read = select(ClinicalLedgerEntry).where(
+            ClinicalLedgerEntry.kind == STUDY_READ, ClinicalLedgerEntry.subject_id == row_id
+        )
+        assert json.loads(session.scalars(read).one().body)["by"] == "program"
+
+
+def test_retrieving_needs_its_right(store: Store, tmp_path: Path) -> None:
+    assert store.post(message([instance(tmp_path, 1, "1.6.3")])).status_code == 200
+    store.file()
+    paths = ["/studies/1.6.3", "/studies/1.6.3/metadata", "/studies/1.6.3/thumbnail"]
+    for path in paths:
+        url = f"{store.server.url}/dicom-web{path}"
+        assert httpx.get(url).status_code == 401
+        assert store.server.client("store_studies").get(url).status_code == 403
+        assert store.server.client("view_identity").get(url).status_code == 200
+
+
+@pytest.mark.orthanc
+def test_orthanc_retrieves_a_study(store: Store, tmp_path: Path) -> None:
+    files = [instance(tmp_path, number, "1.6.4") for number in (1, 2, 3)]
+    assert store.post(message(files)).status_code == 200
+    store.file()
+    peer = {
+        "Url": f"{store.server.url}/dicom-web/",
+        "HttpHeaders": {"Authorization": f"Bearer {store.token}"},
+    }
+    plugins = {"Plugins": ["/usr/share/orthanc/plugins"], "DicomWeb": {"Servers": {"cloister": peer}}}
+    with running_orthanc(tmp_path / "orthanc", **plugins) as orthanc:
+        server = f"http://127.0.0.1:{orthanc.http_port}/dicom-web/servers/cloister"
+        asked = {"Resources": [{"Study": "1.6.4"}], "Synchronous": True}
+        done = httpx.post(f"{server}/retrieve", json=asked, timeout=60)
+        assert done.status_code == 200, done.text
+        held = [orthanc.file(one) for one in orthanc.instances()]
+        assert sorted(content[part10.decode(content).data_offset :] for content in held) == sorted(
+            content[part10.decode(content).data_offset :] for content in files
+        )
 
 
 def test_the_tokens_name_stands_where_an_ae_title_does(store: Store, tmp_path: Path) -> None:
@@ -218,9 +297,19 @@ def test_every_real_file_is_stored_and_filed_with_its_bytes(store: Store) -> Non
         (stored,) = DatabaseCatalogue(store.zone).instances(*keys)
         content = stored.path.read_bytes()
         assert (stored.transfer_syntax_uid, content[part10.decode(content).data_offset :]) == versions[0]
+        answer = store.get(place(stored), f"{PART10}; transfer-syntax=*")
+        assert answer.status_code == 200, answer.text
+        assert answer.content[part10.decode(answer.content).data_offset :] == versions[0][1]
+        described = store.get(f"{place(stored)}/metadata", "application/dicom+json")
+        assert [one["00080018"]["Value"] for one in described.json()] == [[uid]]
     assert store.quarantined()[before:] == ["duplicate_other_bytes"] * sum(
         len(versions) - 1 for versions in sent.values()
     )
+
+
+def place(one: StoredInstance) -> str:
+    series = f"/studies/{one.study_instance_uid}/series/{one.series_instance_uid}"
+    return f"{series}/instances/{one.sop_instance_uid}"
 
 
 def why_not(path: Path) -> str:
