@@ -85,8 +85,8 @@ _NOTES: Final = {
 """,
     "retrieving": f"""
 - At most {retrieving.MAX_INSTANCES} instances in a request. C-CANCEL is taken.
-- Instances go out in the transfer syntax that they are stored in, byte for byte; where a peer does not take that,
-  they are converted (section 5.5) to an uncompressed one that it takes.
+- Instances go out in the transfer syntax that they are stored in, byte for byte; where a peer does not take
+  that, they are converted (section 5.5) to an uncompressed one that it takes.
 - The destination of a C-MOVE must be a peer that receives.
 """,
     "commitment": f"""

@@ -44,8 +44,8 @@ _NOTES: Final = {
 - Media types: {", ".join(f"`{kind}`" for kind in qido.JSON_TYPES)}.
 """,
     "wado": f"""
-- Instances: `{MULTIPART}; type="{DICOM}"`; one alone also as `{DICOM}`. Without `transfer-syntax` in Accept they
-  come in Explicit VR Little Endian, with `*` byte for byte as stored, with a UID of section 5.5 converted to it.
+- Instances: `{MULTIPART}; type="{DICOM}"`; one alone also as `{DICOM}`. Without `transfer-syntax` in Accept
+  they come in Explicit VR Little Endian, with `*` as stored, with a UID converted (section 5.5).
 - Metadata: `{media.JSON}`, `application/json`; long binary values by BulkDataURI. No XML.
 - Bulk data: `{OCTETS}`, alone or in `{MULTIPART}`.
 - The file meta information is written anew.
@@ -53,9 +53,9 @@ _NOTES: Final = {
     "frames": f"""
 - Frames: `{OCTETS}` decoded, or as stored or converted in {", ".join(f"`{kind}`" for kind in COMPRESSED)};
   several in `{MULTIPART}`.
-- Rendered and thumbnail: {", ".join(f"`{kind}`" for kind in frames.PICTURES)}; parameters `window`, `viewport`
-  (width and height; no part of a frame), `quality`. Of several instances or frames the middle one. A thumbnail
-  fits into {frames.THUMBNAIL_SIDE} pixels.
+- Rendered and thumbnail: {", ".join(f"`{kind}`" for kind in frames.PICTURES)}; parameters `window`,
+  `viewport` (width and height; no part of a frame), `quality`. Of several instances or frames the middle one.
+  A thumbnail fits into {frames.THUMBNAIL_SIDE} pixels.
 """,
     "stow": f"""
 - Request: `multipart/related; type="application/dicom"`. Metadata with bulk data apart are not taken.
