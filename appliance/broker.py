@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 CLINICAL_QUEUE: Final = "clinical"
 INFERENCE_QUEUE: Final = "clinical.inference"
+FETCH_QUEUE: Final = "clinical.fetch"
 RESEARCH_QUEUE: Final = "research"
 
 DEIDENTIFY_STUDY: Final = "clinical.deidentify_study"
 DELIVER_RESULT: Final = "clinical.deliver_result"
 ERASE_FILES: Final = "clinical.erase_files"
+FETCH_STUDIES: Final = "clinical.fetch_studies"
 INFER_STUDY: Final = "clinical.infer_study"
 REPORT_COMMITMENT: Final = "clinical.report_commitment"
 RUN_LOCAL_ROUND: Final = "research.run_local_round"
@@ -30,6 +32,7 @@ CLINICAL_KINDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "deidentify": (DEIDENTIFY_STUDY, CLINICAL_QUEUE),
         "deliver": (DELIVER_RESULT, CLINICAL_QUEUE),
         "erase": (ERASE_FILES, CLINICAL_QUEUE),
+        "fetch": (FETCH_STUDIES, FETCH_QUEUE),
         "infer": (INFER_STUDY, INFERENCE_QUEUE),
         "report": (REPORT_COMMITMENT, CLINICAL_QUEUE),
     }

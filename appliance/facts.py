@@ -100,12 +100,13 @@ def peers_of(session: Session, ae_titles: set[str]) -> frozenset[str]:
 
 
 def _is_fetched(session: Session, study: Study) -> bool:
-    """Whether a fetch of ours asked for the study before the first of it came."""
+    """Whether a fetch of ours had asked for the study itself before the first of it came."""
     statement = (
         select(FetchedStudy.id)
         .join(Fetch, Fetch.id == FetchedStudy.fetch_id)
         .where(
             FetchedStudy.study_instance_uid == study.study_instance_uid,
+            FetchedStudy.attempts > 0,
             Fetch.created_at <= study.first_received_at,
         )
     )

@@ -28,7 +28,15 @@ BEAT_TOO_OLD_S: Final = 30.0
 LOW_DISK_FACTOR: Final = 2
 REFUSED_BUNDLES: Final = "refused_bundles"  # in the research agent's signs of life
 
-CLINICAL_PROCESSES: Final = ("clinical_redis", "scp", "indexer", "clinical_worker", "inference_worker", "web")
+CLINICAL_PROCESSES: Final = (
+    "clinical_redis",
+    "scp",
+    "indexer",
+    "clinical_worker",
+    "fetch_worker",
+    "inference_worker",
+    "web",
+)
 RESEARCH_PROCESSES: Final = ("research_redis", "research_agent", "research_worker", "federation_site")
 REDIS_PROCESSES: Final = frozenset({"clinical_redis", "research_redis"})
 
@@ -78,6 +86,7 @@ def processes(settings: Settings, zone: Zone | None = None) -> tuple[str, ...]:
     wanted = {
         "clinical_redis": not settings.clinical.redis_url,
         "research_redis": not settings.research.redis_url,
+        "fetch_worker": settings.fetch.enabled,
         "inference_worker": settings.inference.enabled,
         "web": settings.web.enabled,
         "federation_site": settings.federation.enabled,

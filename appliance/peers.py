@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import delete, func, or_, select, update
 
 from appliance.db.base import now
-from appliance.db.clinical import Delivery, Peer, RejectedCaller
+from appliance.db.clinical import Delivery, Fetch, Peer, RejectedCaller
 from appliance.db.engine import writing
 from appliance.names import as_network
 from appliance.peer_values import FIELDS, NewPeer, PeerError, checked, values_of
@@ -214,16 +214,18 @@ def set_enabled(session: Session, ledger: Ledger, *, name: str, enabled: bool, a
 
 
 def remove_peer(session: Session, ledger: Ledger, *, name: str, actor: str = "node") -> None:
-    """Remove a peer that nothing was ever delivered to; disable the others instead.
+    """Remove a peer that nothing was ever delivered to or fetched from; disable the others instead.
 
     Raises
     ------
     PeerError
-        If there is no such peer, or deliveries refer to it.
+        If there is no such peer, or deliveries or fetches refer to it.
     """
     peer = get_peer(session, name)
     if session.scalar(select(Delivery.id).where(Delivery.peer_id == peer.id).limit(1)) is not None:
         raise PeerError("deliveries refer to this peer; disable it instead")
+    if session.scalar(select(Fetch.id).where(Fetch.peer_id == peer.id).limit(1)) is not None:
+        raise PeerError("fetches refer to this peer; disable it instead")
     session.delete(peer)
     ledger.append(session, kind=PEER_REMOVED, subject_id=peer.id, actor=actor)
 

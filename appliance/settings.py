@@ -188,6 +188,14 @@ class InferenceSettings(_Section):
     threads: int = Field(default=1, ge=1, le=64)
 
 
+class FetchSettings(_Section):
+    """Studies pulled from archives."""
+
+    enabled: bool = True
+    max_studies: int = Field(default=2000, ge=1, le=50_000)
+    silence_s: Seconds = 300
+
+
 class ResearchSettings(_Section):
     """Local training."""
 
@@ -267,6 +275,7 @@ class Settings(BaseSettings):
     research: ZoneSettings = ZoneSettings()
     deidentification: DeidentificationSettings = DeidentificationSettings()
     inference: InferenceSettings = InferenceSettings()
+    fetch: FetchSettings = FetchSettings()
     training: ResearchSettings = ResearchSettings()
     web: WebSettings = WebSettings()
     dicomweb: DICOMwebSettings = DICOMwebSettings()

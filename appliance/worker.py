@@ -85,8 +85,8 @@ def _make(name: str, include: list[str], queues: tuple[str, ...]) -> Celery:
 
 clinical_app: Final = _make(
     "clinical",
-    ["appliance.tasks.clinical", "appliance.tasks.inference"],
-    (broker.CLINICAL_QUEUE, broker.INFERENCE_QUEUE),
+    ["appliance.tasks.clinical", "appliance.tasks.fetching", "appliance.tasks.inference"],
+    (broker.CLINICAL_QUEUE, broker.FETCH_QUEUE, broker.INFERENCE_QUEUE),
 )
 research_app: Final = _make("research", ["appliance.tasks.research"], (broker.RESEARCH_QUEUE,))
 
@@ -105,7 +105,12 @@ def sender(url: str) -> Celery:
         },
         task_queues=[
             Queue(name, routing_key=name)
-            for name in (broker.CLINICAL_QUEUE, broker.INFERENCE_QUEUE, broker.RESEARCH_QUEUE)
+            for name in (
+                broker.CLINICAL_QUEUE,
+                broker.FETCH_QUEUE,
+                broker.INFERENCE_QUEUE,
+                broker.RESEARCH_QUEUE,
+            )
         ],
         task_default_queue=broker.CLINICAL_QUEUE,
     )

@@ -14,6 +14,10 @@ from dicom_node.errors import DICOMNodeError
 
 C_STORE_RQ: Final = 0x0001
 C_STORE_RSP: Final = 0x8001
+C_GET_RQ: Final = 0x0010
+C_FIND_RQ: Final = 0x0020
+C_MOVE_RQ: Final = 0x0021
+C_CANCEL_RQ: Final = 0x0FFF
 NO_DATA_SET: Final = 0x0101
 _DATA_SET: Final = 0x0001
 
@@ -25,9 +29,14 @@ _PRIORITY: Final = 0x0700
 _COMMAND_DATA_SET_TYPE: Final = 0x0800
 _STATUS: Final = 0x0900
 _ERROR_COMMENT: Final = 0x0902
+_MOVE_DESTINATION: Final = 0x0600
 _AFFECTED_SOP_INSTANCE_UID: Final = 0x1000
 _MOVE_ORIGINATOR: Final = 0x1030
 _MOVE_ORIGINATOR_MESSAGE_ID: Final = 0x1031
+_REMAINING: Final = 0x1020
+_COMPLETED: Final = 0x1021
+_FAILED: Final = 0x1022
+_WARNING: Final = 0x1023
 
 
 if TYPE_CHECKING:
@@ -49,6 +58,43 @@ class Command:
     affected_sop_instance_uid: bytes
 
 
+@dataclass(frozen=True)
+class Response:
+    """The fields of a response to a query or retrieval; counts are None where it does not give them."""
+
+    field: int
+    message_id: int
+    status: int
+    remaining: int | None
+    completed: int | None
+    failed: int | None
+    warnings: int | None
+
+
+def decode_response(encoded: bytes) -> Response:
+    """Read the command set of a response.
+
+    Raises
+    ------
+    CommandError
+        When the bytes are not a command set with a status.
+    """
+    values = _elements(encoded)
+    remaining, completed, failed, warnings = (
+        _number(values, element) if values.get(element) else None
+        for element in (_REMAINING, _COMPLETED, _FAILED, _WARNING)
+    )
+    return Response(
+        field=_number(values, _COMMAND_FIELD),
+        message_id=_number(values, _MESSAGE_ID_BEING_RESPONDED_TO),
+        status=_number(values, _STATUS),
+        remaining=remaining,
+        completed=completed,
+        failed=failed,
+        warnings=warnings,
+    )
+
+
 def decode(encoded: bytes) -> Command:
     """Read a command set.
 
@@ -57,6 +103,17 @@ def decode(encoded: bytes) -> Command:
     CommandError
         When the bytes are not a command set with a command field.
     """
+    values = _elements(encoded)
+    return Command(
+        field=_number(values, _COMMAND_FIELD),
+        message_id=_number(values, _MESSAGE_ID) if _MESSAGE_ID in values else 0,
+        has_data_set=_number(values, _COMMAND_DATA_SET_TYPE) != NO_DATA_SET,
+        affected_sop_class_uid=values.get(_AFFECTED_SOP_CLASS_UID, b""),
+        affected_sop_instance_uid=values.get(_AFFECTED_SOP_INSTANCE_UID, b""),
+    )
+
+
+def _elements(encoded: bytes) -> dict[int, bytes]:
     values: dict[int, bytes] = {}
     position = 0
     while position + 8 <= len(encoded):
@@ -68,13 +125,7 @@ def decode(encoded: bytes) -> Command:
         position += length
     if position != len(encoded):
         raise CommandError("bytes behind the last element of a command set")
-    return Command(
-        field=_number(values, _COMMAND_FIELD),
-        message_id=_number(values, _MESSAGE_ID) if _MESSAGE_ID in values else 0,
-        has_data_set=_number(values, _COMMAND_DATA_SET_TYPE) != NO_DATA_SET,
-        affected_sop_class_uid=values.get(_AFFECTED_SOP_CLASS_UID, b""),
-        affected_sop_instance_uid=values.get(_AFFECTED_SOP_INSTANCE_UID, b""),
-    )
+    return values
 
 
 def _number(values: dict[int, bytes], element: int) -> int:
@@ -124,6 +175,33 @@ def encode_store_request(
         body.append(_element(_MOVE_ORIGINATOR, originator[0].encode("ascii", "replace")[:16], b" "))
         body.append(_element(_MOVE_ORIGINATOR_MESSAGE_ID, struct.pack("<H", originator[1])))
     return _whole(body)
+
+
+def encode_request(
+    field: int, sop_class_uid: str, message_id: int, priority: int, move_destination: str = ""
+) -> bytes:
+    """Return the command set of a C-FIND, C-GET or C-MOVE request, whose identifier follows."""
+    body = [
+        _element(_AFFECTED_SOP_CLASS_UID, sop_class_uid.encode("ascii")),
+        _element(_COMMAND_FIELD, struct.pack("<H", field)),
+        _element(_MESSAGE_ID, struct.pack("<H", message_id)),
+    ]
+    if move_destination:
+        body.append(_element(_MOVE_DESTINATION, move_destination.encode("ascii"), b" "))
+    body.append(_element(_PRIORITY, struct.pack("<H", priority)))
+    body.append(_element(_COMMAND_DATA_SET_TYPE, struct.pack("<H", _DATA_SET)))
+    return _whole(body)
+
+
+def encode_cancel(message_id: int) -> bytes:
+    """Return the command set of a C-CANCEL request (PS3.7 9.3.2.3)."""
+    return _whole(
+        (
+            _element(_COMMAND_FIELD, struct.pack("<H", C_CANCEL_RQ)),
+            _element(_MESSAGE_ID_BEING_RESPONDED_TO, struct.pack("<H", message_id)),
+            _element(_COMMAND_DATA_SET_TYPE, struct.pack("<H", NO_DATA_SET)),
+        )
+    )
 
 
 def _whole(body: Iterable[bytes]) -> bytes:

@@ -18,11 +18,12 @@ from dicom_node.errors import DICOMNodeError
 from dicom_node.query import MATCHED, RETURNED, Level, Query, uids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from pydicom.dataset import Dataset
 
 MAX_ELEMENTS: Final = 200
+MAX_ANSWER_VALUE: Final = 4096
 _UTF_8: Final = "ISO_IR 192"
 _ALWAYS: Final = ("SpecificCharacterSet", "QueryRetrieveLevel", "RetrieveAETitle")
 _ANSWERED: Final = frozenset({*_ALWAYS, "InstanceAvailability"})
@@ -97,7 +98,7 @@ def read_retrieval(ds: Dataset, levels: tuple[Level, ...]) -> tuple[Level, Mappi
     return level, MappingProxyType({**keys, keyword: value})
 
 
-def encode(elements: Mapping[str, str], *, explicit: bool) -> bytes:
+def encode(elements: Mapping[str, str], *, explicit: bool, encoding: str = "utf-8") -> bytes:
     """Return a little endian data set of texts and 16-bit numbers by keyword, lists joined by backslashes.
 
     A number that is none, or too large, is left empty, and so is a text that is too long for its VR.
@@ -105,7 +106,7 @@ def encode(elements: Mapping[str, str], *, explicit: bool) -> bytes:
     parts = []
     for keyword in sorted(elements, key=_tag):
         tag, vr = _tag(keyword), _vr(keyword)
-        value = _bytes(vr, elements[keyword])
+        value = _bytes(vr, elements[keyword], encoding)
         head = struct.pack("<HH", tag >> 16, tag & 0xFFFF)
         length = struct.pack("<2sH", vr.encode(), len(value)) if explicit else struct.pack("<I", len(value))
         parts.append(head + length + value)
@@ -123,6 +124,37 @@ def write_answer(asked: Asked, found: Mapping[str, str], ae_title: str, *, expli
     return encode(
         {keyword: own.get(keyword, found.get(keyword, "")) for keyword in asked.keywords}, explicit=explicit
     )
+
+
+def write_question(level: Level, elements: Mapping[str, str], *, explicit: bool) -> bytes:
+    """Return the identifier of a request of ours.
+
+    Old archives know Latin-1 and no UTF-8, so it comes in that where it can; letters of ASCII alone name no
+    character set.
+    """
+    text = "".join(elements.values())
+    if text.isascii():
+        named: dict[str, str] = {}
+        encoding = "ascii"
+    elif all(ord(letter) < 0x100 for letter in text):
+        named, encoding = {"SpecificCharacterSet": "ISO_IR 100"}, "latin-1"
+    else:
+        named, encoding = {"SpecificCharacterSet": _UTF_8}, "utf-8"
+    return encode(
+        {**named, "QueryRetrieveLevel": level.value, **elements}, explicit=explicit, encoding=encoding
+    )
+
+
+def read_found(ds: Dataset, keywords: Iterable[str]) -> dict[str, str]:
+    """Return the texts of an answer that a peer gave us; what is absent or cannot be read is empty."""
+    found = {}
+    for keyword in keywords:
+        try:
+            text = _text(ds, _tag(keyword)) if _tag(keyword) in ds else ""
+        except IdentifierError:
+            text = ""
+        found[keyword] = text if len(text) <= MAX_ANSWER_VALUE else ""
+    return found
 
 
 def _level(ds: Dataset, levels: tuple[Level, ...]) -> Level:
@@ -165,11 +197,11 @@ def _text(ds: Dataset, tag: Any) -> str:
     return str(value).strip(" \0")
 
 
-def _bytes(vr: str, text: str) -> bytes:
+def _bytes(vr: str, text: str, encoding: str) -> bytes:
     if vr == "US":
         number = int(text) if text.isascii() and text.isdigit() else -1
         return struct.pack("<H", number) if 0 <= number <= 0xFFFF else b""
-    raw = text.encode("utf-8", "replace")
+    raw = text.encode(encoding, "replace")
     raw += (b"\0" if vr == "UI" else b" ") * (len(raw) % 2)
     return raw if len(raw) < 0xFFFF else b""
 

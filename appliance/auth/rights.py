@@ -23,6 +23,7 @@ class Right(StrEnum):
     APPROVE_PROTOCOL = "approve_protocol"
     RETRY_JOBS = "retry_jobs"
     REIDENTIFY = "reidentify"
+    FETCH_STUDIES = "fetch_studies"  # query archives, pull studies from them
     STORE_STUDIES = "store_studies"  # send instances over the web (STOW-RS)
 
 
@@ -35,11 +36,12 @@ ROLES: Final[Mapping[str, frozenset[Right]]] = MappingProxyType(
                 Right.MANAGE_PEERS,
                 Right.MANAGE_RETENTION,
                 Right.MANAGE_USERS,
+                Right.FETCH_STUDIES,
                 Right.RETRY_JOBS,
                 Right.REVIEW_QUARANTINE,
             }
         ),
-        "radiologist": frozenset({Right.VIEW, Right.VIEW_IDENTITY, Right.APPROVE_MODEL}),
+        "radiologist": frozenset({Right.VIEW, Right.VIEW_IDENTITY, Right.APPROVE_MODEL, Right.FETCH_STUDIES}),
         "privacy": frozenset(
             {
                 Right.VIEW,

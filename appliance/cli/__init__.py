@@ -31,6 +31,7 @@ MODULES: Final = (
     "source",
     "rule",
     "study",
+    "fetch",
     "retention",
     "user",
     "ledger",

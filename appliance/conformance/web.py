@@ -36,7 +36,8 @@ _PARAMETERS: Final = (
 )
 # What this node asks of DICOMweb peers.
 CLIENTS: Final = {
-    "qido": "a person tests a peer",
+    "qido": "studies are fetched from an archive; a person tests a peer",
+    "wado": "studies are fetched from an archive: instances as stored",
     "stow": "a person tests a peer",
 }
 _NOTES: Final = {

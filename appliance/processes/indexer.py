@@ -143,9 +143,12 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         traffic.thin(zone.engine, traffic.oldest_kept(now(), keep_days))
         figures.fold(figures.folder_of(zone.settings))
 
+    works = {"infer": zone.settings.inference.enabled, "fetch": zone.settings.fetch.enabled}
+    idle = [kind for kind in works if not works[kind]]
+
     def reconcile() -> None:
         def backlog(kind: str) -> int | None:
-            if kind == "infer" and not zone.settings.inference.enabled:
+            if kind in idle:
                 return None  # nobody takes these messages; the rows wait
             return broker.backlog_of(node.redis_url(zone.settings, "clinical"), kind)
 

@@ -28,6 +28,7 @@ CLINICAL_WORK: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "deidentify": ("appliance.release", "release_study"),
         "deliver": ("appliance.delivery", "deliver"),
         "erase": ("appliance.erasing", "erase"),
+        "fetch": ("appliance.fetch_work", "fetch"),
         "infer": ("appliance.serving", "infer_study"),
         "report": ("appliance.commitment", "report"),
     }

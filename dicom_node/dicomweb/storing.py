@@ -1,4 +1,4 @@
-"""From a multipart message to inbox entries, while it arrives; for STOW-RS.
+"""From a multipart message to inbox entries, while it arrives; for STOW-RS, and for WADO-RS as a client.
 
 Each part goes straight into an entry, whose data set bytes are those received. Nothing of a part stays unless
 it was whole, its header could be read and the entry is durable. All functions block.
@@ -116,6 +116,11 @@ class Storing:
             When it was cut off.
         """
         self._parser.close()
+        return tuple(self._outcomes)
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """What became of the parts so far."""
         return tuple(self._outcomes)
 
     def abandon(self) -> None:

@@ -47,6 +47,7 @@ def main() -> int:
         ("release", "release_study"),
         ("delivery", "deliver"),
         ("erasing", "erase"),
+        ("fetch_work", "fetch"),
         ("serving", "infer_study"),
         ("commitment", "report"),
         ("training", "run_round"),

@@ -120,7 +120,12 @@ def test_only_what_is_configured_runs(make_node: Callable[..., Settings]) -> Non
     settings = make_node(
         clinical={"redis_url": "redis://127.0.0.1:1/0"}, inference={"enabled": False}, web={"enabled": False}
     )
-    assert health.processes(settings, "clinical") == ("scp", "indexer", "clinical_worker")
+    assert health.processes(settings, "clinical") == (
+        "scp",
+        "indexer",
+        "clinical_worker",
+        "fetch_worker",
+    )
     assert health.processes(settings, "research") == ("research_redis", "research_agent", "research_worker")
     assert set(health.processes(settings)) == {
         *health.processes(settings, "clinical"),

@@ -202,7 +202,7 @@ def fetch(zone: ClinicalZone, study_id: str, seconds: float) -> None:
         asked = Fetch(peer_id=peer.id, created_at=study.first_received_at - timedelta(seconds=seconds))
         session.add(asked)
         session.flush()
-        session.add(FetchedStudy(fetch_id=asked.id, study_instance_uid=study.study_instance_uid))
+        session.add(FetchedStudy(fetch_id=asked.id, study_instance_uid=study.study_instance_uid, attempts=1))
 
 
 def test_models_and_destinations_are_not_for_fetched_studies_unless_a_rule_says_so(

@@ -108,6 +108,7 @@ def test_every_kind_of_job_reaches_its_worker_once_though_delivered_twice(
     start: Callable[[str], subprocess.Popen[bytes]],
 ) -> None:
     start("clinical_worker")
+    start("fetch_worker")
     start("inference_worker")
     ids = {kind: add_job(clinical_zone, kind, kind) for kind in broker.CLINICAL_KINDS}
     for kind, job_id in ids.items():

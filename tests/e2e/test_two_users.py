@@ -82,7 +82,7 @@ def _end_all(process: subprocess.Popen[bytes]) -> None:
 
 def _wait_for_start(found: Running) -> None:
     beats = {
-        "clinical": ("scp", "indexer", "clinical_worker", "inference_worker", "web"),
+        "clinical": ("scp", "indexer", "clinical_worker", "fetch_worker", "inference_worker", "web"),
         "research": ("research_agent", "research_worker"),
     }
     folders = {zone: found.place.data / zone / "run" / "health" for zone in ZONES}

@@ -63,6 +63,8 @@ JOB_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "infer": "Inference",
         "deliver": "Delivery",
         "erase": "Deletion of files",
+        "fetch": "Fetch",
+        "report": "Report of commitment",
         "evaluate": "Evaluation",
         "train": "Local round",
         "finalize": "Final evaluation",

@@ -180,7 +180,7 @@ def draw(view: JobsView, viewer: Viewer) -> Drawing:
     states = [("", "All states"), *((s.value, _STATE_WORDS.get(s, s.value)) for s in WorkState)]
     kinds = [
         ("", "All work"),
-        *((kind, JOB_NAMES[kind]) for kind in ("deidentify", "infer", "deliver", "erase")),
+        *((kind, JOB_NAMES[kind]) for kind in ("deidentify", "infer", "deliver", "fetch", "erase")),
     ]
     form = filters(
         "/jobs",
@@ -230,7 +230,7 @@ def _cells(rows: tuple[JobRow, ...], view: JobsView) -> list[tuple[object, ...]]
             if row.study_id
             else el("code", row.id[:8]),
             _state(row),
-            f"{row.attempts} of {row.max_attempts}",
+            row.attempts if row.kind == "fetch" else f"{row.attempts} of {row.max_attempts}",
             when(row.updated_at, seconds=True),
             _retry_button(row)
             if view.can_retry and row.state in {WorkState.DEAD, WorkState.FAILED}

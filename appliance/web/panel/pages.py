@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from appliance.web.panel import (
     federation,
+    fetch,
+    fetches,
     home,
     jobs,
     ledger,
@@ -43,6 +45,8 @@ PAGES: Final[tuple[Page[Any], ...]] = (
     peers.PAGE,
     peer.PAGE,
     sources.PAGE,
+    fetches.PAGE,
+    fetch.PAGE,
     rules.PAGE,
     retention.PAGE,
     ledger.PAGE,

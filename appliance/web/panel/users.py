@@ -53,6 +53,7 @@ RIGHT_WORDS: Final[Mapping[Right, str]] = MappingProxyType(
         Right.APPROVE_PROTOCOL: "Decide on federation protocols",
         Right.RETRY_JOBS: "Retry jobs",
         Right.REIDENTIFY: "Re-identify a pseudonym",
+        Right.FETCH_STUDIES: "Query archives and fetch studies",
         Right.STORE_STUDIES: "Send studies over the web",
     }
 )

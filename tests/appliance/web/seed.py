@@ -43,6 +43,7 @@ from appliance.demo.hospitals import HOSPITALS
 from appliance.node import open_clinical, open_research
 from inference.results import sc
 from tests.appliance.training_node import make_plan
+from tests.appliance.web import seed_fetches
 from tests.inference.material import make_context, make_instance
 from tests.trainer.samples import small_task
 from trainer.federation import receipt as receipts
@@ -80,6 +81,7 @@ class Seed:
     quarantine: str
     caller: str
     destination: str
+    fetch: str
     pending_protocol: str
     run_id: str
     dead_round: str
@@ -134,6 +136,7 @@ def _clinical(zone: ClinicalZone) -> dict[str, Any]:
         results = _results(zone, session, studies[:5], models, peers["workstation"], at)
         dead = _jobs(session, studies, at)
         item = _quarantine(session, studies[6], at)
+        fetch = seed_fetches.plant(session, studies, admin, at)
         for study in studies:
             body = {"instances": study.instance_count}
             zone.ledger.append(session, kind="study.assembled", subject_id=study.id, body=body)
@@ -147,6 +150,7 @@ def _clinical(zone: ClinicalZone) -> dict[str, Any]:
         "quarantine": item,
         "caller": caller.id,
         "destination": peers["workstation"].id,
+        "fetch": fetch,
     }
 
 

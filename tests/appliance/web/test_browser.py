@@ -109,6 +109,7 @@ def _paths(panel: PanelServer) -> list[str]:
         "result_id": panel.seed.pictures[0],
         "model_id": panel.seed.models["active"],
         "peer_id": panel.seed.destination,
+        "fetch_id": panel.seed.fetch,
         "run_id": panel.seed.run_id,
     }
     return [page.path.format(**ids) for page in PAGES]

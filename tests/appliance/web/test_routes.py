@@ -39,13 +39,17 @@ def _concrete(path: str, panel: PanelServer) -> str:
         "result_id": panel.seed.pictures[0],
         "model_id": panel.seed.models["evaluated"],
         "peer_id": panel.seed.destination,
+        "fetch_id": panel.seed.fetch,
         "run_id": panel.seed.run_id,
         "action": "verify",
         "name": "panel.js",
         "StudyInstanceUID": "1.2",
         "SeriesInstanceUID": "1.2.3",
+        "SOPInstanceUID": "1.2.3.4",
+        "frames": "1",
+        "place": "7FE00010",
     }
-    return re.sub(r"\{(\w+)\}", lambda found: given[found[1]], path)
+    return re.sub(r"\{(\w+)(?::path)?\}", lambda found: given[found[1]], path)
 
 
 def _routes(desk: Desk) -> list[tuple[str, str]]:

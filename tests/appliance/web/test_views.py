@@ -66,6 +66,7 @@ def _query(page: Page[Any], planted: Seed) -> Query:
             "result_id": planted.pictures[0],
             "model_id": planted.models["active"],
             "peer_id": planted.destination,
+            "fetch_id": planted.fetch,
             "run_id": planted.run_id,
         }
         if "{" in page.path
