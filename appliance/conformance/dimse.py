@@ -40,6 +40,7 @@ class Use:
     sop_classes: tuple[str, ...]
     when: str
     syntaxes: str = _PLAIN
+    as_scp: bool = False  # the association is ours, the role is that of the provider
 
 
 # What this node asks of others; one row for each reason to associate.
@@ -58,6 +59,7 @@ USES: Final = (
         "Storage Commitment",
         (commitment.STORAGE_COMMITMENT,),
         "a commitment that a peer asked for is reported (as SCP, on an association of our own)",
+        as_scp=True,
     ),
     Use("Query", (finding.STUDY_ROOT_FIND,), "a person tests an archive"),
     Use(
@@ -143,7 +145,7 @@ def blocks(found: Inspected) -> dict[str, str]:
 
 def _overview(found: Inspected) -> Iterable[tuple[str, str, str]]:
     provided = {uid for service in found.services for uid in service.roles} | {negotiation.VERIFICATION}
-    used = {uid for use in USES for uid in use.sop_classes}
+    used = {uid for use in USES if not use.as_scp for uid in use.sop_classes}
     yield "Storage: all classes of section 10", "yes", "yes"
     for uid in sorted(provided | used, key=uid_name):
         yield named(uid), "yes" if uid in used else "no", "yes" if uid in provided else "no"
