@@ -159,12 +159,17 @@ def install(root: Path, archive: Path, release: Release) -> Installed:
 def remove(root: Path) -> bool:
     """Remove the viewer; return whether there was one."""
     folder = root / FOLDER
-    if not folder.exists():
+    if not exists(root):
         return False
     gone = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=root))
     folder.rename(gone / FOLDER)
     shutil.rmtree(gone)
     return True
+
+
+def exists(root: Path) -> bool:
+    """Whether a viewer lies in the data folder, of whatever release."""
+    return (root / FOLDER).exists()
 
 
 def installed(root: Path, release: Release) -> Installed | None:

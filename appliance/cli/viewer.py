@@ -51,7 +51,8 @@ def status(
     """Say whether the viewer is installed and every file of it is as it was; exit code 1 if not."""
     from appliance import viewer  # noqa: PLC0415 - as above
 
-    found = viewer.installed(_zone(config).root, viewer.OHIF)
+    root = _zone(config).root
+    found = viewer.installed(root, viewer.OHIF)
     damaged = [] if found is None else viewer.damaged(found)
     if as_json:
         content = {
@@ -62,7 +63,8 @@ def status(
         }
         typer.echo(json.dumps(content, indent=2))
     else:
-        state = "not installed" if found is None else "installed"
+        other = "another release is installed: install again" if viewer.exists(root) else "not installed"
+        state = other if found is None else "installed"
         typer.echo(f"{viewer.OHIF.package} {viewer.OHIF.version}: {state}")
         for name in damaged:
             typer.echo(f"damaged: {name}", err=True)

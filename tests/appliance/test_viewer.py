@@ -203,6 +203,8 @@ def test_the_command_installs_checks_and_removes_and_the_ledger_says_so(
     zone = open_clinical(load_settings(Path(config)))
     (zone.root / "viewer" / ENTRY).write_bytes(b"theirs()")
     assert cloister("status")[0] == 1
+    monkeypatch.setattr(viewer, "OHIF", viewer.Release("@test/viewer", "2.0.0", "another"))
+    assert cloister("status") == (1, "@test/viewer 2.0.0: another release is installed: install again\n")
     assert cloister("remove") == (0, "removed\n")
     assert cloister("remove") == (0, "not installed\n")
     with reading(zone.engine) as session:

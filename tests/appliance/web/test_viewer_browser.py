@@ -165,6 +165,11 @@ class Watched:
         if response.status >= 400:
             self.complaints.append(f"{response.status}: {response.url}")
 
+    def keep(self, name: str) -> None:
+        """Keep a picture of the window where a person asks for it."""
+        if "CLOISTER_SCREENSHOTS" in os.environ:
+            self.page.screenshot(path=Path(os.environ["CLOISTER_SCREENSHOTS"]) / name)
+
     def sign_in(self) -> None:
         self.page.goto(f"{self.url}/sign-in")
         self.page.get_by_label("Name").fill(PERSON)
@@ -175,7 +180,10 @@ class Watched:
     def open_study(self, study_id: str) -> Locator:
         """Go from the study's page to the viewer; return the picture once it is one."""
         self.page.goto(f"{self.url}/studies/{study_id}")
-        self.page.get_by_role("link", name="Open in viewer").click()
+        link = self.page.get_by_role("link", name="Open in viewer")
+        link.wait_for()
+        self.keep("study.png")
+        link.click()
         canvas = self.page.locator("canvas.cornerstone-canvas").first
         canvas.wait_for(timeout=LOAD_S * 1000)
         wait_for(lambda: grey_levels(canvas) > 60, LOAD_S, "a picture in the viewer")
@@ -199,20 +207,34 @@ def watched(browser: Browser, hospital: Hospital) -> Iterator[Watched]:
     assert window.complaints == []
 
 
-def test_a_person_opens_a_series_and_sees_its_pixels(
-    browser: Browser, hospital: Hospital, tmp_path: Path
-) -> None:
+def test_a_person_opens_a_series_and_sees_its_pixels(browser: Browser, hospital: Hospital) -> None:
     study_id = hospital.store(*sorted((shared_data_dir() / CT).iterdir()))
     with watched(browser, hospital) as window:
         window.sign_in()
         window.open_study(study_id)
-        keep = Path(os.environ.get("CLOISTER_SCREENSHOTS", tmp_path))
-        window.page.screenshot(path=keep / "viewer.png")
+        window.keep("viewer.png")
     with reading(hospital.zone.engine) as session:
         entries = session.scalars(
             select(ClinicalLedgerEntry.subject_id).where(ClinicalLedgerEntry.kind == STUDY_READ)
         ).all()
     assert study_id in entries
+
+
+def test_it_lists_studies_and_its_requests_reach_nothing_but_dicomweb(
+    browser: Browser, hospital: Hospital
+) -> None:
+    hospital.store(shared_data_dir() / COMPRESSED["RLE"], study="1.2.840.9")
+    with watched(browser, hospital) as window:
+        window.sign_in()
+        window.page.goto(f"{hospital.server.url}/viewer")
+        window.page.get_by_text("CompressedSamples").first.wait_for()
+        assert window.complaints == []
+        for path in ("/api/v1/home", "https://elsewhere.example/"):
+            asked = "path => fetch(path).then(() => 'answered', () => 'refused')"
+            assert window.page.evaluate(asked, path) == "refused"
+        assert window.page.evaluate(asked, "/dicom-web/studies?limit=1") == "answered"
+        assert all("Content Security Policy" in text for text in window.complaints)
+        window.complaints.clear()
 
 
 @pytest.mark.parametrize("kind", COMPRESSED)
