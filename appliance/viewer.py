@@ -53,11 +53,16 @@ _UNUSED: Final = frozenset(
     }
 )
 _COMPRESSED: Final = frozenset({".css", ".js", ".svg", ".wasm"})
-# The package is built for the root of a host.
-_MOVED: Final[Mapping[str, tuple[bytes, bytes]]] = MappingProxyType(
+_AT: Final = b'__webpack_require__.p = "%s";'
+# The package is built for the root of a host. And one study without any modality (an attribute without a
+# value, as PS3.18 F.2.5 writes it) would keep its list of studies from being shown at all.
+_CHANGED: Final[Mapping[str, tuple[tuple[bytes, bytes], ...]]] = MappingProxyType(
     {
-        ".js": (b'__webpack_require__.p = "/";', b'__webpack_require__.p = "%s";' % ADDRESS.encode()),
-        ".css": (b"url(/", b"url(%s" % ADDRESS.encode()),
+        ".js": (
+            (_AT % b"/", _AT % ADDRESS.encode()),
+            (b"i < ModalitiesInStudy.Value.length;", b"i < (ModalitiesInStudy.Value || []).length;"),
+        ),
+        ".css": ((b"url(/", b"url(%s" % ADDRESS.encode()),),
     }
 )
 
@@ -207,17 +212,17 @@ def _check(archive: Path, release: Release) -> None:
 def _write(archive: Path, folder: Path, release: Release) -> None:
     files: dict[str, str] = {}
     for name, content in _contents(archive):
-        moved = _moved(name, content)
+        changed = _changed(name, content)
         path = folder / name
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.write_bytes(moved)
-        files[name] = hashlib.sha256(moved).hexdigest()
+        path.write_bytes(changed)
+        files[name] = hashlib.sha256(changed).hexdigest()
         if path.suffix in _COMPRESSED:
-            zipped = gzip.compress(moved, 6, mtime=0)
+            zipped = gzip.compress(changed, 6, mtime=0)
             path.with_name(path.name + ZIPPED).write_bytes(zipped)
             files[name + ZIPPED] = hashlib.sha256(zipped).hexdigest()
     entries = [name for name in files if _ENTRY.match(name)]
-    if len(entries) != 1 or _MOVED[".js"][1] not in (folder / entries[0]).read_bytes():
+    if len(entries) != 1 or _AT % ADDRESS.encode() not in (folder / entries[0]).read_bytes():
         raise ViewerError("the archive: expected one script that starts the viewer")
     manifest: dict[str, Any] = {
         "version": release.version,
@@ -254,9 +259,10 @@ def _is_served(name: str) -> bool:
     return path.suffix in _KINDS and name not in _UNUSED
 
 
-def _moved(name: str, content: bytes) -> bytes:
-    suffix = PurePosixPath(name).suffix
-    return content.replace(*_MOVED[suffix]) if suffix in _MOVED else content
+def _changed(name: str, content: bytes) -> bytes:
+    for theirs, ours in _CHANGED.get(PurePosixPath(name).suffix, ()):
+        content = content.replace(theirs, ours)
+    return content
 
 
 def _sha256(path: Path) -> str:

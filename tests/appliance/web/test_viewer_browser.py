@@ -47,6 +47,7 @@ COMPRESSED = {
     "JPEG 2000": "dicom/dicom-test-files/data/WG04/J2KR/CT2_J2KR",
     "JPEG lossless": "dicom/dicom-test-files/data/WG04/JPLL/CT2_JPLL",
     "RLE": "dicom/dicom-test-files/data/WG04/RLE/CT2_RLE",
+    "HTJ2K without a modality": "dicom/pydicom-data/data_store/data/HTJ2KLossless_08_RGB.dcm",
 }
 LOAD_S = 60.0  # of software rendering on a busy machine
 PERSON = "radiologist"
@@ -224,13 +225,14 @@ def test_it_lists_studies_and_its_requests_reach_nothing_but_dicomweb(
     browser: Browser, hospital: Hospital
 ) -> None:
     hospital.store(shared_data_dir() / COMPRESSED["RLE"], study="1.2.840.9")
+    hospital.store(shared_data_dir() / COMPRESSED["HTJ2K without a modality"], study="1.2.840.10")
     with watched(browser, hospital) as window:
         window.sign_in()
         window.page.goto(f"{hospital.server.url}/viewer")
         window.page.get_by_text("CompressedSamples").first.wait_for()
         assert window.complaints == []
+        asked = "path => fetch(path).then(() => 'answered', () => 'refused')"
         for path in ("/api/v1/home", "https://elsewhere.example/"):
-            asked = "path => fetch(path).then(() => 'answered', () => 'refused')"
             assert window.page.evaluate(asked, path) == "refused"
         assert window.page.evaluate(asked, "/dicom-web/studies?limit=1") == "answered"
         assert all("Content Security Policy" in text for text in window.complaints)
