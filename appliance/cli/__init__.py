@@ -34,6 +34,7 @@ MODULES: Final = (
     "fetch",
     "retention",
     "user",
+    "viewer",
     "ledger",
     "conformance",
     "bench",
