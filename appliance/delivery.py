@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import aliased
 
-from appliance import logs, merges
+from appliance import delivered, logs, merges
 from appliance.db.base import WorkState, now
 from appliance.db.clinical import (
     ClinicalJob,
@@ -259,6 +259,7 @@ def _send(zone: ClinicalZone, claim: Claim, order: _Order) -> None:
         with writing(zone.engine) as session:
             delivery = session.get_one(Delivery, order.delivery_id)
             delivery.state, delivery.reason, delivery.delivered_at = DELIVERED, None, now()
+            delivered.note(session, delivery)
             body = {"delivery_id": order.delivery_id, "peer_id": order.peer_id, "status": outcome.status}
             zone.ledger.append(session, kind=RESULT_DELIVERED, subject_id=order.result_id, body=body)
             claim.finish(session)

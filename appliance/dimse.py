@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import wraps
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import select
 
-from appliance import logs, peers, traffic
+from appliance import figures, logs, peers, traffic
 from appliance.catalogue import DatabaseCatalogue
 from appliance.commitment import DatabaseKeeper
 from appliance.completion import DatabaseSteps
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from dicom_node.ports import Caller
     from dicom_node.query import StoredInstance
     from dicom_node.scu import Destination
-    from dicom_node.services import Service
+    from dicom_node.services import Exchange, Service
 
 STUDY_RETRIEVED: Final = "study.retrieved"
 RETRIEVED: Final = "scp.retrieved"
@@ -56,7 +58,7 @@ def services(zone: ClinicalZone, on_commitment_report: OnReport = unasked) -> li
     def destination(title: str) -> Destination | None:
         return destination_of(zone, title)
 
-    return [
+    offered = [
         finding.find_service(catalogue, ae_title),
         retrieving.get_service(catalogue, recorder),
         retrieving.move_service(catalogue, recorder, destination, ae_title),
@@ -64,6 +66,21 @@ def services(zone: ClinicalZone, on_commitment_report: OnReport = unasked) -> li
         procedure_step_service(steps),
         availability_service(steps),
     ]
+    return [_timed(service) for service in offered]
+
+
+def _timed(service: Service) -> Service:
+    """Return the service, with its answers timed."""
+
+    def timed(kind: type, answer: Callable[[Exchange], None]) -> Callable[[Exchange], None]:
+        @wraps(answer)
+        def answer_timed(exchange: Exchange) -> None:
+            with figures.timed(figures.DIMSE_SECONDS, kind.__name__.replace("_", "-")):
+                answer(exchange)
+
+        return answer_timed
+
+    return replace(service, answers={kind: timed(kind, answer) for kind, answer in service.answers.items()})
 
 
 def destination_of(zone: ClinicalZone, ae_title: str) -> Destination | None:

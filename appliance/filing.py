@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import select
 from sqlalchemy.exc import DataError, IntegrityError
 
-from appliance import cataloguing, logs, merges, placing, quarantine, traffic
+from appliance import cataloguing, figures, logs, merges, placing, quarantine, traffic
+from appliance.db.base import now
 from appliance.db.clinical import Instance, QuarantineItem, Result, Series, Study, StudyState
 from appliance.db.engine import reading, writing
 from dicom_node.errors import HeaderError
@@ -197,6 +198,9 @@ class _Batch:
                 self._defer(plan.entry.id, error)
             else:
                 settled.append(outcome)
+                if outcome == _FILED and isinstance(plan, _Readable):
+                    waited = now() - plan.entry.received_at
+                    figures.observe(figures.FILING_SECONDS, waited.total_seconds())
         return settled
 
     def _defer(self, entry_id: str, error: OSError) -> None:

@@ -96,10 +96,9 @@ def learn(hours: Sequence[datetime], week: Week) -> Habit:
     span = [hours[0] + number * _HOUR for number in range((end - hours[0]) // _HOUR)]
     weeks = len(span) / HOURS_OF_WEEK
     hours_a_week = len(hours) / max(weeks, 1.0)
-    if weeks < LEAST_WEEKS:
-        return Habit(LEARNING, weeks, hours_a_week)
-    if hours_a_week < LEAST_HOURS_A_WEEK:
-        return Habit(SPARSE, weeks, hours_a_week)
+    state = state_of(len(span), len(hours))
+    if state != WATCHED:
+        return Habit(state, weeks, hours_a_week)
     slots = [week.slot(hour) for hour in span]
     speaks = _speaks(slots, [week.slot(hour) for hour in hours])
     sums = [0.0, *accumulate(speaks[slot] for slot in slots)]
@@ -108,6 +107,13 @@ def learn(hours: Sequence[datetime], week: Week) -> Habit:
     left_out = max(1, int(weeks) // ONE_LEFT_OUT_EACH_WEEKS)
     longest = silences[left_out] if len(silences) > left_out else 0.0
     return Habit(WATCHED, weeks, hours_a_week, speaks, max(ENOUGH, MARGIN * longest))
+
+
+def state_of(hours: float, busy: int) -> str:
+    """Say whether a source that sent in so many of so many hours is known well enough, and sends enough."""
+    if hours < LEAST_WEEKS * HOURS_OF_WEEK:
+        return LEARNING
+    return WATCHED if busy * HOURS_OF_WEEK >= LEAST_HOURS_A_WEEK * hours else SPARSE
 
 
 def _speaks(slots: Iterable[int], busy: Iterable[int]) -> tuple[float, ...]:

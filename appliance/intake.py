@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import func, select
 
-from appliance import logs, merges, patience, routing
+from appliance import figures, logs, merges, patience, routing
 from appliance.db.base import WorkState, now
 from appliance.db.clinical import ClinicalJob, Study, StudyRevision, StudyState
 from appliance.db.engine import reading, writing
@@ -233,9 +233,11 @@ def assemble(
         routing.apply(zone, session, revision.id)
         wake = _announced(session, revision.id, present)
         revision_id, number = revision.id, revision.number
+        delay = present - study.last_received_at
     unsent = [job_id for kind, job_id in wake if not zone.wake(kind, job_id)]
     if unsent:
         not_announced(zone.engine, ClinicalJob, unsent)
+    figures.observe(figures.ASSEMBLY_SECONDS, delay.total_seconds())
     _logger.info(ASSEMBLED, study_id=study_id, revision_id=revision_id, number=number)
     return revision_id
 

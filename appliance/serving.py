@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance import durable, logs, serving_rows
+from appliance import durable, figures, logs, serving_rows
 from appliance.db.clinical import ModelState
 from appliance.db.engine import reading, writing
 from appliance.models import trusted_signers
@@ -100,6 +101,7 @@ def _run_models(zone: ClinicalZone, claim: Claim, facts: Facts) -> tuple[list[Ma
     made: list[Made] = []
     failures: list[_Failure] = []
     for model in facts.models:
+        began = time.monotonic()
         try:
             result = _run_model(zone, claim, facts, model, pictures)
         except InferenceError as error:
@@ -107,6 +109,7 @@ def _run_models(zone: ClinicalZone, claim: Claim, facts: Facts) -> tuple[list[Ma
             failures.append(_Failure(model, error))
             continue
         if result is not None:
+            figures.observe(figures.INFERENCE_SECONDS, time.monotonic() - began, model.name)
             made.append(result)
     return made, failures
 

@@ -7,6 +7,7 @@ more, or when nothing of it is known any more.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -113,7 +114,16 @@ class Watch:
                     alarms.raise_once(
                         session, SILENCE, source.subject, _detail(source, known[source], since), at
                     )
-        durable.write_whole(self.zone.root / LOOKED, at.isoformat().encode())
+        with contextlib.suppress(OSError):  # without it a restart counts no silence before itself
+            durable.write_whole(self.zone.root / LOOKED, at.isoformat().encode())
+
+    def end_all(self, at: datetime) -> None:
+        """End what is raised: nobody watches any more."""
+        with reading(self.zone.engine) as session:
+            raised = alarms.still_open(session, SILENCE)
+        if raised:
+            with writing(self.zone.engine) as session:
+                self._end(session, {}, at)
 
     def silent(self, known: Mapping[Source, Known], at: datetime) -> dict[Source, datetime]:
         """Return the silent sources and since when that is unusual; of a silent peer no station."""

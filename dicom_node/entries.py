@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -29,7 +29,10 @@ class Announcement:
 
 @dataclass(frozen=True)
 class InboxEntry:
-    """One received instance. The UIDs are those of the request, not yet checked against the data set."""
+    """One received instance. The UIDs are those of the request, not yet checked against the data set.
+
+    ``receiving_s``: how long it took to come, known while it is received.
+    """
 
     id: str
     path: Path
@@ -42,6 +45,7 @@ class InboxEntry:
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
+    receiving_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)

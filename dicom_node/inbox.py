@@ -253,6 +253,7 @@ class InboxWriter:
         self.id = uuid.uuid4().hex
         self._path = inbox.incoming / f"{self.id}{_SUFFIX}"
         self._announcement = announcement
+        self._began = time.monotonic()
         self._hash = hashlib.sha256()
         self._size = 0
         self._unchecked = 0
@@ -339,6 +340,7 @@ class InboxWriter:
             sop_class_uid=_safe_uid(self._announcement.sop_class_uid),
             sop_instance_uid=_safe_uid(self._announcement.sop_instance_uid),
             transfer_syntax_uid=self._announcement.transfer_syntax_uid,
+            receiving_s=time.monotonic() - self._began,
             **self._facts,
         )
 

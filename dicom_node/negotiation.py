@@ -82,6 +82,11 @@ def is_stored(sop_class_uid: str) -> bool:
     return "SOP Class" in kind and "Storage" in name and sop_class_uid not in _NOT_STORED
 
 
+def storage_classes() -> dict[str, str]:
+    """Return name by UID of the known SOP classes that are taken."""
+    return {uid: name for uid, (name, _) in _dictionary().items() if is_stored(uid)}
+
+
 def supported_contexts(
     proposed: Iterable[Any],
     *,

@@ -28,12 +28,14 @@ MODULES: Final = (
     "model",
     "labels",
     "peer",
+    "source",
     "rule",
     "study",
     "fetch",
     "retention",
     "user",
     "ledger",
+    "conformance",
     "bench",
 )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance import health, logs
+from appliance import figures, health, logs
 from appliance.children import die_with_parent
 from appliance.errors import SettingsError
 from appliance.settings import Settings, load_settings
@@ -56,6 +56,7 @@ class Process:
     def beat(self, **detail: Any) -> None:
         """Leave a sign of life: at least every ten seconds, from the loop that does the work."""
         health.beat(self.settings, self.name, detail)
+        figures.flush(figures.folder_of(self.settings))
 
     def loop(
         self,
@@ -105,6 +106,7 @@ def run(name: str, body: Callable[[Process], None], argv: Sequence[str] | None =
         body(process)
     finally:
         process.stopping.set()
+        figures.flush(figures.folder_of(settings))
     _LOG.info(STOPPED)
     return 0
 

@@ -103,6 +103,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         cataloguing,
         completion,
         delivery,
+        figures,
         intake,
         models,
         quarantine,
@@ -134,10 +135,13 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
     def look_for_silence() -> None:
         if zone.settings.monitoring.silence:
             watch.look(now())
+        else:
+            watch.end_all(now())
 
     def thin() -> None:
         keep_days = zone.settings.monitoring.keep_traffic_days
         traffic.thin(zone.engine, traffic.oldest_kept(now(), keep_days))
+        figures.fold(figures.folder_of(zone.settings))
 
     works = {"infer": zone.settings.inference.enabled, "fetch": zone.settings.fetch.enabled}
     idle = [kind for kind in works if not works[kind]]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from appliance import logs, node
+from appliance import figures, logs, node
 from appliance.processes import base
 from appliance.processes.siblings import Siblings
 from appliance.traffic import IN, Flow, Meter
@@ -59,16 +59,20 @@ class Reporter:
         """Note a known caller."""
         self._recorder.accepted(caller)
         self._meter.note(Flow(IN, caller.calling_ae_title, associations=1))
+        figures.observe(figures.ASSOCIATIONS, 1, "accepted")
         _LOG.info(ASSOCIATION_ACCEPTED)
 
     def on_rejected(self, caller: Caller, reason: str) -> None:
         """Note a caller that was turned away; who it was is in the database, not in the log."""
         self._recorder.rejected(caller, reason)
         self._meter.note(Flow(IN, caller.calling_ae_title, rejected=1))
+        figures.observe(figures.ASSOCIATIONS, 1, "rejected")
         _LOG.warning(ASSOCIATION_REJECTED, reason=reason)
 
     def on_received(self, entry: InboxEntry) -> None:
         """Count."""
+        figures.observe(figures.RECEIVE_SECONDS, entry.receiving_s)
+        figures.observe(figures.RECEIVE_BYTES, entry.size_bytes)
         with self._lock:
             self._counts["received"] += 1
             self._counts["bytes"] += entry.size_bytes
@@ -78,6 +82,7 @@ class Reporter:
         self._meter.note(Flow(IN, caller.calling_ae_title, failures=1))
         with self._lock:
             self._counts["refused"] += 1
+        figures.observe(figures.REFUSED, 1, f"{status:04x}")
         _LOG.warning(INSTANCE_REFUSED, status=f"{status:04x}", reason=reason)
 
     def on_failed(self, caller: Caller, error: Exception) -> None:

@@ -8,7 +8,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from appliance import broker
+from appliance import broker, figures
 from appliance.db.clinical import ClinicalJob
 from appliance.db.research import Round
 from appliance.errors import ApplianceError
@@ -59,6 +59,7 @@ def run_job(job_id: str, queue: str) -> None:
                 module, function = CLINICAL_WORK[claim.row.kind]
                 getattr(import_module(module), function)(zone, claim)
         if claim is not None:
+            figures.flush(figures.folder_of(zone.settings))
             return
 
 

@@ -13,6 +13,7 @@ from appliance.filing import open_inbox
 from appliance.traffic import IN, Flow
 from appliance.web.gate import DICOMWEB, VISIT
 from appliance.web.reads import Reads
+from appliance.web.timing import Timed
 from dicom_node.dicomweb import frames, qido, stow, wado
 from dicom_node.dicomweb.frame import DICOMwebError, Frame
 from dicom_node.ports import Caller
@@ -36,6 +37,7 @@ def mount(app: FastAPI, desk: Desk) -> None:
     """Add the services to the application, unless the settings say otherwise."""
     if not desk.settings.dicomweb.enabled:
         return
+    app.add_middleware(Timed)
     for routes, right in routers(desk):
         app.include_router(routes, prefix=DICOMWEB, dependencies=[Depends(_needs(right))])
 

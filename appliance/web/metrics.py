@@ -11,18 +11,22 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
+from appliance import alarms, figures, silence
 from appliance.db.clinical import (
     ClinicalJob,
     ClinicalLedgerEntry,
     Delivery,
     Instance,
     ModelVersion,
+    Peer,
     QuarantineItem,
     Result,
     Study,
     StudyRevision,
+    Traffic,
 )
 from appliance.db.engine import reading
+from appliance.traffic import IN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,6 +63,10 @@ class _Node(Collector):
         )
         with reading(self._desk.zone.engine) as session:
             yield from _tables(session)
+            yield from _sources(session)
+        folder = figures.folder_of(self._desk.settings)
+        figures.flush(folder)
+        yield from figures.families(figures.collected(folder))
 
 
 def _tables(session: Session) -> Iterable[Metric]:
@@ -90,6 +98,34 @@ def _tables(session: Session) -> Iterable[Metric]:
         ),
     ):
         yield GaugeMetricFamily(name, words, value=float(session.scalar(statement) or 0))
+
+
+def _sources(session: Session) -> Iterable[Metric]:
+    """Say what is known of peers that send; staff choose who they are, so their number is bounded."""
+    silent = GaugeMetricFamily(
+        "cloister_source_silent", "1 while a source is silent", labels=["ae_title", "station"]
+    )
+    for alarm in alarms.still_open(session, silence.SILENCE):
+        silent.add_metric([str(alarm.detail["ae_title"]), str(alarm.detail["station_name"])], 1.0)
+    yield silent
+    unseen = sum(alarm.acknowledged_by is None for alarm in alarms.still_open(session))
+    yield GaugeMetricFamily(
+        "cloister_alarms_unseen", "Alarms that nobody has acknowledged", value=float(unseen)
+    )
+    last = GaugeMetricFamily(
+        "cloister_source_last_instance_timestamp_seconds",
+        "When a peer sent its last instance",
+        labels=["peer"],
+    )
+    statement = (
+        select(Peer.name, func.max(Traffic.last_at))
+        .join(Traffic, Traffic.ae_title == Peer.ae_title)
+        .where(Peer.may_send, Traffic.direction == IN, Traffic.station_name == "", Traffic.instances > 0)
+        .group_by(Peer.name)
+    )
+    for name, moment in session.execute(statement):
+        last.add_metric([name], moment.timestamp())
+    yield last
 
 
 def _grouped(

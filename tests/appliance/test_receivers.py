@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from sqlalchemy import select
 
-from appliance import health, node
-from appliance.db.engine import writing
+from appliance import figures, health, node
+from appliance.db.clinical import Traffic
+from appliance.db.engine import reading, writing
 from appliance.peers import NewPeer, add_peer
 from tests.appliance.test_receiving import Processes, succeeded
 from tests.dicom_node.support import DCMTK, ct, listening, program, save, wait_until
@@ -86,6 +88,14 @@ def test_receivers_share_a_port_and_the_inbox(processes: Processes, tmp_path: Pa
     first.terminate()
     assert first.wait(8) == 0
     assert siblings(settings) == []
+    counted = figures.collected(figures.folder_of(settings))
+    assert sum(counted["cloister_receive_seconds", ()][:-1]) == len(files)
+    assert counted["cloister_receive_bytes", ()][-1] > len(files) * 64 * 64
+    assert counted["cloister_associations_total", ("accepted",)] == [SENDERS]
+    zone = node.open_clinical(settings)
+    with reading(zone.engine) as session:
+        assert [row.associations for row in session.scalars(select(Traffic))] == [SENDERS]
+    zone.engine.dispose()
 
 
 def test_a_receiver_that_is_killed_loses_nothing_it_answered_and_starts_again(

@@ -119,6 +119,12 @@ def test_what_was_forgotten_raises_no_alarm(ward: Ward) -> None:
     assert ward.look(END + timedelta(weeks=9)) == []
 
 
+def test_switching_it_off_ends_what_was_raised(ward: Ward) -> None:
+    ward.look(END + 7 * HOUR)
+    ward.watch.end_all(END + 8 * HOUR)
+    assert [alarm.over_at for alarm in ward.alarms()] == [END + 8 * HOUR]
+
+
 def test_acknowledging_is_recorded_once_and_ends_nothing(ward: Ward) -> None:
     ward.look(END + 7 * HOUR)
     (alarm,) = ward.alarms()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import func, select
 
+from appliance import sources
 from appliance.auth.rights import Right
 from appliance.db.base import WorkState, now
 from appliance.db.clinical import (
@@ -43,6 +44,7 @@ from appliance.web.panel.parts import (
     url,
 )
 from appliance.web.panel.shell import CHECK, CROSS
+from appliance.web.panel.sources import draw_alarms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from appliance.federation import views
+    from appliance.sources import AlarmRow
     from appliance.web.desk import Desk, Viewer
 
 JOB_NAMES: Final[Mapping[str, str]] = MappingProxyType(
@@ -129,6 +132,7 @@ class HomeView:
     peers: int
     serving: tuple[str, ...]
     learning: views.Summary | None
+    silent: tuple[AlarmRow, ...]  # that nobody has acknowledged
 
     @property
     def problems(self) -> tuple[CheckRow, ...]:
@@ -158,6 +162,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> HomeView:
                 )
             ),
             learning=research.ask(desk.research.summary),
+            silent=tuple(alarm for alarm in sources.listed_alarms(session) if not alarm.acknowledged_by),
         )
 
 
@@ -215,9 +220,10 @@ def _recent(session: Session, viewer: Viewer) -> tuple[RecentStudy, ...]:
 def draw(view: HomeView, viewer: Viewer) -> Drawing:
     """Draw the node at a glance."""
     del viewer
-    return {
+    drawing = {
         "head": page_head("Home", el("span", f"Times are in {zone_name(view.today.since)}", class_="muted")),
         "health": _health(view),
+        "silent": draw_alarms(view.silent),
         "today": _tiles(view.today),
         "body": grid(
             el("div", _arrived(view), _queue_card(view), class_="column"),
@@ -225,6 +231,7 @@ def draw(view: HomeView, viewer: Viewer) -> Drawing:
             class_="wide-left",
         ),
     }
+    return {name: section for name, section in drawing.items() if section}
 
 
 def _health(view: HomeView) -> Markup:

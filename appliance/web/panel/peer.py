@@ -13,7 +13,7 @@ from appliance.db.engine import reading, writing
 from appliance.web.panel import peer_form
 from appliance.web.panel.markup import DASH, duration, el, when
 from appliance.web.panel.page import Action, ActionRefusedError, Drawing, NotThereError, Page, Query
-from appliance.web.panel.parts import Ask, badge, button, card, facts, page_head
+from appliance.web.panel.parts import Ask, badge, button, card, facts, link, page_head, url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,7 +117,8 @@ def draw(view: PeerView, viewer: Viewer) -> Drawing:
 
 def _lead(view: PeerView) -> Markup:
     seen = when(view.last_seen_at) if view.last_seen_at else "never"
-    return el("span", "Last call from it: ", seen, ". Known since ", when(view.created_at), ".")
+    sent = link(url("/sources", ae_title=view.values["ae_title"]), "What it sent")
+    return el("span", "Last call from it: ", seen, ". Known since ", when(view.created_at), ". ", sent, ".")
 
 
 def _buttons(view: PeerView, name: str) -> Markup:

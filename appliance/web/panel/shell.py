@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from markupsafe import Markup
 from sqlalchemy import func, select
 
+from appliance import alarms, silence
 from appliance.auth.rights import Right
 from appliance.db.base import WorkState
 from appliance.db.clinical import ClinicalJob, QuarantineItem, RejectedCaller
@@ -74,6 +75,7 @@ MENU: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
             Entry("/jobs", "Jobs", "M5 6h14M5 12h14M5 18h9"),
             Entry("/quarantine", "Quarantine", "M12 3l8 3v6c0 5-3.5 8-8 9-4.5-1-8-4-8-9V6zM12 8v5M12 16v.01"),
             Entry("/peers", "Peers", "M3 5h8v6H3zM13 13h8v6h-8zM7 11v5h6"),
+            Entry("/sources", "Sources", "M4 19h16M6 16v-5M10 16V6M14 16v-8M18 16v-3"),
             Entry("/fetch", "Fetch", "M12 4v11M7.5 10.5L12 15l4.5-4.5M5 19h14"),
             Entry("/rules", "Rules", "M4 6h6M4 12h6M4 18h6M14 6h6l-3 4v6l-2 2v-8z"),
             Entry("/retention", "Retention", "M12 7v5l3 2M12 4a8 8 0 1 0 0 16 8 8 0 0 0 0-16z"),
@@ -116,7 +118,13 @@ def load(desk: Desk) -> FrameView:
             or 0
         )
         callers = session.scalar(select(func.count()).select_from(RejectedCaller)) or 0
-    waiting = {"/jobs": (dead, "bad"), "/quarantine": (stopped, ""), "/peers": (callers, "")}
+        unseen = sum(not alarm.acknowledged_by for alarm in alarms.still_open(session, silence.SILENCE))
+    waiting = {
+        "/jobs": (dead, "bad"),
+        "/quarantine": (stopped, ""),
+        "/peers": (callers, ""),
+        "/sources": (unseen, "bad"),
+    }
     return FrameView(
         node=desk.settings.name,
         well=health.well,

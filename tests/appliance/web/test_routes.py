@@ -45,8 +45,11 @@ def _concrete(path: str, panel: PanelServer) -> str:
         "name": "panel.js",
         "StudyInstanceUID": "1.2",
         "SeriesInstanceUID": "1.2.3",
+        "SOPInstanceUID": "1.2.3.4",
+        "frames": "1",
+        "place": "7FE00010",
     }
-    return re.sub(r"\{(\w+)\}", lambda found: given[found[1]], path)
+    return re.sub(r"\{(\w+)(?::path)?\}", lambda found: given[found[1]], path)
 
 
 def _routes(desk: Desk) -> list[tuple[str, str]]:
