@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from appliance.db.clinical import Peer
     from appliance.node import ClinicalZone
     from dicom_node.archive import Answers, Listed, Retrieval, Watch
+    from dicom_node.dicomweb.http import WebDestination
     from dicom_node.query import Query
     from dicom_node.scu import Destination
-    from dicom_node.web_probing import WebDestination
 
 MOVE: Final = "move"
 GET: Final = "get"
@@ -179,7 +179,7 @@ def open_archive(zone: ClinicalZone, peer: Peer, method: str) -> Archive:
     """
     check(peer, method)
     if method == WEB:
-        return WebArchive(zone, _web_destination(zone, peer), _caller(zone, peer), peer.max_kib_per_s)
+        return WebArchive(zone, web_destination(zone, peer), _caller(zone, peer), peer.max_kib_per_s)
     destination = peers.destination_of(peer, zone.settings.dicom, TIMEOUT_S)
     return DIMSEArchive(zone, destination, method, peer.max_kib_per_s)
 
@@ -202,8 +202,9 @@ def methods_of(peer: Peer) -> tuple[str, ...]:
     return (MOVE, GET) if peer.may_send else (GET,)
 
 
-def _web_destination(zone: ClinicalZone, peer: Peer) -> WebDestination:
-    from dicom_node.web_probing import WebDestination  # noqa: PLC0415 - as above
+def web_destination(zone: ClinicalZone, peer: Peer) -> WebDestination:
+    """Return a DICOMweb peer with its secret; raises :class:`FetchError` where that is not stored."""
+    from dicom_node.dicomweb.http import WebDestination  # noqa: PLC0415 - as above
 
     try:
         secret = secrets.read(zone, peer.credential) if peer.credential else ""

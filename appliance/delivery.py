@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import aliased
 
-from appliance import delivered, logs, merges
+from appliance import breakers, delivered, logs, merges, outlets, proofs, schedules
 from appliance.db.base import WorkState, now
 from appliance.db.clinical import (
     ClinicalJob,
@@ -22,10 +22,7 @@ from appliance.db.clinical import (
     StudyRevision,
 )
 from appliance.db.engine import reading, writing
-from appliance.peers import destination_of
-from dicom_node import scu
-from dicom_node.errors import HeaderError
-from dicom_node.index import InstanceHeader, read_header
+from appliance.result_identity import problem_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
 
     from appliance.node import ClinicalZone
     from appliance.work import Claim
-    from dicom_node.scu import Destination
 
 QUEUED: Final = "queued"
 DELIVERED: Final = "delivered"
@@ -44,16 +40,14 @@ DEAD: Final = "dead"
 FIRST_RETRY_S: Final = 15.0
 LONGEST_RETRY_S: Final = 1800.0
 HOLD_S: Final = 20.0  # until the next look whether the newer revision has been answered
-ASSOCIATION_TIMEOUT_S: Final = 30.0
+LOOK_AGAIN_S: Final = 300.0  # at a schedule, which may have been changed
 ALIGN_LIMIT: Final = 500
-HEARTBEAT_EVERY: Final = 200  # instances whose identity was checked
 
 RESULT_DELIVERED: Final = "result.delivered"
 RESULT_WITHHELD: Final = "result.withheld"
 RESULT_STOPPED: Final = "result.stopped"
 
-IDENTITY_MISMATCH: Final = "identity_mismatch"
-IDENTITY_UNREADABLE: Final = "identity_unreadable"
+NOT_READY: Final = "the destination is disabled or no destination"
 NEWER_REVISION: Final = "waits for the models' answer to the study's newer revision"
 
 _OPEN: Final = (WorkState.QUEUED, WorkState.RUNNING, WorkState.FAILED)
@@ -71,16 +65,17 @@ class _Order:
     study_id: str
     path: Path
     instances: tuple[tuple[str, Path], ...]  # row id and file of every instance of the study
-    destination: Destination
-    peer_id: str
+    peer: Peer
     peer_ready: bool
     withhold: str  # why it must not leave, or nothing
     held: bool  # whether models still answer a newer revision, and may supersede it
     disputed: bool  # whether a person has to decide whose study it is
+    proof: str  # what is known already of its being there
+    closed: tuple[str, float] | None  # why its destination is not called now, and for how many seconds
 
 
 def deliver(zone: ClinicalZone, claim: Claim) -> None:
-    """Send one result to one destination.
+    """Send one result to one destination, and have it proved that it is there.
 
     A result that is superseded or of a shadow model is withheld. While models still answer a newer revision
     of the study it waits: they supersede it, or leave it as it is when that revision does not concern them,
@@ -93,6 +88,8 @@ def deliver(zone: ClinicalZone, claim: Claim) -> None:
         claim.die("the delivery or its result is gone")
     elif order.state == DELIVERED:
         claim.finish()
+    elif order.proof:
+        _prove(zone, claim, order)
     elif order.withhold:
         _withhold(zone, claim, order)
     elif order.disputed:
@@ -100,8 +97,10 @@ def deliver(zone: ClinicalZone, claim: Claim) -> None:
     elif order.held:
         _hold(zone, claim, order, NEWER_REVISION)
     elif not order.peer_ready:
-        _stop(zone, claim, order, "the destination is disabled or no destination")
-    elif (problem := _identity_problem(claim, order)) is not None:
+        _stop(zone, claim, order, NOT_READY)
+    elif order.closed is not None:
+        _hold(zone, claim, order, *order.closed)
+    elif (problem := problem_of(claim, order.path, order.instances)) is not None:
         _stop(zone, claim, order, problem[1], quarantine=problem)
     else:
         _send(zone, claim, order)
@@ -169,13 +168,23 @@ def _read(zone: ClinicalZone, delivery_id: str) -> _Order | None:
         study_id=result.study_id,
         path=zone.root / result.path,
         instances=tuple((item.id, zone.root / item.path) for item in instances),
-        destination=destination_of(peer, zone.settings.dicom, ASSOCIATION_TIMEOUT_S),
-        peer_id=peer.id,
+        peer=peer,
         peer_ready=peer.enabled and peer.is_destination,
         withhold=_withhold_reason(delivery, result),
         held=held,
         disputed=disputed,
+        proof=delivery.proof,
+        closed=_closed(peer),
     )
+
+
+def _closed(peer: Peer) -> tuple[str, float] | None:
+    at = now()
+    if schedules.is_open(peer.schedule, at):
+        return None
+    opens_in_s = (schedules.next_open(peer.schedule, at) - at).total_seconds()
+    reason = f"waits for the destination's hours ({schedules.text_of(peer.schedule)})"
+    return reason, min(opens_in_s, LOOK_AGAIN_S)
 
 
 def _newer_is_open(session: Session, delivery_id: str) -> bool:
@@ -203,92 +212,90 @@ def _withhold_reason(delivery: Delivery, result: Result) -> str:
     return ""
 
 
-def _identity_problem(claim: Claim, order: _Order) -> tuple[str, str, str | None] | None:
-    """Compare the result with every instance; return code, reason and instance of the first problem.
-
-    Study and patient id must agree; issuer, birth date and name where both give one. Whatever cannot be read
-    counts as a mismatch.
-    """
-    try:
-        result = read_header(order.path)
-    except (HeaderError, OSError):
-        return IDENTITY_UNREADABLE, "the result's header cannot be read", None
-    if not order.instances:
-        return IDENTITY_MISMATCH, "the study holds no instance to compare with", None
-    for number, (instance_id, path) in enumerate(order.instances):
-        if number % HEARTBEAT_EVERY == HEARTBEAT_EVERY - 1:
-            claim.heartbeat()
-        try:
-            header = read_header(path)
-        except (HeaderError, OSError):
-            return IDENTITY_UNREADABLE, "the header of an instance of the study cannot be read", instance_id
-        differing = differences(result, header)
-        if differing:
-            reason = f"result and instance differ in {', '.join(differing)}"
-            return IDENTITY_MISMATCH, reason, instance_id
-    return None
-
-
-def differences(result: InstanceHeader, instance: InstanceHeader) -> list[str]:
-    """Return the keywords of identifying attributes in which two headers disagree."""
-    found = []
-    if result.study_instance_uid != instance.study_instance_uid:
-        found.append("StudyInstanceUID")
-    if not result.patient_id or result.patient_id != instance.patient_id:
-        found.append("PatientID")
-    optional = (
-        ("IssuerOfPatientID", result.issuer_of_patient_id, instance.issuer_of_patient_id),
-        ("PatientBirthDate", result.patient_birth_date, instance.patient_birth_date),
-        ("PatientName", _comparable(result.patient_name), _comparable(instance.patient_name)),
-    )
-    found.extend(keyword for keyword, one, other in optional if one and other and one != other)
-    return found
-
-
-def _comparable(name: str) -> tuple[str, ...]:
-    """Return the first component group of a name without case, empty components and double blanks."""
-    group = name.partition("=")[0]
-    parts = [" ".join(part.split()).casefold() for part in group.split("^")]
-    return tuple(part for part in parts if part)
-
-
 def _send(zone: ClinicalZone, claim: Claim, order: _Order) -> None:
-    claim.heartbeat()
-    (outcome,) = scu.store([order.path], order.destination, zone.settings.dicom.ae_title)
-    if outcome.ok:
-        with writing(zone.engine) as session:
-            delivery = session.get_one(Delivery, order.delivery_id)
-            delivery.state, delivery.reason, delivery.delivered_at = DELIVERED, None, now()
-            delivered.note(session, delivery)
-            body = {"delivery_id": order.delivery_id, "peer_id": order.peer_id, "status": outcome.status}
-            zone.ledger.append(session, kind=RESULT_DELIVERED, subject_id=order.result_id, body=body)
-            claim.finish(session)
-        _LOG.info(RESULT_DELIVERED, delivery_id=order.delivery_id, result_id=order.result_id)
+    rests_s = breakers.enter(zone, order.peer.id)
+    if rests_s:
+        _hold(zone, claim, order, breakers.RESTS, rests_s)
         return
-    if not outcome.retryable or claim.last_attempt:
-        _stop(zone, claim, order, outcome.reason)
+    claim.heartbeat()
+    sent = outlets.send(zone, order.peer, order.path, order.delivery_id)
+    breakers.leave(zone, order.peer.id, away=sent.away)
+    if sent.ok:
+        with writing(zone.engine) as session:
+            delivery = _locked(session, order.delivery_id)
+            delivery.proof, delivery.proved_at, delivery.transaction_uid = proofs.STORED, now(), ""
+        _prove(zone, claim, order, sent.status)
+    else:
+        _again(zone, claim, order, sent.reason, retryable=sent.retryable)
+
+
+def _prove(zone: ClinicalZone, claim: Claim, order: _Order, status: int | None = None) -> None:
+    """Have the destination show that it keeps what it stored, in the way that it can."""
+    if not order.peer_ready:
+        _stop(zone, claim, order, NOT_READY)
+        return
+    claim.heartbeat()
+    found = proofs.ask(zone, order.peer, order.delivery_id, order.path)
+    with writing(zone.engine) as session:
+        delivery = _locked(session, order.delivery_id)
+        if delivery.state == DELIVERED:  # a report came meanwhile, and says more
+            claim.finish(session)
+            return
+        if found.proof:
+            settle(zone, session, delivery, found.proof, status)
+            claim.finish(session)
+            return
+        if found.waits_s:
+            delivery.reason = found.reason
+            claim.postpone(found.reason, found.waits_s, session)
+            return
+        if found.lost:
+            delivery.proof, delivery.proved_at, delivery.transaction_uid = "", None, ""
+    _again(zone, claim, order, found.reason, retryable=found.retryable)
+
+
+def settle(
+    zone: ClinicalZone, session: Session, delivery: Delivery, proof: str, status: int | None = None
+) -> None:
+    """Note that a destination has a result, and how that is known."""
+    delivery.state, delivery.reason, delivery.delivered_at = DELIVERED, None, now()
+    delivery.proof, delivery.proved_at = proof, now()
+    delivered.note(session, delivery)
+    body = {"delivery_id": delivery.id, "peer_id": delivery.peer_id, "status": status, "proof": proof}
+    zone.ledger.append(session, kind=RESULT_DELIVERED, subject_id=delivery.result_id, body=body)
+    _LOG.info(RESULT_DELIVERED, delivery_id=delivery.id, result_id=delivery.result_id, proof=proof)
+
+
+def _locked(session: Session, delivery_id: str) -> Delivery:
+    """Return the row, which nobody else changes before this transaction ends."""
+    return session.get_one(Delivery, delivery_id, with_for_update=True)
+
+
+def _again(zone: ClinicalZone, claim: Claim, order: _Order, reason: str, *, retryable: bool) -> None:
+    if not retryable or claim.last_attempt:
+        _stop(zone, claim, order, reason)
         return
     with writing(zone.engine) as session:
         delivery = session.get_one(Delivery, order.delivery_id)
-        delivery.state, delivery.reason = QUEUED, outcome.reason
-    claim.fail(outcome.reason, retry_in_s(claim.row.attempts, claim.row_id))
+        delivery.state, delivery.reason = QUEUED, reason
+    claim.fail(reason, retry_in_s(claim.row.attempts, claim.row_id))
 
 
 def _withhold(zone: ClinicalZone, claim: Claim, order: _Order) -> None:
     with writing(zone.engine) as session:
         delivery = session.get_one(Delivery, order.delivery_id)
         delivery.state, delivery.reason = WITHHELD, order.withhold
-        body = {"delivery_id": order.delivery_id, "peer_id": order.peer_id}
+        body = {"delivery_id": order.delivery_id, "peer_id": order.peer.id}
         zone.ledger.append(session, kind=RESULT_WITHHELD, subject_id=order.result_id, body=body)
         claim.finish(session)
     _LOG.info(RESULT_WITHHELD, delivery_id=order.delivery_id, result_id=order.result_id)
 
 
-def _hold(zone: ClinicalZone, claim: Claim, order: _Order, reason: str) -> None:
+def _hold(zone: ClinicalZone, claim: Claim, order: _Order, reason: str, for_s: float = HOLD_S) -> None:
     with writing(zone.engine) as session:
         delivery = session.get_one(Delivery, order.delivery_id)
         delivery.state, delivery.reason = QUEUED, reason
-        claim.postpone(reason, HOLD_S, session)
+        claim.postpone(reason, for_s, session)
 
 
 def _stop(
@@ -304,7 +311,7 @@ def _stop(
         delivery.state, delivery.reason = DEAD, reason
         if quarantine is not None:
             _add_quarantine(zone, session, order, quarantine)
-        body = {"delivery_id": order.delivery_id, "peer_id": order.peer_id}
+        body = {"delivery_id": order.delivery_id, "peer_id": order.peer.id}
         zone.ledger.append(session, kind=RESULT_STOPPED, subject_id=order.result_id, body=body)
         claim.die(reason, session)
 

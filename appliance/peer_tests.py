@@ -324,8 +324,9 @@ def _dimse(trail: Trail, order: Mapping[str, Any], tls: TLSOptions | None, folde
 
 def _web(trail: Trail, order: Mapping[str, Any], tls: TLSOptions | None, folder: Path) -> None:
     from dicom_node import web_probing  # noqa: PLC0415 - the child alone
+    from dicom_node.dicomweb.http import WebDestination  # noqa: PLC0415 - as above
 
-    destination = web_probing.WebDestination(order["url"], order["secret"], tls, order["timeout_s"])
+    destination = WebDestination(order["url"], order["secret"], tls, order["timeout_s"])
     reach(trail, web_probing.transport_of(destination))
     ways = [lambda: web_probing.query(trail, destination)]
     if order["is_destination"]:

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from dicom_node import dimse_probing, tls
+from dicom_node.dicomweb import http
 from dicom_node.probing import Advice, Side, StepFailedError, Trail
 from dicom_node.scu import Destination
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import httpx
+    from dicom_node.dicomweb.http import WebDestination
 
 MAX_ANSWER_BYTES: Final = 1 << 20
 _JSON: Final = "application/dicom+json"
 _BOUNDARY: Final = "cloister-connection-test"
-
-
-@dataclass(frozen=True)
-class WebDestination:
-    """The base URL of a peer's DICOMweb services; ``secret`` is a bearer token, or ``user:password``."""
-
-    url: str
-    secret: str = ""
-    tls: tls.TLSOptions | None = None
-    timeout_s: float = 10
 
 
 @dataclass(frozen=True)
@@ -131,10 +121,10 @@ def _ask(
 ) -> _Answer:
     import httpx  # noqa: PLC0415 -- heavy, and only needed here
 
-    url = f"{destination.url.rstrip('/')}/{path}"
+    url = destination.address(path)
     try:
         with (
-            _client(destination) as client,
+            http.client(destination) as client,
             client.stream(method, url, headers=headers, params=params, content=content) as answer,
         ):
             body = b""
@@ -150,25 +140,3 @@ def _ask(
     except httpx.HTTPError as error:
         advice = Advice(Side.HERE, "check scheme (http or https), host and port of the URL")
         raise StepFailedError(f"no HTTP answer ({type(error).__name__})", advice) from error
-
-
-def _client(destination: WebDestination) -> httpx.Client:
-    import httpx  # noqa: PLC0415 -- as above
-
-    context = tls.client_context(destination.tls or tls.TLSOptions())
-    return httpx.Client(
-        verify=context,
-        timeout=destination.timeout_s,
-        headers=authorization(destination.secret),
-        follow_redirects=False,
-        trust_env=False,
-    )
-
-
-def authorization(secret: str) -> dict[str, str]:
-    """Return the header of a secret: ``user:password`` is Basic, anything else a bearer token (RFC 6750)."""
-    if not secret:
-        return {}
-    if ":" in secret:
-        return {"Authorization": f"Basic {base64.b64encode(secret.encode()).decode('ascii')}"}
-    return {"Authorization": f"Bearer {secret}"}

@@ -20,6 +20,7 @@ MODULES: Final = (
     "demo",
     "doctor",
     "deidentify",
+    "delivery",
     "infer",
     "simulate",
     "coordinator",

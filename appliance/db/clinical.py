@@ -59,6 +59,8 @@ class Peer(ClinicalBase):
     commitment: Mapped[bool] = mapped_column(Boolean, default=False)  # ask it to commit what it stored
     schedule: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # when it may be sent to; {}: always
     watch_silence: Mapped[bool] = mapped_column(Boolean, default=True)
+    failures: Mapped[int] = mapped_column(Integer, default=0)  # in a row, that concern it and no one result
+    rests_until: Mapped[datetime | None] = mapped_column(UTCDateTime)  # nothing is sent to it before
     last_seen_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
 

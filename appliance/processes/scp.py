@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -92,7 +93,7 @@ class Reporter:
 
 
 def _body(process: base.Process) -> None:
-    from appliance import dimse  # noqa: PLC0415 - signals and logs first
+    from appliance import dimse, proofs  # noqa: PLC0415 - signals and logs first
     from appliance.callers import SNAPSHOT, DatabaseCallers  # noqa: PLC0415
     from appliance.intake import open_inbox  # noqa: PLC0415
     from appliance.names import Names  # noqa: PLC0415
@@ -109,7 +110,9 @@ def _body(process: base.Process) -> None:
     reporter = Reporter(recorder, meter)
     _talk_to_database(callers, recorder, meter)
     inbox = open_inbox(zone, process.name)
-    scp = StorageSCP(_config(process), inbox, callers, reporter, dimse.services(zone))
+    scp = StorageSCP(
+        _config(process), inbox, callers, reporter, dimse.services(zone, partial(proofs.take_report, zone))
+    )
     port = scp.start()
     siblings = Siblings("scp", process, 1 if process.number else dicom.processes)
     try:

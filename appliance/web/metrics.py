@@ -78,7 +78,13 @@ def _tables(session: Session) -> Iterable[Metric]:
         ("kind", "state"),
         (ClinicalJob.kind, ClinicalJob.state),
     )
-    yield _grouped(session, "cloister_deliveries", "Deliveries by state", ("state",), (Delivery.state,))
+    yield _grouped(
+        session,
+        "cloister_deliveries",
+        "Deliveries by state and proof",
+        ("state", "proof"),
+        (Delivery.state, Delivery.proof),
+    )
     yield _grouped(
         session, "cloister_model_versions", "Model versions by state", ("state",), (ModelVersion.state,)
     )

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 from dicom_node import tls
 from dicom_node.archive import Answers, ArchiveError, Listed, Progress, Retrieval, Sieve, keywords
 from dicom_node.arriving import Throttle
-from dicom_node.dicomweb import media
+from dicom_node.dicomweb import http, media
 from dicom_node.dicomweb.multipart import MultipartError, boundary_of
 from dicom_node.dicomweb.storing import Storing, TooManyPartsError
 from dicom_node.index import is_uid
 from dicom_node.query import Level, Query, check
 from dicom_node.query_scu import MAX_ANSWERS, MAX_LISTED, listed_of
-from dicom_node.web_probing import WebDestination, authorization
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,13 +29,13 @@ if TYPE_CHECKING:
     import httpx
 
     from dicom_node.archive import Watch
+    from dicom_node.dicomweb.http import WebDestination
     from dicom_node.inbox import Inbox
     from dicom_node.ports import Caller
 
 PAGE: Final = 500
 MAX_PAGE_BYTES: Final = 64 << 20
 MAX_VALUE: Final = 4096
-_PIECE_BYTES: Final = 256 << 10
 _LOOK_EVERY_S: Final = 1.0
 _JSON_TYPES: Final = frozenset({media.JSON, "application/json"})
 _INSTANCES: Final = 'multipart/related; type="application/dicom"; transfer-syntax=*'
@@ -125,7 +124,7 @@ def retrieve(
 def _take(answer: httpx.Response, storing: Storing, watch: Watch, throttle: Throttle) -> bool:
     """Store what comes; say whether it was taken back before the end."""
     looked_at = time.monotonic()
-    for chunk in answer.iter_raw(_PIECE_BYTES):
+    for chunk in answer.iter_raw(http.PIECE_BYTES):
         throttle.take(len(chunk))
         storing.feed(chunk)
         if time.monotonic() - looked_at >= _LOOK_EVERY_S:
@@ -176,12 +175,10 @@ def _page(
 
 
 def _bounded(answer: httpx.Response) -> bytes:
-    content = bytearray()
-    for chunk in answer.iter_bytes(_PIECE_BYTES):
-        content += chunk
-        if len(content) > MAX_PAGE_BYTES:
-            raise ArchiveError("an answer longer than any", step="query", retryable=False)
-    return bytes(content)
+    content = http.bounded(answer, MAX_PAGE_BYTES)
+    if content is None:
+        raise ArchiveError("an answer longer than any", step="query", retryable=False)
+    return content
 
 
 def _rows(content: bytes) -> list[Mapping[str, Any]]:
@@ -231,7 +228,7 @@ def _answer(
     """Send a GET request and give its answer while it comes; every failure becomes one of the archive."""
     import httpx  # noqa: PLC0415 -- heavy, and only needed to ask
 
-    url = f"{destination.url.rstrip('/')}/{path}"
+    url = destination.address(path)
     headers = {"Accept": accept, "Accept-Encoding": "identity"}
     try:
         with client.stream("GET", url, params=dict(parameters), headers=headers) as answer:
@@ -262,16 +259,7 @@ def _refuse(status: int, step: str) -> None:
 
 
 def _client(destination: WebDestination, silence_s: float | None = None) -> httpx.Client:
-    import httpx  # noqa: PLC0415 -- as above
-
     try:
-        context = tls.client_context(destination.tls or tls.TLSOptions())
+        return http.client(destination, silence_s)
     except tls.TLSError as error:
         raise ArchiveError(str(error), step="connect", retryable=True) from error
-    return httpx.Client(
-        verify=context,
-        timeout=httpx.Timeout(destination.timeout_s, read=silence_s or destination.timeout_s),
-        headers=authorization(destination.secret),
-        follow_redirects=False,
-        trust_env=False,
-    )

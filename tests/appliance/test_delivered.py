@@ -2,19 +2,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from sqlalchemy import select
 
 from appliance import figures
 from appliance.db.clinical import Traffic
 from appliance.db.engine import reading
-from tests.appliance.test_delivery import scene
+from tests.appliance.delivery_scene import running_scene
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.appliance.test_delivery import Scene
+    from appliance.node import ClinicalZone
+    from tests.appliance.delivery_scene import Scene
 
-__all__ = ["scene"]  # a fixture
+
+@pytest.fixture
+def scene(clinical_zone: ClinicalZone, tmp_path: Path) -> Iterator[Scene]:
+    with running_scene(clinical_zone, tmp_path) as found:
+        yield found
 
 
 def test_a_delivery_counts_once_as_sent_and_as_long_as_it_took(scene: Scene, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ import pytest
 from pynetdicom import AE, evt
 
 from dicom_node import dimse_probing, web_probing
+from dicom_node.dicomweb.http import WebDestination
 from dicom_node.probing import Side, Step, StepFailedError, StepState, Trail, reach
 from dicom_node.scu import Destination
 from dicom_node.tls import TLSOptions
-from dicom_node.web_probing import WebDestination
 from tests.dicom_node.authority import Authority, Issued
 from tests.dicom_node.orthanc import Orthanc, running_orthanc
 from tests.dicom_node.support import DCMTK, free_port, kill_group, program

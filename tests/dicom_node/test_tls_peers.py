@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dicom_node import scu, tls, web_probing
+from dicom_node.dicomweb.http import WebDestination
 from dicom_node.probing import StepFailedError, Trail, reach
 from dicom_node.scu import Destination
 from dicom_node.tls import TLSOptions
-from dicom_node.web_probing import WebDestination
 from tests.dicom_node.authority import Authority, Issued
 from tests.dicom_node.orthanc import Orthanc, running_orthanc
 from tests.dicom_node.support import RunningSCP, ct, encoded, save, wait_until

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.web.panel import (
+    deliveries,
     federation,
     fetch,
     fetches,
@@ -36,6 +37,7 @@ PAGES: Final[tuple[Page[Any], ...]] = (
     study.PAGE,
     results.PAGE,
     result.PAGE,
+    deliveries.PAGE,
     federation.PAGE,
     run.PAGE,
     models.PAGE,

@@ -11,6 +11,7 @@ from appliance.auth.rights import Right
 from appliance.db.clinical import Delivery, ModelVersion, Peer, Result, Study, StudyRevision
 from appliance.db.engine import reading
 from appliance.web.panel import study_rows
+from appliance.web.panel.deliveries import PROOF_WORDS
 from appliance.web.panel.markup import DASH, el, when
 from appliance.web.panel.page import Drawing, NotThereError, Page, Query
 from appliance.web.panel.parts import (
@@ -46,6 +47,7 @@ class DeliveryRow:
     state: str
     reason: str | None
     delivered_at: datetime | None
+    proof: str
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def _deliveries_of(session: Session, result_id: str) -> tuple[DeliveryRow, ...]:
         .where(Delivery.result_id == result_id)
     )
     return tuple(
-        DeliveryRow(name, delivery.state, delivery.reason, delivery.delivered_at)
+        DeliveryRow(name, delivery.state, delivery.reason, delivery.delivered_at, delivery.proof)
         for delivery, name in session.execute(statement)
     )
 
@@ -211,6 +213,7 @@ def _deliveries(view: ResultView) -> Markup:
             row.peer,
             stack(
                 badge(row.state),
+                el("small", PROOF_WORDS[row.proof]) if row.proof in PROOF_WORDS else None,
                 when(row.delivered_at, seconds=True) if row.delivered_at else None,
                 el("small", row.reason) if row.reason else None,
             ),

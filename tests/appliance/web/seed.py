@@ -318,6 +318,8 @@ def _deliver(session: Session, result: Result, destination: Peer, number: int, a
         peer_id=destination.id,
         state=state,
         delivered_at=at if state == "delivered" else None,
+        proof=("committed", "read_back", "")[number],
+        proved_at=at if state == "delivered" else None,
         reason=None if state == "delivered" else "the peer refused the association",
     )
     session.add(delivery)

@@ -7,12 +7,12 @@ import pytest
 from dicom_node import query_scu, scu
 from dicom_node.archive import ArchiveError
 from dicom_node.arriving import Arrivals
+from dicom_node.dicomweb.http import WebDestination
 from dicom_node.dicomweb.retrieve_client import PAGE, find, inventory, retrieve
 from dicom_node.inbox import Inbox
 from dicom_node.ports import Caller
 from dicom_node.query import Level, Query
 from dicom_node.retrieve_scu import get
-from dicom_node.web_probing import WebDestination
 from tests.dicom_node.archives import fill
 from tests.dicom_node.dicomweb.web_archive import (
     MULTIPART,

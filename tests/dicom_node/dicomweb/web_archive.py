@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from dicom_node.web_probing import WebDestination
+from dicom_node.dicomweb.http import WebDestination
 from tests.dicom_node.archives import orthanc_archive
 from tests.dicom_node.support import program
 
