@@ -262,7 +262,7 @@ def _profile(hours: Sequence[tuple[datetime, int]], at: datetime, week: Week) ->
 
 def _peers(session: Session) -> dict[str, tuple[str, str]]:
     rows: Iterable[Peer] = session.scalars(select(Peer).order_by(Peer.enabled, Peer.name.desc()))
-    return {peer.ae_title: (peer.id, peer.name) for peer in rows if peer.ae_title}
+    return {peer.ae_title or peer.name[:16]: (peer.id, peer.name) for peer in rows}
 
 
 def _senders(session: Session) -> list[str]:

@@ -362,7 +362,7 @@ class InboxWriter:
 
 def _locked(folder: Path, deadline: float) -> int | None:
     """Return the lock of a writer's folder; None when another process holds it until the deadline."""
-    lock = os.open(folder.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    lock = os.open(folder.with_suffix(".lock"), os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600)
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,7 +5,6 @@ Pixel values stay as they are. Lossy targets are not offered: a picture that los
 
 from __future__ import annotations
 
-import logging
 import shutil
 import warnings
 from typing import TYPE_CHECKING, Any, Final
@@ -92,7 +91,6 @@ def transcode(source: Path, target: Path, transfer_syntax_uid: str) -> None:
 def _transcode(source: Path, target: Path, uid: str) -> None:
     from pydicom import dcmread  # noqa: PLC0415 - heavy, for the first conversion
 
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # it would log values
     ds = dcmread(source)
     stored = str(ds.file_meta.get("TransferSyntaxUID", ""))
     if stored == uid:

@@ -35,6 +35,7 @@ MODULES: Final = (
     "fetch",
     "retention",
     "user",
+    "viewer",
     "ledger",
     "conformance",
     "bench",

@@ -13,7 +13,7 @@ from dicom_node import tls
 if TYPE_CHECKING:
     from appliance.conformance.node import Inspected
 
-_SECTIONS: Final = ("dicom", "assembly", "dicomweb")
+_SECTIONS: Final = ("dicom", "assembly", "fetch", "dicomweb")
 
 
 def blocks(found: Inspected) -> dict[str, str]:

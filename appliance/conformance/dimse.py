@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
 from appliance.conformance.markdown import joined, named, status, table, uid_name
 from appliance.conformance.node import statuses
-from dicom_node import commitment, finding, negotiation, part10, procedure_steps, retrieving, scp, scu
+from dicom_node import (
+    commitment,
+    finding,
+    negotiation,
+    part10,
+    procedure_steps,
+    query_scu,
+    retrieve_scu,
+    retrieving,
+    scp,
+    scu,
+)
 from dicom_node.identifiers import UNIQUE
 from dicom_node.query import MATCHED, RETURNED, Match
 
@@ -30,12 +40,7 @@ class Use:
     sop_classes: tuple[str, ...]
     when: str
     syntaxes: str = _PLAIN
-    module: str = ""  # that does it, where a node may lack it
-
-    @property
-    def is_here(self) -> bool:
-        """Whether this version does it."""
-        return not self.module or find_spec(self.module) is not None
+    as_scp: bool = False  # the association is ours, the role is that of the provider
 
 
 # What this node asks of others; one row for each reason to associate.
@@ -46,11 +51,15 @@ USES: Final = (
         "a person tests a peer",
         uid_name(negotiation.IMPLICIT_VR_LITTLE_ENDIAN),
     ),
-    Use("Storage", (), "a result is delivered; a C-MOVE of a peer is answered", _AS_STORED),
+    Use("Storage", (), "a result is delivered", _AS_STORED),
+    Use(
+        "Storage", (), "a C-MOVE of a peer is answered", f"as stored; where it can be converted also {_PLAIN}"
+    ),
     Use(
         "Storage Commitment",
         (commitment.STORAGE_COMMITMENT,),
         "a commitment that a peer asked for is reported (as SCP, on an association of our own)",
+        as_scp=True,
     ),
     Use(
         "Storage Commitment",
@@ -66,16 +75,14 @@ USES: Final = (
     ),
     Use(
         "Query",
-        (finding.STUDY_ROOT_FIND,),
+        (query_scu.STUDY_ROOT_FIND,),
         "studies are fetched from an archive: study, series and image level, hierarchical",
-        module="dicom_node.query_scu",
     ),
     Use(
         "Retrieve",
-        (retrieving.STUDY_ROOT_MOVE, retrieving.STUDY_ROOT_GET),
+        (retrieve_scu.STUDY_ROOT_MOVE, retrieve_scu.STUDY_ROOT_GET),
         "studies are fetched: C-MOVE to our own AE title, or C-GET with the SCP role for storage",
         f"{_PLAIN}; C-GET: a context for each storage class and frequent transfer syntax",
-        module="dicom_node.retrieve_scu",
     ),
 )
 
@@ -88,8 +95,8 @@ _NOTES: Final = {
 """,
     "retrieving": f"""
 - At most {retrieving.MAX_INSTANCES} instances in a request. C-CANCEL is taken.
-- Instances go out in the transfer syntax that they are stored in, byte for byte; where a peer takes
-  uncompressed ones in the default transfer syntax alone, they are encoded again.
+- Instances go out in the transfer syntax that they are stored in, byte for byte; where a peer does not take
+  that, they are converted (section 5.5) to an uncompressed one that it takes.
 - The destination of a C-MOVE must be a peer that receives.
 """,
     "commitment": f"""
@@ -130,7 +137,7 @@ def blocks(found: Inspected) -> dict[str, str]:
         "storage_status": _status_table(statuses(scp)),
         "dimse_services": joined(*(_service(service) for service in _merged(found.services))),
         "query_keys": table(("level", "attribute", "role", "matching"), _keys()),
-        "uses": table(("service", "SOP classes", "when", "transfer syntaxes proposed"), map(_use, _uses())),
+        "uses": table(("service", "SOP classes", "when", "transfer syntaxes proposed"), map(_use, USES)),
         "store_warnings": ", ".join(status(code) for code in sorted(scu._WARNINGS)),
         "store_permanent": permanent,
         "policies": table(("what", "value"), _policies(found)),
@@ -144,14 +151,10 @@ def blocks(found: Inspected) -> dict[str, str]:
 
 def _overview(found: Inspected) -> Iterable[tuple[str, str, str]]:
     provided = {uid for service in found.services for uid in service.roles} | {negotiation.VERIFICATION}
-    used = {uid for use in _uses() for uid in use.sop_classes}
+    used = {uid for use in USES if not use.as_scp for uid in use.sop_classes}
     yield "Storage: all classes of section 10", "yes", "yes"
     for uid in sorted(provided | used, key=uid_name):
         yield named(uid), "yes" if uid in used else "no", "yes" if uid in provided else "no"
-
-
-def _uses() -> list[Use]:
-    return [use for use in USES if use.is_here]
 
 
 def _use(use: Use) -> tuple[str, str, str, str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from appliance.conformance.markdown import joined, status, table
+from appliance.conformance.markdown import joined, named, status, table
 from appliance.conformance.node import refusals
-from dicom_node.dicomweb import frames, qido, representations, stow
+from dicom_node import transcoding
+from dicom_node.dicomweb import frames, media, qido, stow
+from dicom_node.dicomweb.representations import COMPRESSED, DICOM, MULTIPART, OCTETS
 from dicom_node.dicomweb.storing import REASONS
-from dicom_node.transcoding import COMPRESSED_TARGETS, EXPLICIT_VR_LITTLE_ENDIAN, PLAIN_TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,31 +36,32 @@ _PARAMETERS: Final = (
 )
 # What this node asks of DICOMweb peers.
 CLIENTS: Final = {
-    "qido": "studies are fetched; a result is read back; a person tests a peer",
-    "wado": "studies are fetched (instances)",
+    "qido": "studies are fetched from an archive; a result is read back; a person tests a peer",
+    "wado": "studies are fetched from an archive: instances as stored",
     "stow": "a result is delivered; a person tests a peer",
 }
 _NOTES: Final = {
     "qido": f"""
 - Media types: {", ".join(f"`{kind}`" for kind in qido.JSON_TYPES)}.
 """,
+    "wado": f"""
+- Instances: `{MULTIPART}; type="{DICOM}"`; one alone also as `{DICOM}`. Without `transfer-syntax` in Accept
+  they come in Explicit VR Little Endian, with `*` as stored, with a UID converted (section 5.5).
+- Metadata: `{media.JSON}`, `application/json`; long binary values by BulkDataURI. No XML.
+- Bulk data: `{OCTETS}`, alone or in `{MULTIPART}`.
+- The file meta information is written anew.
+""",
+    "frames": f"""
+- Frames: `{OCTETS}` decoded, or as stored or converted in {", ".join(f"`{kind}`" for kind in COMPRESSED)};
+  several in `{MULTIPART}`.
+- Rendered and thumbnail: {", ".join(f"`{kind}`" for kind in frames.PICTURES)}; parameters `window`,
+  `viewport` (width and height; no part of a frame), `quality`. Of several instances or frames the middle one.
+  A thumbnail fits into {frames.THUMBNAIL_SIDE} pixels.
+""",
     "stow": f"""
 - Request: `multipart/related; type="application/dicom"`. Metadata with bulk data apart are not taken.
 - Answer: {", ".join(f"`{kind}`" for kind in stow.JSON_TYPES)}.
 - Instances are durable before the answer names them; data set bytes stay as they are.
-""",
-    "wado": f"""
-- Media types: `{representations.DICOM}` in `{representations.MULTIPART}`, or alone for one instance;
-  metadata as {", ".join(f"`{kind}`" for kind in qido.JSON_TYPES)}; bulk data as `{representations.OCTETS}`.
-- Transfer syntaxes: as stored (`transfer-syntax=*`), or converted without loss to
-  {", ".join(f"`{uid}`" for uid in sorted(PLAIN_TARGETS | COMPRESSED_TARGETS))};
-  `{EXPLICIT_VR_LITTLE_ENDIAN}` by default.
-""",
-    "frames": f"""
-- Media types: `{representations.OCTETS}` (decoded) and, as stored or converted without loss,
-  {", ".join(f"`{kind}`" for kind in representations.COMPRESSED)}; pictures as
-  {", ".join(f"`{kind}`" for kind in frames.PICTURES)}.
-- Parameters of pictures: `window`, `viewport` (width and height alone), `quality`.
 """,
 }
 
@@ -67,12 +69,22 @@ _NOTES: Final = {
 def blocks(found: Inspected) -> dict[str, str]:
     """Return the services under the path of DICOMweb."""
     modules = list(dict.fromkeys(route.module for route in found.routes))
-    served = dict.fromkeys((*modules, *CLIENTS))
-    rows = [(_title(name), CLIENTS.get(name, "no"), "yes" if name in modules else "no") for name in served]
+    provided = {_title(name): "yes" for name in modules}
+    used = {_title(name): words for name, words in CLIENTS.items()}
+    titles = dict.fromkeys((*provided, *used))
+    rows = [(title, used.get(title, "no"), provided.get(title, "no")) for title in titles]
     return {
         "overview_web": table(("service", "user agent", "origin server"), rows),
+        "converted": table(("transfer syntax", "from", "to"), _converted()),
         "web_services": joined(*(_service(module, found.routes) for module in modules)),
     }
+
+
+def _converted() -> Iterable[tuple[str, str, str]]:
+    sources = transcoding.UNCOMPRESSED | transcoding.DECODED
+    targets = transcoding.PLAIN_TARGETS | transcoding.COMPRESSED_TARGETS
+    for uid in sorted(sources | targets, key=lambda uid: [int(part) for part in uid.split(".")]):
+        yield named(uid), "yes" if uid in sources else "no", "yes" if uid in targets else "no"
 
 
 def _service(module: str, routes: Iterable[WebRoute]) -> str:

@@ -18,7 +18,7 @@ from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddle
 from starlette.responses import FileResponse, RedirectResponse, Response
 
 from appliance import logs
-from appliance.web import dicomweb, signing_in
+from appliance.web import dicomweb, signing_in, viewer
 from appliance.web.api import routes
 from appliance.web.api.problems import problem
 from appliance.web.gate import Gate
@@ -52,6 +52,7 @@ def build_routes(desk: Desk) -> FastAPI:
     app.include_router(signing_in.router(desk))
     app.include_router(routes.router(desk))
     dicomweb.mount(app, desk)
+    app.include_router(viewer.router(desk))
     app.add_api_route("/static/{name}", _static, methods=["GET"], include_in_schema=False)
     app.add_api_route("/favicon.ico", _favicon, methods=["GET"], include_in_schema=False)
     return app

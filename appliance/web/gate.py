@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 from appliance import logs
 from appliance.web.api.problems import problem
 from appliance.web.desk import Desk, Visit
-from appliance.web.headers import HeaderedSend
+from appliance.web.headers import HeaderedSend, viewer_policy
 from appliance.web.origins import Origins, may_change
 from appliance.web.sockets import Receive, Send, closable
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 VISIT: Final = "cloister.visit"  # in the ASGI scope: who asks, None where nobody need be signed in
 SOCKET_PATH: Final = "/_nicegui_ws/"
 DICOMWEB: Final = "/dicom-web"
+VIEWER: Final = "/viewer"
 # Where a program may show a bearer token instead of a session; never where a page or a socket is opened.
 _FOR_PROGRAMS: Final = re.compile(rf"(?:{DICOMWEB}/|/api/v1/(?!session\Z)|/metrics\Z)")
 PUBLIC: Final = frozenset({"/sign-in", "/healthz", "/metrics", "/api/v1/session"})
@@ -71,9 +72,7 @@ class Gate:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = _headers(scope)
         path = scope["path"]
-        cacheable = path.startswith(("/_nicegui/", "/static/")) and "dynamic_resources" not in path
-        host = headers.get("host", "")
-        answer = HeaderedSend(send, host=host, secure=self._desk.secure, cacheable=cacheable)
+        answer = self._headered(send, path, headers.get("host", ""))
         bearer = bearer_token(headers) if _FOR_PROGRAMS.match(path) else None
         refused = self._refuse(scope, headers, path, by_program=bearer is not None)
         if refused is not None:
@@ -90,6 +89,15 @@ class Gate:
         scope[VISIT] = visit
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name.lower() not in _DROPPED]
         await self._app(scope, receive, answer)
+
+    def _headered(self, send: Send, path: str, host: str) -> HeaderedSend:
+        secure = self._desk.secure
+        if path == VIEWER or path.startswith(f"{VIEWER}/"):
+            origins = (f"{'https' if secure else 'http'}://{host}", self._origins.public)
+            content_policy = viewer_policy(origins, (f"{DICOMWEB}/", f"{VIEWER}/"))
+            return HeaderedSend(send, host=host, secure=secure, cacheable=True, content_policy=content_policy)
+        cacheable = path.startswith(("/_nicegui/", "/static/")) and "dynamic_resources" not in path
+        return HeaderedSend(send, host=host, secure=secure, cacheable=cacheable)
 
     def _refuse(
         self, scope: Scope, headers: dict[str, str], path: str, *, by_program: bool

@@ -7,11 +7,12 @@ import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import MutableMapping, Sequence
 
     from appliance.web.sockets import Message, Send
 
 _SCRIPT: Final = re.compile(rb"<script(?=[\s>])")
+_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+\Z")
 
 _FIXED: Final = (
     (b"x-content-type-options", b"nosniff"),
@@ -44,16 +45,48 @@ def policy(nonce: str, host: str, *, secure: bool) -> str:
     )
 
 
-class HeaderedSend:
-    """An ASGI ``send`` that adds the headers, and the nonce to each script of an HTML page."""
+def viewer_policy(origins: Sequence[str], paths: Sequence[str]) -> str:
+    """Return the policy of the viewer's page and workers: scripts of ours, requests to these paths only.
 
-    def __init__(self, send: Send, *, host: str, secure: bool, cacheable: bool) -> None:
+    ``'self'`` would open the API to its requests: it has no path.
+
+    Its decoders are WebAssembly with glue that compiles functions, hence ``unsafe-eval``. A worker that comes
+    from a file has the policy of that file, so every answer carries it.
+    """
+    known = [origin for origin in dict.fromkeys(origins) if _ORIGIN.match(origin)]
+    places = " ".join(f"{origin}{path}" for origin in known for path in paths) or "'none'"
+    return "; ".join(
+        (
+            "default-src 'none'",
+            "script-src 'self' 'unsafe-eval'",
+            "style-src 'self' 'unsafe-inline'",
+            "img-src 'self' data: blob:",
+            "font-src 'self'",
+            "worker-src 'self' blob:",
+            f"connect-src {places}",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+            "base-uri 'none'",
+        )
+    )
+
+
+class HeaderedSend:
+    """An ASGI ``send`` that adds the headers, and the nonce to each script of an HTML page.
+
+    Parameters
+    ----------
+    content_policy : str
+        In the place of the panel's content security policy, where it is not empty.
+    """
+
+    def __init__(
+        self, send: Send, *, host: str, secure: bool, cacheable: bool, content_policy: str = ""
+    ) -> None:
         self._send = send
         self._nonce = secrets.token_urlsafe(16)
-        self._added = [
-            *_FIXED,
-            (b"content-security-policy", policy(self._nonce, host, secure=secure).encode("ascii")),
-        ]
+        chosen = content_policy or policy(self._nonce, host, secure=secure)
+        self._added = [*_FIXED, (b"content-security-policy", chosen.encode("ascii"))]
         if secure:
             self._added.append((b"strict-transport-security", b"max-age=31536000"))
         self._cacheable = cacheable

@@ -88,7 +88,7 @@ def test_users_are_added_listed_disabled_and_given_new_passwords(config: str) ->
     add = ("user", "add", "anna", "--role", "radiologist", "--right", "retry_jobs", "--password-stdin")
     assert cloister(*add, "--config", config, stdin=PASSWORD + "\n").exit_code == 0
     listed = json.loads(cloister("user", "list", "--json", "--config", config).output)
-    rights = ["approve_model", "retry_jobs", "view", "view_identity"]
+    rights = ["approve_model", "fetch_studies", "retry_jobs", "view", "view_identity"]
     assert listed == [{"name": "anna", "enabled": True, "rights": rights}]
     assert cloister("user", "disable", "anna", "--config", config).exit_code == 0
     assert "disabled" in cloister("user", "list", "--config", config).output

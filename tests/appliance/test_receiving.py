@@ -53,14 +53,15 @@ class Processes:
         self.running: list[subprocess.Popen[bytes]] = []
         self.log = config.with_suffix(".log")
 
-    def start(self, name: str) -> subprocess.Popen[bytes]:
-        """Start one and wait for its sign of life."""
+    def start(self, name: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Start one, with additions to its environment, and wait for its sign of life."""
         with self.log.open("ab") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", f"appliance.processes.{name}", "--config", str(self.config)],
                 cwd=ROOT,
                 start_new_session=True,
                 stderr=log,
+                env={**os.environ, **environment},
             )
         self.running.append(child)
 

@@ -65,6 +65,15 @@ def test_the_overview_has_peers_their_scanners_and_destinations(clinical_engine:
     assert (destination.peer, destination.week.instances, destination.week.failures) == ("Room", 5, 1)
 
 
+def test_a_web_peer_without_an_ae_title_goes_by_its_name(clinical_engine: Engine) -> None:
+    with writing(clinical_engine) as session:
+        session.add(Peer(name="Web archive of the region", protocol="dicomweb", ae_title="", host=""))
+        traffic.add(session, [Flow(way, "Web archive of t", instances=1, at=AT) for way in (IN, OUT)])
+    with reading(clinical_engine) as session:
+        found = sources.overview(session, AT)
+    assert [row.peer for row in (*found.sources, *found.destinations)] == ["Web archive of the region"] * 2
+
+
 def test_one_source_shows_its_habits_and_when_it_would_be_missed(clinical_engine: Engine) -> None:
     planted(clinical_engine)
     with reading(clinical_engine) as session:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -272,3 +275,42 @@ def test_a_stranger_gets_no_further_than_the_association() -> None:
     finally:
         server.shutdown()
         ae.shutdown()
+
+
+_FETCHES = """
+import sys
+from pathlib import Path
+from dicom_node.arriving import Arrivals
+from dicom_node.inbox import Inbox
+from dicom_node.ports import Caller
+from dicom_node.retrieve_scu import get
+from dicom_node.scu import Destination
+from tests.dicom_node.test_retrieve_scu import STUDY, Patience
+
+def peak_kib():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+inbox = Inbox(Path(sys.argv[2]), min_free_bytes=1)
+before = peak_kib()
+archive = Destination("DCMQR", "127.0.0.1", int(sys.argv[1]), timeout_s=60)
+arrivals = Arrivals(inbox, Caller("ARCHIVE", "CLOISTER", "127.0.0.1"), STUDY)
+done = get(archive, "CLOISTER", {"StudyInstanceUID": STUDY}, Patience(), arrivals)
+assert done.stored == 1, done
+print((peak_kib() - before) // 1024)
+"""
+
+
+@pytest.mark.dcmtk
+@pytest.mark.slow
+def test_a_large_instance_is_never_in_memory(inbox: Inbox, tmp_path: Path) -> None:
+    ds = ct({"StudyInstanceUID": STUDY, "NumberOfFrames": 400}, size=512)
+    ds.PixelData = bytes(400 * 512 * 512 * 2)
+    path = save(ds, tmp_path / "large.dcm")
+    with running_dcmqrscp(tmp_path) as archive:
+        fill(replace(archive, timeout_s=60), [path])
+        command = [sys.executable, "-c", _FETCHES, str(archive.port), str(inbox.root)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    (entry,) = inbox.entries(2)
+    assert entry.size_bytes > 200 << 20
+    assert int(ran.stdout) < 30

@@ -60,18 +60,24 @@ class FetchesView:
     archives: tuple[str, ...]
     running: bool  # whether the worker that pulls is switched on
     can_fetch: bool
+    study_id: str  # whose priors are to be ordered, where the address says so
 
 
 def load(desk: Desk, viewer: Viewer, query: Query) -> FetchesView:
     """Read the fetches; values of patients only for those who may see them."""
     from appliance import fetch_views  # noqa: PLC0415 - loaded with the first visit
 
-    del query
     with reading(desk.zone.engine) as session:
         rows = fetch_views.list_fetches(session, identity=viewer.may(Right.VIEW_IDENTITY))
         wanted = select(Peer.name).where(Peer.enabled, Peer.is_archive).order_by(Peer.name)
         archives = tuple(session.scalars(wanted))
-    return FetchesView(tuple(rows), archives, desk.settings.fetch.enabled, viewer.may(Right.FETCH_STUDIES))
+    return FetchesView(
+        rows=tuple(rows),
+        archives=archives,
+        running=desk.settings.fetch.enabled,
+        can_fetch=viewer.may(Right.FETCH_STUDIES),
+        study_id=query.text("study", length=32),
+    )
 
 
 def draw(view: FetchesView, viewer: Viewer) -> Drawing:
@@ -85,6 +91,9 @@ def draw(view: FetchesView, viewer: Viewer) -> Drawing:
     drawing = {"head": page_head("Fetch", *buttons, lead=lead)}
     if not view.running:
         drawing["off"] = notice("warn", "The worker that pulls is switched off (fetch.enabled).")
+    if may and view.study_id:
+        words = f"Priors of the study {view.study_id[:8]}: "
+        drawing["study"] = notice("info", words, link(f"/studies/{view.study_id}", "back to it"), ".")
     drawing["table"] = card("Fetches", _table(view))
     if may:
         drawing["order"] = el("div", _order_dialog(view))
@@ -166,7 +175,12 @@ def _priors_dialog(view: FetchesView) -> Markup:
         "Fetch priors",
         "priors",
         _peer_field(view),
-        text_field("study_id", "Study", hint="Row id of a stored study: the end of its page's address"),
+        text_field(
+            "study_id",
+            "Study",
+            value=view.study_id,
+            hint="Row id of a stored study: the end of its page's address",
+        ),
         text_field("modalities", "Modalities", required=False, hint="CT, MR; empty: all"),
         text_field("years", "Not older than years", kind="number", required=False, min=0),
         text_field("most", "The latest so many", kind="number", value="5", min=1),

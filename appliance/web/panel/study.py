@@ -37,6 +37,7 @@ from appliance.web.panel.parts import (
     stack,
     table,
 )
+from appliance.web.viewer import address_of
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -113,6 +114,7 @@ class StudyView:
     can_route: bool
     can_hold: bool
     can_review: bool
+    viewer_address: str  # empty: there is no viewer for this person
     disputed: int  # instances in quarantine that say otherwise whose study it is
     instance_count: int
     first_received_at: datetime
@@ -142,6 +144,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> StudyView:
             can_route=Right.MANAGE_PEERS in viewer.rights,
             can_hold=Right.MANAGE_RETENTION in viewer.rights,
             can_review=Right.REVIEW_QUARANTINE in viewer.rights,
+            viewer_address=address_of(desk, viewer, study.study_instance_uid),
             disputed=disputes.waiting(session, study.id),
             instance_count=study.instance_count,
             first_received_at=study.first_received_at,
@@ -216,11 +219,11 @@ def _stopped(session: Session, study_id: str) -> tuple[StoppedRow, ...]:
 
 def draw(view: StudyView, viewer: Viewer) -> Drawing:
     """Draw the study."""
-    del viewer
+    priors = study_actions.priors_link(view.id, viewer)
     title = (view.identity.patient_name if view.identity else "") or study_rows.study_name(view.id)
     return {
         "head": page_head(
-            title, _buttons(view), marks=_marks(view), lead=view.reason, back=("/studies", "Studies")
+            title, priors, _buttons(view), marks=_marks(view), lead=view.reason, back=("/studies", "Studies")
         ),
         "body": grid(
             el("div", _journey(view), study_results.draw(view.results), _quarantine(view), class_="column"),
@@ -233,6 +236,8 @@ def draw(view: StudyView, viewer: Viewer) -> Drawing:
 def _buttons(view: StudyView) -> Markup:
     """Draw what a person may decide of the study."""
     shown: list[Markup] = []
+    if view.viewer_address and view.instance_count:
+        shown.append(link(view.viewer_address, "Open in viewer", class_="button"))
     waits = view.state in {StudyState.RECEIVING, StudyState.QUARANTINED}
     if view.can_work and waits and not view.complete:
         ask = Ask("Assemble this study now? What still comes of it makes a new revision.")

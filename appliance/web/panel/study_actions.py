@@ -12,9 +12,12 @@ from appliance.db.engine import writing
 from appliance.quarantine import QuarantineError
 from appliance.web.panel.markup import count
 from appliance.web.panel.page import Action, ActionRefusedError
+from appliance.web.panel.parts import link, url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from markupsafe import Markup
 
     from appliance.web.desk import Desk, Viewer
 
@@ -73,6 +76,13 @@ def take(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
     except QuarantineError as error:
         raise ActionRefusedError(f"Not done: {error}.") from error
     return f"The stored study is deleted; {count(number, 'instance')} will be filed in a moment."
+
+
+def priors_link(study_id: str, viewer: Viewer) -> Markup | None:
+    """Draw the way to ordering earlier studies of the same patient."""
+    if not viewer.may(Right.FETCH_STUDIES):
+        return None
+    return link(url("/fetch", study=study_id), "Fetch priors", class_="button")
 
 
 ACTIONS: Final[Mapping[str, Action]] = MappingProxyType(

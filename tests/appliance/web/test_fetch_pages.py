@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from appliance.auth import Principal, Right
+from appliance.db.base import now
 from appliance.db.clinical import ClinicalLedgerEntry, Fetch, Peer
 from appliance.db.engine import reading, writing
+from appliance.web.panel import fetches, study
+from appliance.web.panel.page import Query
 
 if TYPE_CHECKING:
     from appliance.web.desk import Desk
@@ -79,3 +84,14 @@ def test_a_listed_fetch_is_started_paused_and_resumed(panel: PanelServer, desk: 
         assert _state(desk, fetch_id) == state
     with writing(desk.zone.engine) as session:
         session.get_one(Fetch, fetch_id).state = "listed"
+
+
+def test_a_studys_page_leads_to_its_priors(desk: Desk, panel: PanelServer) -> None:
+    study_id = panel.seed.studies[4]
+    everything = Principal("0" * 32, "somebody", frozenset(Right), now() + timedelta(hours=1))
+    drawn = study.draw(study.load(desk, everything, Query({"study_id": study_id})), everything)
+    assert f'href="/fetch?study={study_id}"' in drawn["head"]
+    view = fetches.load(desk, everything, Query({"study": study_id}))
+    assert f'value="{study_id}"' in fetches.draw(view, everything)["priors"]
+    viewer = Principal("0" * 32, "somebody", frozenset({Right.VIEW}), now() + timedelta(hours=1))
+    assert "/fetch" not in study.draw(study.load(desk, viewer, Query({"study_id": study_id})), viewer)["head"]
