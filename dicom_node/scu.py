@@ -31,6 +31,7 @@ _MAX_PDU_BYTES: Final = 131072
 
 # PS3.4 table B.2-1 and PS3.7 annex C: what another try can change, and what it cannot.
 _WARNINGS: Final = frozenset({0xB000, 0xB006, 0xB007})
+_NOT_SENT: Final = "the instance could not be sent"
 _REJECTED: Final = (1, 2)  # permanent, transient (PS3.8 table 9-21)
 _PERMANENT: Final = frozenset({0x0117, 0x0122, 0x0124, 0x0211, 0x0212})
 
@@ -218,29 +219,33 @@ def _store_batch(
 
 
 def _store_one(association: Association, item: _Instance, number: int) -> StoreOutcome:
+    from dicom_node import sending  # noqa: PLC0415 -- brings the network library
+
     if not association.is_established:
         return StoreOutcome(item.path, None, ok=False, retryable=True, reason="the association ended early")
-    accepted = {
-        (str(context.abstract_syntax), str(context.transfer_syntax[0]))
-        for context in association.accepted_contexts
-    }
-    data: Any = item.path
-    if (item.sop_class_uid, item.transfer_syntax_uid) not in accepted:
-        if (
-            item.transfer_syntax_uid != EXPLICIT_VR_LITTLE_ENDIAN
-            or (item.sop_class_uid, IMPLICIT_VR_LITTLE_ENDIAN) not in accepted
-        ):
-            reason = "the peer accepts neither this SOP class nor this transfer syntax together"
-            return StoreOutcome(item.path, None, ok=False, retryable=False, reason=reason)
-        from pydicom import dcmread  # noqa: PLC0415 -- seldom needed
+    accepted = sending.accepted_syntaxes(association, item.sop_class_uid)
+    if item.transfer_syntax_uid in accepted:
+        try:
+            status = sending.send_store(association, item.path, message_id=number % 0xFFFF + 1)
+        except sending.SendingError as error:
+            return StoreOutcome(item.path, None, ok=False, retryable=True, reason=str(error))
+        except (OSError, HeaderError):
+            return StoreOutcome(item.path, None, ok=False, retryable=True, reason=_NOT_SENT)
+        return outcome_of(item.path, status)
+    if item.transfer_syntax_uid == EXPLICIT_VR_LITTLE_ENDIAN and IMPLICIT_VR_LITTLE_ENDIAN in accepted:
+        return _store_implicit(association, item, number)
+    reason = "the peer accepts neither this SOP class nor this transfer syntax together"
+    return StoreOutcome(item.path, None, ok=False, retryable=False, reason=reason)
 
-        data = dcmread(item.path)
+
+def _store_implicit(association: Association, item: _Instance, number: int) -> StoreOutcome:
+    """Send the data set encoded anew, in the transfer syntax that every peer must take."""
+    from pydicom import dcmread  # noqa: PLC0415 -- seldom needed
+
     try:
-        answer = association.send_c_store(data, msg_id=number % 0xFFFF + 1)
+        answer = association.send_c_store(dcmread(item.path), msg_id=number % 0xFFFF + 1)
     except (RuntimeError, ValueError, AttributeError, OSError):
-        return StoreOutcome(
-            item.path, None, ok=False, retryable=True, reason="the instance could not be sent"
-        )
+        return StoreOutcome(item.path, None, ok=False, retryable=True, reason=_NOT_SENT)
     if "Status" not in answer:
         return StoreOutcome(item.path, None, ok=False, retryable=True, reason="no answer to the C-STORE")
     return outcome_of(item.path, int(answer.Status))

@@ -61,6 +61,12 @@ USES: Final = (
         "a commitment that a peer asked for is reported (as SCP, on an association of our own)",
         as_scp=True,
     ),
+    Use(
+        "Storage Commitment",
+        (commitment.STORAGE_COMMITMENT,),
+        "a destination is asked to commit a result that it stored; it reports on that association or its own",
+    ),
+    Use("Query", (finding.STUDY_ROOT_FIND,), "a result is read back from its destination: image level"),
     Use("Query", (finding.STUDY_ROOT_FIND,), "a person tests an archive"),
     Use(
         "Retrieve",

@@ -36,9 +36,9 @@ _PARAMETERS: Final = (
 )
 # What this node asks of DICOMweb peers.
 CLIENTS: Final = {
-    "qido": "studies are fetched from an archive; a person tests a peer",
+    "qido": "studies are fetched from an archive; a result is read back; a person tests a peer",
     "wado": "studies are fetched from an archive: instances as stored",
-    "stow": "a person tests a peer",
+    "stow": "a result is delivered; a person tests a peer",
 }
 _NOTES: Final = {
     "qido": f"""

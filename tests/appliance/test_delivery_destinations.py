@@ -221,6 +221,7 @@ def test_a_report_that_nobody_asked_for_proves_nothing(scene: Scene) -> None:
         assert not proofs.take_report(scene.zone, uid, [("1.2", "1.3")], [])
 
 
+@pytest.mark.dcmtk
 def test_a_destination_that_does_not_offer_commitment_is_left_to_a_person(scene: Scene) -> None:
     with dcmqrscp(scene):
         scene.change(Peer, commitment=True)
@@ -251,6 +252,7 @@ class dcmqrscp:  # noqa: N801 - read as: with dcmqrscp(...)
         self._running.__exit__(None, None, None)
 
 
+@pytest.mark.dcmtk
 def test_delivered_means_read_back_where_the_destination_can_be_queried(scene: Scene) -> None:
     with dcmqrscp(scene):
         scene.change(Peer, is_archive=True)
@@ -258,6 +260,7 @@ def test_delivered_means_read_back_where_the_destination_can_be_queried(scene: S
     assert (row.state, row.proof, row.reason) == ("delivered", "read_back", None)
 
 
+@pytest.mark.dcmtk
 def test_what_is_not_found_is_sent_again(scene: Scene) -> None:
     with dcmqrscp(scene):
         scene.change(Peer, is_archive=True)

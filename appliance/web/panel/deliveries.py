@@ -144,7 +144,9 @@ def _standing(row: DestinationRow) -> Markup:
     if row.rests_until is not None:
         again = el("span", join(("Tried at ", when(row.rests_until, seconds=True))), class_="reason")
         return stack(badge("away", tone="bad"), again)
-    return badge("failing", tone="warn") if row.failures else badge("well", text="reached")
+    if row.failures:
+        return badge("failing", tone="warn")
+    return badge("well", text="reached") if row.delivered else badge("enabled")
 
 
 def _deliveries(view: DeliveriesView) -> Markup:
