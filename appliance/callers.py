@@ -17,6 +17,7 @@ from appliance.peers import NEEDS_TLS, WRONG_CERTIFICATE
 from dicom_node.ports import Caller, Decision
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from sqlalchemy import Engine
@@ -43,6 +44,8 @@ class _Sender:
     may_send: bool = True
     may_query: bool = False
     may_report: bool = False
+    max_associations: int = 0
+    max_instances_per_minute: int = 0
 
     def problem(self, caller: Caller) -> str:
         """Say what its way of calling lacks."""
@@ -64,7 +67,15 @@ def _sender(peer: Peer) -> _Sender:
         peer.may_send,
         peer.may_query,
         peer.is_destination and peer.commitment,
+        peer.max_associations,
+        peer.max_instances_per_minute,
     )
+
+
+def _bound(limits: Iterable[int]) -> int:
+    """Return the widest of some limits; 0, which is none, is wider than any."""
+    found = list(limits)
+    return 0 if 0 in found else max(found)
 
 
 class DatabaseCallers:
@@ -122,6 +133,8 @@ class DatabaseCallers:
                 may_store=any(sender.may_send for sender in fit),
                 may_query=any(sender.may_query for sender in fit),
                 may_report=any(sender.may_report for sender in fit),
+                max_associations=_bound(sender.max_associations for sender in fit),
+                max_instances_per_minute=_bound(sender.max_instances_per_minute for sender in fit),
             )
         if any(networks is None for _, networks in known):
             return Decision(allowed=False, reason=NAME_UNRESOLVED, transient=True)

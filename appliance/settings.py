@@ -131,6 +131,8 @@ class DICOMSettings(_Section):
     processes: int = Field(default=1, ge=1, le=32)
     network_timeout_s: Seconds = 60
     min_free_mib: int = Field(default=512, ge=1)
+    refuse_below_mib: int = Field(default=0, ge=0)
+    pause_training_below_mib: int = Field(default=0, ge=0)
     max_instance_mib: int = Field(default=4096, ge=1)
     tls_port: Port = 0
     tls_certificate: Path | None = None
@@ -138,6 +140,17 @@ class DICOMSettings(_Section):
     tls_ca: Path | None = None
     tls_client_certificates: Literal["required", "optional", "none"] = "required"
     plain: bool = True
+
+    @model_validator(mode="after")
+    def _gives_way_in_order(self) -> Self:
+        """Let training give way before associations, and these before instances."""
+        refuse = self.refuse_below_mib or 2 * self.min_free_mib
+        pause = self.pause_training_below_mib or max(4 * self.min_free_mib, refuse)
+        if not self.min_free_mib <= refuse <= pause:
+            raise ValueError(
+                "expected dicom.min_free_mib, refuse_below_mib, pause_training_below_mib in ascending order"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tls_has_what_it_needs(self) -> Self:

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from appliance import datasets, logs
+from appliance import datasets, logs, space
 from appliance.db.base import new_id
 from appliance.db.engine import reading, writing
 from appliance.db.research import Protocol, ProtocolState, Round
@@ -32,6 +32,7 @@ MODEL_EXPORTED: Final = "model.exported"
 TRAIN: Final = "train"
 FINALIZE: Final = "finalize"
 BEAT_EVERY_S: Final = 1.0
+_LOOK_AGAIN_S: Final = 60.0
 
 _LOG = logs.logger(__name__)
 
@@ -72,6 +73,9 @@ def run_round(zone: ResearchZone, claim: Claim) -> None:
     """
     from trainer.errors import TrainerError  # noqa: PLC0415
 
+    if space.grade_of(zone.settings.dicom, zone.root) >= space.Grade.NO_TRAINING:
+        claim.postpone("little free space is left: receiving comes first", _LOOK_AGAIN_S)
+        return
     progress = Heartbeat(claim)
     progress("load", 0, 1)
     try:

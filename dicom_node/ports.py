@@ -34,7 +34,8 @@ class Decision:
     """Whether a caller may associate; ``reason`` is a code such as ``unknown_ae_title``.
 
     A refusal is permanent, or ``transient``: the caller may come again (PS3.8 table 9-21). Who is allowed may
-    send, ask for what is stored, report on what we gave it, or some of these.
+    send, ask for what is stored, report on what we gave it, or some of these; the limits hold for each
+    receiver process, 0 stands for none.
     """
 
     allowed: bool
@@ -43,6 +44,8 @@ class Decision:
     may_store: bool = True
     may_query: bool = False
     may_report: bool = False
+    max_associations: int = 0
+    max_instances_per_minute: int = 0
 
 
 class CallerPolicy(Protocol):

@@ -18,6 +18,7 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 from dicom_node import negotiation, part10, tls
 from dicom_node.errors import InboxFullError, InstanceTooLargeError
 from dicom_node.inbox import Announcement, Inbox, InboxWriter
+from dicom_node.limits import Limits
 from dicom_node.ports import Caller, CallerPolicy, Decision, Listener
 from dicom_node.receiving import ReceivingDUL
 from dicom_node.services import offer, serve
@@ -40,9 +41,11 @@ CANNOT_UNDERSTAND: Final = 0xC000
 _CALLING_NOT_RECOGNIZED: Final = (1, 1, 3)
 _CALLED_NOT_RECOGNIZED: Final = (1, 1, 7)
 _TEMPORARY: Final = (2, 1, 1)
+_LOCAL_LIMIT: Final = (2, 3, 2)
 
 WRONG_CALLED_AE_TITLE: Final = "wrong_called_ae_title"
 TOO_MANY_ASSOCIATIONS: Final = "too_many_associations"
+TOO_MANY_OF_CALLER: Final = "too_many_of_this_caller"
 POLICY_FAILED: Final = "policy_failed"
 TLS_FAILED: Final = "tls_failed"
 
@@ -98,6 +101,7 @@ class StorageSCP:
         self._callers = callers
         self._listener = listener
         self._ae: AE | None = None
+        self._limits = Limits()
         self._servers: list[_Server] = []
         self.tls_port = 0  # where it listens with TLS, once it does
 
@@ -177,7 +181,8 @@ class StorageSCP:
         return len(self._ae.active_associations) if self._ae is not None else 0
 
     def begin(self, association: Association, context_id: int, command: Command) -> _Reception:
-        """Start to receive one instance."""
+        """Start to receive one instance, when its caller may send the next."""
+        self._limits.wait(association, lambda: self._waits(association))
         context = association._accepted_cx[context_id]  # noqa: SLF001
         announcement = Announcement(
             sop_class_uid=_uid_text(command.affected_sop_class_uid),
@@ -187,6 +192,10 @@ class StorageSCP:
         return _Reception(
             self._inbox, self._listener, caller_of(association), announcement, may_store=bool(context.as_scp)
         )
+
+    def _waits(self, association: Association) -> bool:
+        association.dul._idle_timer.restart()  # noqa: SLF001 -- it is us that the peer waits for
+        return self._ae is not None and bool(association.is_established)
 
     def serve(
         self, association: Association, otherwise: Callable[[Any, int], None], message: Any, context_id: int
@@ -212,6 +221,8 @@ class StorageSCP:
         association = event.assoc
         caller = caller_of(association)
         decision, words = self.decide(caller)
+        if decision.allowed and not self._limits.admit(association, caller, decision):
+            decision, words = Decision(allowed=False, reason=TOO_MANY_OF_CALLER), _LOCAL_LIMIT
         if decision.allowed:
             association.acceptor.supported_contexts = list(self._supported(association, decision))
             return

@@ -25,6 +25,7 @@ RETRY_STOPPED_EVERY_S: Final = 60.0
 CATCH_UP_EVERY_S: Final = 3600.0
 SILENCE_EVERY_S: Final = 60.0
 THIN_EVERY_S: Final = 3600.0
+SPACE_EVERY_S: Final = 5.0
 RETENTION_EVERY_S: Final = 5.0  # a step each, until all studies were looked at; then hourly
 MAX_FAILURES: Final = 10
 DUTY_FAILED: Final = "indexer.duty_failed"
@@ -110,6 +111,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         retention,
         routing,
         silence,
+        space_alarm,
         traffic,
         work,
     )
@@ -166,6 +168,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         Duty("candidates", lambda: models.take_in_candidates(zone), HOUSEKEEPING_EVERY_S),
         Duty("quarantine", lambda: quarantine.settle(zone, inbox), HOUSEKEEPING_EVERY_S),
         Duty("retention", lambda: sweeper.step(now()), RETENTION_EVERY_S),
+        Duty("space", lambda: space_alarm.look(zone), SPACE_EVERY_S),
         Duty("silence", look_for_silence, SILENCE_EVERY_S),
         Duty("traffic", thin, THIN_EVERY_S),
         Duty("bundles", lambda: intake.remove_acknowledged_bundles(zone), HOUSEKEEPING_EVERY_S),

@@ -98,6 +98,7 @@ def _body(process: base.Process) -> None:
     from appliance.intake import open_inbox  # noqa: PLC0415
     from appliance.names import Names  # noqa: PLC0415
     from appliance.peers import CallerRecorder  # noqa: PLC0415
+    from appliance.space import WithSpace  # noqa: PLC0415
     from dicom_node.scp import StorageSCP  # noqa: PLC0415
 
     zone = node.open_clinical(process.settings)
@@ -110,8 +111,9 @@ def _body(process: base.Process) -> None:
     reporter = Reporter(recorder, meter)
     _talk_to_database(callers, recorder, meter)
     inbox = open_inbox(zone, process.name)
+    policy = WithSpace(callers, dicom, inbox.root)
     scp = StorageSCP(
-        _config(process), inbox, callers, reporter, dimse.services(zone, partial(proofs.take_report, zone))
+        _config(process), inbox, policy, reporter, dimse.services(zone, partial(proofs.take_report, zone))
     )
     port = scp.start()
     siblings = Siblings("scp", process, 1 if process.number else dicom.processes)

@@ -50,17 +50,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.dcmtk]
 def shim(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Build the library that stands between a process and the disk."""
     library = tmp_path_factory.mktemp("shim") / "power.so"
-    command = [
-        program(Path("/usr/bin/cc")),
-        "-shared",
-        "-fPIC",
-        "-O1",
-        "-o",
-        library,
-        SHIM,
-        "-ldl",
-        "-lpthread",
-    ]
+    compiler = str(program(Path("/usr/bin/cc")))
+    command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(SHIM), "-ldl", "-lpthread"]
     subprocess.run(command, check=True)
     return str(library)
 

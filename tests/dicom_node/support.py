@@ -20,7 +20,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from dicom_node.ports import Caller, Decision
+from dicom_node.ports import Caller, CallerPolicy, Decision
 from dicom_node.scp import SCPConfig, StorageSCP
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class RunningSCP:
     port: int
 
 
-def start_scp(inbox: Inbox, policy: Everybody | None = None, **config: Any) -> RunningSCP:
+def start_scp(inbox: Inbox, policy: CallerPolicy | None = None, **config: Any) -> RunningSCP:
     """Start an SCP on a free port."""
     heard = Heard()
     scp = StorageSCP(SCPConfig("CLOISTER", **config), inbox, policy or Everybody(), heard)

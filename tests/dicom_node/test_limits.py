@@ -1,0 +1,101 @@
+"""What one caller may take of the receiver."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+from pydicom.uid import CTImageStorage
+
+from dicom_node.inbox import Inbox
+from dicom_node.limits import Limits
+from dicom_node.ports import Caller, Decision
+from tests.dicom_node.support import BytePeer, ct, encoded, pdu, pdv, start_scp, store_rq, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.dicom_node.support import RunningSCP
+
+
+@dataclass
+class Bounded:
+    """Allows everybody, with limits."""
+
+    decision: Decision
+
+    def decide(self, caller: Caller) -> Decision:
+        del caller
+        return self.decision
+
+
+class Alive:
+    """Stands for an association: its thread runs."""
+
+    def is_alive(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def scp(tmp_path: Path) -> Iterator[RunningSCP]:
+    decision = Decision(allowed=True, max_associations=2, max_instances_per_minute=60)
+    running = start_scp(Inbox(tmp_path / "inbox", min_free_bytes=0), Bounded(decision))
+    yield running
+    running.scp.stop()
+
+
+def test_a_caller_has_no_more_associations_than_it_may(scp: RunningSCP) -> None:
+    with BytePeer(scp.port) as first, BytePeer(scp.port) as second, BytePeer(scp.port) as third:
+        assert first.associate()[0] == 0x02
+        assert second.associate()[0] == 0x02
+        kind, body = third.associate()
+        assert (kind, body[1:4]) == (0x03, bytes((2, 3, 2))), "transient, local limit exceeded"
+        with BytePeer(scp.port) as other:
+            assert other.associate(calling="OTHER")[0] == 0x02
+        assert first.release() == 0x06
+    assert scp.heard.rejected[0][1] == "too_many_of_this_caller"
+
+    def again() -> bool:
+        with BytePeer(scp.port) as fourth:
+            return fourth.associate()[0] == 0x02
+
+    wait_until(again, "a place that was given back is used")
+
+
+def test_a_caller_that_sends_too_fast_waits_and_loses_nothing(scp: RunningSCP) -> None:
+    began = time.monotonic()
+    with BytePeer(scp.port) as peer:
+        peer.associate()
+        for _ in range(13):
+            ds = ct()
+            assert peer.store(encoded(ds), CTImageStorage, ds.SOPInstanceUID) == 0
+        assert peer.release() == 0x06
+    assert time.monotonic() - began > 2.5
+    assert scp.inbox.count() == 13
+
+
+def test_stopping_ends_the_wait(tmp_path: Path) -> None:
+    decision = Decision(allowed=True, max_instances_per_minute=1)
+    running = start_scp(Inbox(tmp_path / "inbox", min_free_bytes=0), Bounded(decision))
+    with BytePeer(running.port) as peer:
+        peer.associate()
+        ds = ct()
+        assert peer.store(encoded(ds), CTImageStorage, ds.SOPInstanceUID) == 0
+        peer.send(pdu(0x04, pdv(1, 0x03, store_rq(CTImageStorage, "1.2.3"))))
+        began = time.monotonic()
+        running.scp.stop()
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(("per_minute", "count", "seconds"), [(60, 100, 90), (600, 1000, 90), (1, 3, 120)])
+def test_a_rate_lets_a_short_burst_pass(per_minute: int, count: int, seconds: float) -> None:
+    at = [1000.0]
+    limits, association = Limits(lambda: at[0]), Alive()
+    decision = Decision(allowed=True, max_instances_per_minute=per_minute)
+    assert limits.admit(association, Caller("CT1", "CLOISTER", "127.0.0.1"), decision)
+    for _ in range(count):
+        at[0] += limits.pause_s(association)
+    assert at[0] - 1000 == pytest.approx(seconds, abs=1.5)
