@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dicom_node import scu, tls, web_probing
+from dicom_node.dicomweb import stow_client
 from dicom_node.dicomweb.http import WebDestination
 from dicom_node.probing import StepFailedError, Trail, reach
 from dicom_node.scu import Destination
@@ -117,6 +118,17 @@ def test_a_dicomweb_peer_is_known_by_its_authority_or_by_its_pinned_certificate(
         asyncio.run(_open(port, pinned))
         with pytest.raises(ssl.SSLCertVerificationError):
             asyncio.run(_open(port, TLSOptions(sha256="0" * 64)))
+
+
+def test_a_result_goes_over_https_to_nobody_but_the_pinned_peer(authority: Authority, tmp_path: Path) -> None:
+    file = save(ct(SOPInstanceUID="1.2.3.4"), tmp_path / "one.dcm")
+    theirs = authority.issue("web", signed_by_itself=True)
+    with dicomweb(theirs) as url:
+        for options in (TLSOptions(sha256="0" * 64), TLSOptions(ca=authority.file), TLSOptions()):
+            outcome = stow_client.store(file, WebDestination(url, "token", options))
+            assert (outcome.ok, outcome.retryable, outcome.reason) == (False, True, "connect: no connection")
+        outcome = stow_client.store(file, WebDestination(url, "token", TLSOptions(sha256=theirs.sha256)))
+    assert (outcome.status, outcome.retryable) == (501, False), "it answered: it knows no POST"
 
 
 async def _open(port: int, options: TLSOptions) -> None:
