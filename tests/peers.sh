@@ -3,7 +3,7 @@
 # skip with a reason, except in CI (CI=true), where everything must be there.
 set -euo pipefail
 
-packages=(dcmtk orthanc orthanc-dicomweb dicom3tools chromium postgresql nginx systemd shellcheck procps)
+packages=(dcmtk orthanc orthanc-dicomweb dicom3tools chromium postgresql nginx systemd shellcheck procps gcc libc6-dev)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
