@@ -25,7 +25,7 @@ from appliance.db.base import new_id
 from appliance.db.clinical import Instance, Series, Study, StudyState
 from appliance.db.engine import writing
 from appliance.filing import index_batch, open_inbox
-from appliance.settings import Settings
+from appliance.settings import DICOMSettings, Settings, ZoneSettings
 from dicom_node.inbox import Announcement
 from dicom_node.ports import Caller
 from dicom_node.query import Level, Query
@@ -130,8 +130,9 @@ def search(zone: ClinicalZone, repeats: int = 9) -> dict[str, float]:
 
 def opened(folder: Path, url: str) -> ClinicalZone:
     """Make a node and return its clinical zone."""
-    clinical = {"database_url": url} if url else {}
-    settings = Settings(data_root=folder / "data", clinical=clinical, dicom={"port": 0, "min_free_mib": 1})
+    clinical = ZoneSettings(database_url=url) if url else ZoneSettings()
+    dicom = DICOMSettings(port=0, min_free_mib=1)
+    settings = Settings(data_root=folder / "data", clinical=clinical, dicom=dicom)
     node.create_node(settings, "clinical")
     return node.open_clinical(settings)
 

@@ -113,14 +113,14 @@ def test_changed_conversations_leave_it_serving_and_nothing_half_stored(
     while spoken < CONVERSATIONS and time.monotonic() < until:
         group = [changed(chance.choice(known), chance) for _ in range(8)]
         seeds = [random.Random(chance.random()) for _ in group]  # noqa: S311 - as above
-        peers = [
+        speakers = [
             threading.Thread(target=speak, args=(scp.port, *one)) for one in zip(group, seeds, strict=True)
         ]
-        for peer in peers:
-            peer.start()
-        for peer in peers:
-            peer.join(30)
-            assert not peer.is_alive()
+        for speaker in speakers:
+            speaker.start()
+        for speaker in speakers:
+            speaker.join(30)
+            assert not speaker.is_alive()
         spoken += len(group)
     assert spoken >= CONVERSATIONS // 4
     wait_until(lambda: scp.scp.association_count == 0, "all associations ended", 30)
