@@ -103,15 +103,18 @@ def _add_study(rows: dict[Any, list[dict[str, Any]]], number: int) -> None:
 def file_some(zone: ClinicalZone) -> float:
     """Receive a batch, file it, and return milliseconds for each instance from the inbox to its row."""
     inbox = open_inbox(zone)
-    study = str(generate_uid())
+    study, series = str(generate_uid()), str(generate_uid())
     for _ in range(BATCH):
-        ds = ct(StudyInstanceUID=study, SeriesInstanceUID=f"{study}.1")
+        ds = ct(StudyInstanceUID=study, SeriesInstanceUID=series)
         announced = Announcement(str(CTImageStorage), str(ds.SOPInstanceUID), str(ExplicitVRLittleEndian))
         inbox.commit([encoded(ds)], Caller("CT1", "CLOISTER", "127.0.0.1"), announced)
     started = time.perf_counter()
     while index_batch(zone, inbox).total:
         pass
-    return (time.perf_counter() - started) / BATCH * 1000
+    seconds = time.perf_counter() - started
+    if len(DatabaseCatalogue(zone).instances(study)) != BATCH:
+        raise RuntimeError("not every instance was filed")
+    return seconds / BATCH * 1000
 
 
 def search(zone: ClinicalZone, repeats: int = 9) -> dict[str, float]:
