@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from dicom_node.errors import DICOMNodeError
 from dicom_node.identifiers import UNIQUE
 from dicom_node.index import is_uid
-from dicom_node.query import MATCHED, RETURNED, Level, Match
+from dicom_node.query import MATCHED, RETURNED, Level, Match, bounds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -186,19 +186,27 @@ class Sieve:
 
     def _contradicts(self, answer: Mapping[str, str]) -> bool:
         kinds = MATCHED[self._level]
-        for keyword, asked in self._match.items():
-            told = answer.get(keyword, "")
-            if not asked or not told:
-                # Without it nobody can say whose study this is; other keys an archive need not repeat.
-                if asked and keyword == "PatientID" and not _WILD & set(asked):
-                    return True
-                continue
-            if kinds.get(keyword) is Match.UID:
-                if told not in asked.split("\\"):
-                    return True
-            elif keyword in _EXACT and not _WILD & set(asked) and told.strip() != asked.strip():
-                return True
-        return False
+        asked = ((keyword, value.strip()) for keyword, value in self._match.items())
+        return any(
+            value and _differs(keyword, kinds.get(keyword), value, answer.get(keyword, "").strip())
+            for keyword, value in asked
+        )
+
+
+def _differs(keyword: str, kind: Match | None, asked: str, told: str) -> bool:
+    """Whether an answer says something else than a key asks for; names are for the archive to compare."""
+    wild = bool(_WILD & set(asked))
+    if not told:
+        # Without it nobody can say whose study this is; other keys an archive need not repeat.
+        return keyword == "PatientID" and not wild
+    if kind is Match.UID:
+        return told not in asked.split("\\")
+    if kind is Match.DATE:
+        span = bounds(keyword, kind, asked)
+        return span is not None and not span[0] <= told <= span[1]
+    if keyword == "ModalitiesInStudy" and not wild:
+        return not set(asked.split("\\")) & set(told.split("\\"))
+    return keyword in _EXACT and not wild and told != asked
 
 
 def number(text: str) -> int | None:

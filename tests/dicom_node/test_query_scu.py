@@ -119,6 +119,22 @@ def test_an_archive_that_overlooks_the_patient_gives_us_nobody_elses_studies() -
     assert (answers.dropped, answers.complete) == (3, True)
 
 
+def test_an_archive_that_overlooks_dates_and_modalities_gives_no_more_than_was_asked_for() -> None:
+    def everything(_: Any) -> Iterator[tuple[int, Dataset]]:
+        for number, (date, modalities) in enumerate(
+            (("20240105", "CT"), ("20230105", "CT"), ("20240106", "MR"), ("", ""), ("20240131", "CT\\SR"))
+        ):
+            found = answer(StudyInstanceUID=f"1.2.{number}", StudyDate=date)
+            found.ModalitiesInStudy = modalities
+            yield 0xFF00, found
+
+    match = {"StudyDate": "20240101-20240131", "ModalitiesInStudy": "CT\\PT"}
+    with odd_archive(find=everything) as archive:
+        answers = find(archive, "CLOISTER", Query(Level.STUDY, match))
+    assert [found["StudyInstanceUID"] for found in answers.found] == ["1.2.0", "1.2.3", "1.2.4"]
+    assert answers.dropped == 2
+
+
 @pytest.mark.parametrize(
     ("status", "retryable"), [(0xA700, True), (0xA900, False), (0x0124, False), (0xC123, True)]
 )
