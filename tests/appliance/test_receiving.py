@@ -85,12 +85,12 @@ class Processes:
 @pytest.fixture
 def processes(make_node: Callable[..., Settings], tmp_path: Path) -> Iterator[Processes]:
     settings = make_node(
-        dicom={"port": 0, "min_free_mib": 1, "network_timeout_s": 5}, assembly={"quiet_period_s": 1}
+        dicom={"port": 0, "min_free_mib": 1, "network_timeout_s": 60}, assembly={"quiet_period_s": 1}
     )
     config = tmp_path / "cloister.toml"
     config.write_text(
         f'name = "node"\ndata_root = "{settings.data_root}"\n'
-        "[dicom]\nport = 0\nmin_free_mib = 1\nnetwork_timeout_s = 5\n[assembly]\nquiet_period_s = 1\n",
+        "[dicom]\nport = 0\nmin_free_mib = 1\nnetwork_timeout_s = 60\n[assembly]\nquiet_period_s = 1\n",
         encoding="utf-8",
     )
     zone = node.open_clinical(settings)
