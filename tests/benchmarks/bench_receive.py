@@ -4,6 +4,7 @@ Every figure comes from a fresh receiver with empty storage, fed by one ``dcmsen
 once. The receivers take turns, so that a busy machine is as unkind to one as to the others. What they do
 before they answer differs: Cloister has synchronised file and folder, Orthanc has stored, synchronised and
 indexed, storescp has written without synchronising, the sink has kept nothing: it is the sender's ceiling.
+The disk's ceiling is measured beside them: files as long as the instances, as many writers as associations.
 
 DCMTK's socket buffers of 32 KiB are smaller than one segment of the loopback interface; ``--buffers`` gives
 its programs others (``TCP_BUFFER_LENGTH``).
@@ -14,11 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -33,14 +35,16 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from tests.benchmarks.disk import durable_per_s
 from tests.benchmarks.receivers import CALLING, RECEIVERS, Receiver, installed, peak_mib
 from tests.dicom_node.support import DCMTK, ct, program, save, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 ASSOCIATIONS: Final = (1, 2, 4, 8)
 WRITE_BYTES: Final = 1 << 20
+KEPT_MIB: Final = 1
 
 
 @dataclass(frozen=True)
@@ -117,34 +121,36 @@ def send(receiver: Receiver, groups: Sequence[Sequence[Path]], environment: dict
     return seconds
 
 
+@contextmanager
+def storage(root: Path, case: Case) -> Iterator[Path]:
+    """Make a folder below ``root``, and remove it when it is large.
+
+    Small files are left to the end: ext4 looks for inodes that were not lately freed, one by one, so that
+    the files of who comes next would cost more.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=root))
+    yield folder
+    if case.mib > KEPT_MIB:
+        shutil.rmtree(folder)
+
+
 def measure(
-    name: str, paths: Sequence[Path], associations: int, environment: dict[str, str], processes: int
+    name: str,
+    folder: Path,
+    paths: Sequence[Path],
+    associations: int,
+    environment: dict[str, str],
+    processes: int,
 ) -> tuple[float, float]:
     """Run one receiver once; return instances per second, and its peak of resident memory in MiB."""
     groups = [paths[number::associations] for number in range(associations)]
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        receiver = stack.enter_context(RECEIVERS[name](folder, processes))
+    with RECEIVERS[name](folder, processes) as receiver:
         os.sync()
         seconds = send(receiver, groups, environment)
         memory = peak_mib(receiver.pid) if name == "cloister" else 0.0
         if receiver.count() is not None:
             wait_until(lambda: receiver.count() == len(paths), f"{name} holds all instances")
     return len(paths) / seconds, memory
-
-
-def disk_mb_per_s(folder: Path, size_mib: int = 500) -> float:
-    """Write one file as a receiver would, and synchronise it: what the disk allows, in MB (10^6 bytes)."""
-    block = np.random.default_rng(3).bytes(WRITE_BYTES)
-    started = time.perf_counter()
-    with (folder / "disk").open("wb") as file:
-        for _ in range(size_mib):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-    seconds = time.perf_counter() - started
-    (folder / "disk").unlink()
-    return size_mib * WRITE_BYTES / seconds / 1e6
 
 
 def run(
@@ -172,7 +178,7 @@ def run(
     Returns
     -------
     dict
-        ``rows`` of ``case, associations, cloister_per_s, orthanc_per_s, dcmtk_per_s, sink_per_s``
+        ``rows`` of ``case, associations, cloister_per_s, orthanc_per_s, dcmtk_per_s, sink_per_s, disk_per_s``
         (instances per second), the same in MB/s, and ``cloister_peak_mib``; null where a receiver is not
         installed.
     """
@@ -183,12 +189,11 @@ def run(
     chosen = [case for case in CASES if not cases or case.name.startswith(tuple(cases))]
     rows = []
     with tempfile.TemporaryDirectory(prefix="bench-material-") as material:
-        disk = [disk_mb_per_s(Path(material)) for _ in range(3)]
         for number, case in enumerate(chosen):
             paths = draw(Path(material, str(number)), case)
             for count in associations:
                 part = paths[: case.total(count)]
-                rows.append(_row(case, part, count, environment, repeats, processes))
+                rows.append(_row(Path(material), case, part, count, environment, repeats, processes))
             for path in paths:
                 path.unlink()
     return {
@@ -196,12 +201,12 @@ def run(
         "dcmtk_buffers": buffers or "default",
         "cloister_processes": processes,
         "load_average": os.getloadavg()[0],
-        "disk_mb_per_s": round(statistics.median(disk)),
         "rows": rows,
     }
 
 
 def _row(
+    root: Path,
     case: Case,
     paths: Sequence[Path],
     associations: int,
@@ -212,11 +217,15 @@ def _row(
     speeds: dict[str, list[float]] = {}
     peaks = []
     warm(paths)
+    size = paths[0].stat().st_size
     for _ in range(repeats):
+        with tempfile.TemporaryDirectory(prefix="bench-disk-") as folder:
+            speeds.setdefault("disk", []).append(durable_per_s(Path(folder), size, len(paths), associations))
         for name in RECEIVERS:
             if not installed(name):
                 continue
-            speed, peak = measure(name, paths, associations, environment, processes)
+            with storage(root, case) as folder:
+                speed, peak = measure(name, folder, paths, associations, environment, processes)
             speeds.setdefault(name, []).append(speed)
             if name == "cloister":
                 peaks.append(peak)
@@ -225,8 +234,8 @@ def _row(
     return {
         "case": case.name,
         "associations": associations,
-        **{f"{name}_per_s": _rounded(medians.get(name), 1.0) for name in RECEIVERS},
-        **{f"{name}_mb_per_s": _rounded(medians.get(name), megabytes) for name in RECEIVERS},
+        **{f"{name}_per_s": _rounded(medians.get(name), 1.0) for name in (*RECEIVERS, "disk")},
+        **{f"{name}_mb_per_s": _rounded(medians.get(name), megabytes) for name in (*RECEIVERS, "disk")},
         "cloister_peak_mib": round(max(peaks), 1),
     }
 

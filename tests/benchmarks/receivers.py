@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
-from appliance import node
+from appliance import health, node
 from appliance.db.engine import writing
 from appliance.peers import NewPeer, add_peer
 from appliance.settings import load_settings
@@ -56,6 +56,10 @@ def cloister(folder: Path, processes: int) -> Iterator[Receiver]:
     entries = zone.root / "inbox" / "entries"
     try:
         port = node.bound_port(settings, "scp", 60)
+        names = ["scp", *(f"scp_{number}" for number in range(1, processes))]
+        wait_until(
+            lambda: all(health.last_beat(settings, name) for name in names), "every process receives", 60
+        )
         yield Receiver(port, "CLOISTER", lambda: sum(1 for _ in entries.iterdir()), child.pid)
     finally:
         kill_group(child)
