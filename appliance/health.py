@@ -38,6 +38,7 @@ CLINICAL_PROCESSES: Final = (
     "web",
 )
 RESEARCH_PROCESSES: Final = ("research_redis", "research_agent", "research_worker", "federation_site")
+RECEIVERS: Final = frozenset({"scp"})  # processes that let associations finish before they end
 REDIS_PROCESSES: Final = frozenset({"clinical_redis", "research_redis"})
 
 

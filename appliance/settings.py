@@ -130,6 +130,7 @@ class DICOMSettings(_Section):
     max_associations: int = Field(default=20, ge=1, le=500)
     processes: int = Field(default=1, ge=1, le=32)
     network_timeout_s: Seconds = 60
+    drain_s: float = Field(default=10, ge=0, le=120)
     min_free_mib: int = Field(default=512, ge=1)
     refuse_below_mib: int = Field(default=0, ge=0)
     pause_training_below_mib: int = Field(default=0, ge=0)

@@ -1,4 +1,7 @@
-"""The supervisor: starts a node's processes, keeps them running, ends them all within eight seconds."""
+"""The supervisor: starts a node's processes, keeps them running, ends them all.
+
+They end within eight seconds; the receiver has ``dicom.drain_s`` more for associations that are at work.
+"""
 
 from __future__ import annotations
 
@@ -280,18 +283,28 @@ class Supervisor:
         _LOG.info(STOPPING)
         redis = [child for child in self._children.values() if child.name in health.REDIS_PROCESSES]
         others = [child for child in self._children.values() if child.name not in health.REDIS_PROCESSES]
-        for group, grace_s in ((others, GRACE_S), (redis, REDIS_GRACE_S)):
-            for child in group:
-                if child.pid is not None:
-                    children.send_signal(child.pid, signal.SIGTERM)
-            self._wait_for(group, grace_s)
-            for child in group:
-                if child.pid is not None:
-                    children.send_group_signal(child.pid, signal.SIGKILL)
-            self._wait_for(group, KILL_GRACE_S)
+        receivers = [child for child in others if child.name in health.RECEIVERS]
+        self._tell(others)
+        self._end([child for child in others if child not in receivers], GRACE_S)
+        self._end(receivers, self._settings.dicom.drain_s)
+        self._tell(redis)
+        self._end(redis, REDIS_GRACE_S)
         self._end_descendants()
         self._write_table()
         _LOG.info(STOPPED)
+
+    def _tell(self, group: Sequence[Child]) -> None:
+        for child in group:
+            if child.pid is not None:
+                children.send_signal(child.pid, signal.SIGTERM)
+
+    def _end(self, group: Sequence[Child], grace_s: float) -> None:
+        """Wait until all have ended that were told to; kill those that have not by then."""
+        self._wait_for(group, grace_s)
+        for child in group:
+            if child.pid is not None:
+                children.send_group_signal(child.pid, signal.SIGKILL)
+        self._wait_for(group, KILL_GRACE_S)
 
     def _wait_for(self, group: Sequence[Child], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s

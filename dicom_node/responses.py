@@ -24,9 +24,9 @@ from dicom_node.receiving import (
     MAX_COMMAND_BYTES,
     MAX_CONTROL_PDU_BYTES,
     MAX_OTHER_DATA_SET_BYTES,
-    ConnectionLostError,
     ProtocolViolationError,
 )
+from dicom_node.waking import ConnectionLostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,14 +8,13 @@ import logging
 import socket
 import ssl
 import threading
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pynetdicom import AE, _config, build_context, evt
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
-from dicom_node import negotiation, part10, tls
+from dicom_node import draining, negotiation, part10, tls
 from dicom_node.errors import InboxFullError, InstanceTooLargeError
 from dicom_node.inbox import Announcement, Inbox, InboxWriter
 from dicom_node.limits import Limits
@@ -159,19 +158,17 @@ class StorageSCP:
         threading.Thread(target=server.serve_forever, args=(0.2,), name="scp-accept", daemon=True).start()
         return int(server.server_address[1])
 
-    def stop(self, grace_s: float = 2.0) -> None:
-        """Stop listening and end every association; what was answered with success stays in the inbox."""
+    def stop(self, grace_s: float = 2.0, drain_s: float = 0.0) -> None:
+        """Stop listening and end every association; see :func:`dicom_node.draining.end`.
+
+        What was answered with success stays in the inbox.
+        """
         if self._ae is None:
             return
         for server in self._servers:
             server.shutdown()
-        for association in self._ae.active_associations:
-            association.abort(block=False)
-        deadline = time.monotonic() + grace_s
-        while self._ae.active_associations and time.monotonic() < deadline:
-            time.sleep(0.02)
-        for association in self._ae.active_associations:
-            association.dul.socket._shutdown_socket()  # noqa: SLF001 -- wakes a read that waits for its peer
+        ae = self._ae
+        draining.end(lambda: ae.active_associations, drain_s=drain_s, grace_s=grace_s)
         self._servers, self._ae = [], None
         self._inbox.release()
 
@@ -202,7 +199,8 @@ class StorageSCP:
     ) -> None:
         """Answer a request of a further service; ``otherwise`` takes what belongs to none."""
         caller = caller_of(association)
-        error = serve(self._services, association, caller, otherwise, message, context_id)
+        with association.dul.at_work():
+            error = serve(self._services, association, caller, otherwise, message, context_id)
         if error is not None:
             self._listener.on_failed(caller, error)
 

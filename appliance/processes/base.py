@@ -44,7 +44,11 @@ class Process:
     number : int
         Which one it is of several that do the same work; 0 is the one that the supervisor starts.
     stopping : Event
-        Set by SIGTERM and SIGINT; the body then returns within five seconds.
+        Set by SIGTERM and SIGINT.
+    stop_within_s : float
+        Seconds that the body has then to return.
+    parent : int or None
+        The process that started this one, where it ends with it.
     """
 
     name: str
@@ -52,6 +56,13 @@ class Process:
     config: Path
     number: int = 0
     stopping: threading.Event = field(default_factory=threading.Event)
+    stop_within_s: float = STOP_WITHIN_S
+    parent: int | None = None
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the process that this one ends with is gone."""
+        return self.parent is not None and os.getppid() != self.parent
 
     def beat(self, **detail: Any) -> None:
         """Leave a sign of life: at least every ten seconds, from the loop that does the work."""
@@ -77,7 +88,12 @@ class Process:
             self.stopping.wait(period_s)
 
 
-def run(name: str, body: Callable[[Process], None], argv: Sequence[str] | None = None) -> int:
+def run(
+    name: str,
+    body: Callable[[Process], None],
+    argv: Sequence[str] | None = None,
+    stop_within_s: Callable[[Settings], float] = lambda _: STOP_WITHIN_S,
+) -> int:
     """Run a process: parse ``--config``, read settings, set up logs and signals, call ``body``.
 
     Returns
@@ -98,7 +114,14 @@ def run(name: str, body: Callable[[Process], None], argv: Sequence[str] | None =
         sys.stderr.write(f"{error}\n")
         return 2
     logs.setup(settings.logging, name)
-    process = Process(name, settings, arguments.config, arguments.number)
+    process = Process(
+        name,
+        settings,
+        arguments.config,
+        arguments.number,
+        stop_within_s=stop_within_s(settings),
+        parent=arguments.parent,
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stopper(process))
     _LOG.info(STARTED, pid=os.getpid())
@@ -131,14 +154,14 @@ def _stopper(process: Process) -> Callable[[int, FrameType | None], None]:
         del number, frame
         if not process.stopping.is_set():
             process.stopping.set()
-            timer = threading.Timer(STOP_WITHIN_S, _give_up)
+            timer = threading.Timer(process.stop_within_s, _give_up, (process.stop_within_s,))
             timer.daemon = True
             timer.start()
 
     return stop
 
 
-def _give_up() -> None:
+def _give_up(after_s: float) -> None:
     """End a process whose body did not return: its work is in rows and spools that outlive it."""
-    _LOG.error(OVERDUE, after_s=STOP_WITHIN_S)
+    _LOG.error(OVERDUE, after_s=after_s)
     os._exit(1)

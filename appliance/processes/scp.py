@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PERIOD_S: Final = 1.0
 TLS: Final = "scp_tls"  # name of the published port
 LISTENING: Final = "scp.listening"
+DRAINING: Final = "scp.draining"
 ASSOCIATION_ACCEPTED: Final = "scp.association_accepted"
 ASSOCIATION_REJECTED: Final = "scp.association_rejected"
 INSTANCE_REFUSED: Final = "scp.instance_refused"
@@ -39,7 +40,7 @@ _LOG = logs.logger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until told to stop."""
-    return base.run("scp", _body, argv)
+    return base.run("scp", _body, argv, lambda settings: settings.dicom.drain_s + base.STOP_WITHIN_S)
 
 
 class Reporter:
@@ -129,8 +130,9 @@ def _body(process: base.Process) -> None:
             process.beat(**siblings.add_to(detail))
             process.stopping.wait(PERIOD_S)
     finally:
+        _LOG.info(DRAINING, associations=scp.association_count)
         siblings.tell_to_stop()
-        scp.stop()
+        scp.stop(drain_s=0.0 if process.orphaned else dicom.drain_s)
         siblings.stop()
         _talk_to_database(callers, recorder, meter)
 

@@ -71,8 +71,7 @@ class Siblings:
                 child.send_signal(signal.SIGTERM)
 
     def stop(self) -> None:
-        """End all of them, the stubborn by force."""
-        self.tell_to_stop()
+        """Wait until all have ended that were told to, as long as this one has; then end them by force."""
         deadline = time.monotonic() + STOP_WITHIN_S
         for child in self._children.values():
             if child is None:

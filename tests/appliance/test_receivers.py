@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from pydicom.uid import CTImageStorage
 from sqlalchemy import select
 
 from appliance import figures, health, node
@@ -16,7 +18,19 @@ from appliance.db.clinical import Traffic
 from appliance.db.engine import reading, writing
 from appliance.peers import NewPeer, add_peer
 from tests.appliance.test_receiving import Processes, succeeded
-from tests.dicom_node.support import DCMTK, ct, listening, program, save, wait_until
+from tests.dicom_node.support import (
+    DCMTK,
+    BytePeer,
+    ct,
+    encoded,
+    listening,
+    pdu,
+    pdv,
+    program,
+    save,
+    store_rq,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -128,3 +142,24 @@ def test_receivers_end_with_the_first_one_however_it_ends(processes: Processes) 
     started = time.monotonic()
     wait_until(lambda: not listening(port), "nobody listens any longer")
     assert time.monotonic() - started < 10
+
+
+def test_receivers_told_to_stop_finish_what_they_are_at(processes: Processes) -> None:
+    first, settings = processes.start("scp"), processes.settings
+    wait_until(lambda: all_listen(settings), "all receivers listen", 60)
+    port, instances = processes.port(), [ct(size=64) for _ in range(SENDERS)]
+    with ExitStack() as stack:
+        peers = [stack.enter_context(BytePeer(port)) for _ in instances]
+        for peer, ds in zip(peers, instances, strict=True):
+            assert peer.associate()[0] == 0x02
+            peer.send(pdu(0x04, pdv(1, 0x03, store_rq(CTImageStorage, ds.SOPInstanceUID))))
+            peer.send(pdu(0x04, pdv(1, 0x00, encoded(ds)[:100])))
+        first.terminate()
+        wait_until(lambda: not listening(port), "nobody listens any longer")
+        for peer, ds in zip(peers, instances, strict=True):
+            peer.send(pdu(0x04, pdv(1, 0x02, encoded(ds)[100:])))
+            assert peer.status() == 0
+            assert peer.release() == 0x06
+    assert first.wait(10) == 0
+    entries = settings.data_root / "clinical" / "inbox" / "entries"
+    assert sum(1 for _ in entries.iterdir()) == SENDERS
