@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from appliance import broker, node, owners
+from appliance import broker, node, owners, space
 from appliance.db.base import WorkState
 from appliance.db.clinical import ClinicalJob
 from appliance.db.engine import make_engine, reading
 from appliance.db.research import ResearchJob, Round
+from appliance.space import Grade
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 BEAT_EVERY_S: Final = 5.0
 BEAT_TOO_OLD_S: Final = 30.0
-LOW_DISK_FACTOR: Final = 2
 REFUSED_BUNDLES: Final = "refused_bundles"  # in the research agent's signs of life
 
 CLINICAL_PROCESSES: Final = (
@@ -213,11 +213,12 @@ def _crossing(settings: Settings) -> Iterator[Check]:
 
 
 def _disk(settings: Settings) -> Iterator[Check]:
+    """Say what gives way for want of space, and below which bound the next thing does."""
     free_mib = shutil.disk_usage(settings.data_root).free // 2**20
-    least = settings.dicom.min_free_mib * LOW_DISK_FACTOR
-    fix = (
-        f"free space under {settings.data_root}; below {settings.dicom.min_free_mib} MiB studies are refused"
-    )
-    yield Check(
-        "disk", ok=free_mib >= least, detail=f"{free_mib} MiB free", fix="" if free_mib >= least else fix
-    )
+    grade = space.grade_of(settings.dicom, settings.data_root)
+    if grade is Grade.ENOUGH:
+        yield Check("disk", ok=True, detail=f"{free_mib} MiB free")
+        return
+    least = settings.dicom.min_free_mib
+    fix = f"free space under {settings.data_root}; below {least} MiB instances are refused"
+    yield Check("disk", ok=False, detail=f"{free_mib} MiB free: {grade.words}", fix=fix)

@@ -25,6 +25,19 @@ class Grade(IntEnum):
     NO_ASSOCIATIONS = 2
     NO_INSTANCES = 3
 
+    @property
+    def words(self) -> str:
+        """What gives way, for people."""
+        return _WORDS[self]
+
+
+_WORDS: Final = {
+    Grade.ENOUGH: "nothing gives way",
+    Grade.NO_TRAINING: "training is paused",
+    Grade.NO_ASSOCIATIONS: "training is paused, and those that only send are asked to associate later",
+    Grade.NO_INSTANCES: "instances are refused (0xA700), and training is paused",
+}
+
 
 def grade_of(dicom: DICOMSettings, folder: Path) -> Grade:
     """Say what gives way now, by the free space of a folder's file system."""

@@ -92,8 +92,13 @@ def test_dead_work_is_shown(clinical_zone: node.ClinicalZone) -> None:
 
 
 def test_too_little_space_is_named_before_studies_are_refused(make_node: Callable[..., Settings]) -> None:
+    settings = make_node(dicom={"port": 0, "pause_training_below_mib": 2**40})
+    assert wrong(settings)["disk"].detail.endswith("MiB free: training is paused")
+
+
+def test_that_instances_are_refused_for_want_of_space_is_named(make_node: Callable[..., Settings]) -> None:
     settings = make_node(dicom={"port": 0, "min_free_mib": 2**40})
-    assert "disk" in wrong(settings)
+    assert "instances are refused (0xA700)" in wrong(settings)["disk"].detail
 
 
 def test_a_database_that_is_away_is_named(node_settings: Settings) -> None:

@@ -25,6 +25,7 @@ from appliance.db.clinical import (
     StudyRevision,
 )
 from appliance.db.engine import reading
+from appliance.space import Grade, grade_of
 from appliance.web.panel import research, study_rows
 from appliance.web.panel.markup import DASH, count, el, join, size, when, zone_name
 from appliance.web.panel.page import Drawing, Page, Query
@@ -129,6 +130,7 @@ class HomeView:
     disk_total_bytes: int
     disk_free_bytes: int
     disk_least_bytes: int
+    disk_grade: Grade
     peers: int
     serving: tuple[str, ...]
     learning: views.Summary | None
@@ -154,6 +156,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> HomeView:
             disk_total_bytes=disk.total,
             disk_free_bytes=disk.free,
             disk_least_bytes=desk.settings.dicom.min_free_mib * 2**20,
+            disk_grade=grade_of(desk.settings.dicom, desk.settings.data_root),
             peers=session.scalar(select(func.count()).select_from(Peer).where(Peer.enabled)) or 0,
             serving=tuple(
                 f"{model.name} {model.version}"
@@ -375,10 +378,11 @@ def _protocols(pending: int) -> Markup:
 
 def _disk(view: HomeView) -> Markup:
     used = 1 - view.disk_free_bytes / view.disk_total_bytes if view.disk_total_bytes else 1.0
-    low = view.disk_free_bytes < 2 * view.disk_least_bytes
-    tone = "bad" if view.disk_free_bytes < view.disk_least_bytes else "warn" if low else "ok"
+    tone = {Grade.ENOUGH: "ok", Grade.NO_TRAINING: "warn"}.get(view.disk_grade, "bad")
     text = f"{size(view.disk_free_bytes)} free of {size(view.disk_total_bytes)}"
-    note = f"Studies are refused below {size(view.disk_least_bytes)} free."
+    note = f"Instances are refused below {size(view.disk_least_bytes)} free."
+    if view.disk_grade is not Grade.ENOUGH:
+        note = f"Little space: {view.disk_grade.words}. {note}"
     return card("Disk", meter("Used", used, text, tone=tone), el("p", note, class_="muted"))
 
 
