@@ -1,7 +1,7 @@
 """Values of common VRs in the DICOM JSON model, straight from their bytes (PS3.18 annex F.2.2).
 
-A series has hundreds of instances, each with a hundred attributes, and a viewer wants them all before it shows
-the first picture. What is plain is taken here, and everything else goes the thorough way.
+A series has hundreds of instances with a hundred attributes each, and a viewer wants all before it shows
+the first picture. What is plain is taken here; everything else goes the thorough way.
 """
 
 from __future__ import annotations
