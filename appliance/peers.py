@@ -120,6 +120,11 @@ def change_peer(
     return peer
 
 
+def note_secret(session: Session, ledger: Ledger, peer: Peer, *, actor: str = "node") -> None:
+    """Write into the ledger that the secret of a peer was stored."""
+    ledger.append(session, kind=PEER_CHANGED, subject_id=peer.id, body={"fields": ["secret"]}, actor=actor)
+
+
 def allow_caller(
     session: Session, ledger: Ledger, *, caller_id: str, name: str = "", actor: str = "node"
 ) -> Peer:

@@ -96,13 +96,19 @@ def _read(path: Path) -> Dataset:
 def _attributes(ds: Dataset, base: str, depth: int) -> dict[str, Any]:
     if depth > MAX_DEPTH:
         raise MetadataError("sequences nested too deep")
+    from dicom_node.dicomweb import values  # noqa: PLC0415 - as above
+
     found = {}
     for tag in sorted(ds.keys()):
         if tag.element == 0 or tag.group == 0x0002:  # a group's length says nothing in this form
             continue
         name = f"{tag:08X}"
         element: Any = ds.get_item(tag, keep_deferred=True)
-        found[name] = _deferred(ds, element, f"{base}{name}") or _attribute(ds, tag, f"{base}{name}", depth)
+        found[name] = (
+            values.plain(element)
+            or _deferred(ds, element, f"{base}{name}")
+            or _attribute(ds, tag, f"{base}{name}", depth)
+        )
     if "00080005" in found:
         found["00080005"] = {"vr": "CS", "Value": ["ISO_IR 192"]}
     return found
@@ -137,6 +143,13 @@ def _attribute(ds: Dataset, tag: Any, url: str, depth: int) -> dict[str, Any]:
     if element.VR in _BINARY and len(element.value or b"") > BULK_FROM_BYTES:
         return {"vr": element.VR, "BulkDataURI": url}
     try:
-        return dict(element.to_json_dict(None, 0))
+        return _with_nulls(element.to_json_dict(None, 0))
     except Exception:  # noqa: BLE001 -- as above
         return {"vr": element.VR}
+
+
+def _with_nulls(described: dict[str, Any]) -> dict[str, Any]:
+    """Return an attribute whose empty values among others are null (annex F.2.5)."""
+    if "Value" in described:
+        described["Value"] = [None if value == "" else value for value in described["Value"]]
+    return described

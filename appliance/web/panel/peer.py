@@ -13,7 +13,19 @@ from appliance.db.engine import reading, writing
 from appliance.web.panel import peer_form
 from appliance.web.panel.markup import DASH, duration, el, when
 from appliance.web.panel.page import Action, ActionRefusedError, Drawing, NotThereError, Page, Query
-from appliance.web.panel.parts import Ask, badge, button, card, facts, link, page_head, url
+from appliance.web.panel.parts import (
+    Ask,
+    badge,
+    button,
+    card,
+    dialog,
+    facts,
+    link,
+    opener,
+    page_head,
+    text_field,
+    url,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -110,6 +122,8 @@ def draw(view: PeerView, viewer: Viewer) -> Drawing:
     }
     if view.can_manage:
         drawing["form"] = peer_form.draw(view.id, view.values, secret_stored=view.secret_stored)
+        if view.values["credential"]:
+            drawing["secret"] = _secret_dialog(view, name)
     else:
         drawing["facts"] = card("Settings", facts(_facts(view)))
     return drawing
@@ -129,6 +143,8 @@ def _buttons(view: PeerView, name: str) -> Markup:
             " own, and has to be deleted there."
         )
         shown.append(button("store", "Test with an image", described=name, ask=Ask(question), id=view.id))
+    if view.values["credential"]:
+        shown.append(opener("peer-secret", "Secret"))
     if view.enabled:
         ask = Ask(f"Disable {name}? It can no longer send, and nothing is delivered to it.")
         shown.append(button("disable", "Disable", described=name, ask=ask, style="danger", id=view.id))
@@ -137,6 +153,17 @@ def _buttons(view: PeerView, name: str) -> Markup:
     ask = Ask(f"Remove {name}? Its settings are lost.")
     shown.append(button("remove", "Remove", described=name, ask=ask, style="danger", id=view.id))
     return el("div", shown, class_="buttons")
+
+
+def _secret_dialog(view: PeerView, name: str) -> Markup:
+    field = text_field(
+        "secret",
+        "Bearer token, or user:password",
+        kind="password",
+        hint="It is kept in a file of this node alone, in place of an older one, and never shown.",
+        maxlength=16_384,
+    )
+    return dialog("peer-secret", f"Secret for {name}", "secret", field, submit="Store", id=view.id)
 
 
 def _test(view: PeerView) -> Markup:
@@ -198,6 +225,22 @@ def change(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
             session.rollback()
             raise ActionRefusedError(f"Not saved: {error}.") from error
         return f"{changed.name} saved."
+
+
+def store_secret(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
+    """Store what a peer wants to hear before it serves us; the ledger says who did, not what."""
+    from appliance import peers, secrets  # noqa: PLC0415 - as above
+
+    with writing(desk.zone.engine) as session:
+        peer = _found(session, fields)
+        if not peer.credential:
+            raise ActionRefusedError("Not stored: give the secret a name first, under Settings.")
+        try:
+            secrets.write(desk.zone, peer.credential, fields.get("secret", "").encode())
+        except secrets.SecretError as error:
+            raise ActionRefusedError(f"Not stored: {error}.") from error
+        peers.note_secret(session, desk.zone.ledger, peer, actor=viewer.user_id)
+        return f"Secret for {peer.name} stored."
 
 
 def remove(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
@@ -267,6 +310,7 @@ def _found(session: Any, fields: Mapping[str, str]) -> Peer:
 ACTIONS: Final[Mapping[str, Action]] = MappingProxyType(
     {
         "change": Action(Right.MANAGE_PEERS, change),
+        "secret": Action(Right.MANAGE_PEERS, store_secret),
         "remove": Action(Right.MANAGE_PEERS, remove),
         "enable": Action(Right.MANAGE_PEERS, enable),
         "disable": Action(Right.MANAGE_PEERS, disable),

@@ -169,10 +169,10 @@ def _to_it(values: Mapping[str, Any], *, secret_stored: bool) -> Markup:
         _text(
             values,
             "credential",
-            "Secret",
+            "Name of its secret",
             required=False,
             maxlength=64,
-            hint="Name given to: cloister peer secret NAME.",
+            hint="Once it is saved, the secret itself is stored with the button above.",
         ),
         el("div", mark) if values["credential"] else None,
         select_field("transfer_syntax_uid", "Sent", syntaxes, current),

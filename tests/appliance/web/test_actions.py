@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select
 
+from appliance import secrets
 from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry, Peer, QuarantineItem, RejectedCaller, User
 from appliance.db.engine import reading
 from tests.appliance.web.seed import PASSWORD
@@ -110,6 +111,30 @@ def test_a_peer_is_changed_by_its_form(panel: PanelServer, desk: Desk) -> None:
         status, message = _do(panel, "manage_peers", path, **{**fields, **wrong})
         assert (status, said in message) == (409, True)
     assert _do(panel, "viewer", path, **fields)[0] == 403
+
+
+def test_the_secret_of_a_peer_is_stored_and_never_shown(panel: PanelServer, desk: Desk) -> None:
+    fields = {"name": "Web archive", "host": "10.20.1.8", "protocol": "dicomweb", "is_archive": "yes"}
+    fields |= {"url": "https://pacs.example/dicom-web", "days": "mon"}
+    assert _do(panel, "manage_peers", "peers/actions/add", **fields)[0] == 200
+    with reading(desk.zone.engine) as session:
+        peer = session.scalars(select(Peer).where(Peer.name == "Web archive")).one()
+    path = f"peers/{peer.id}/actions"
+    assert _do(panel, "manage_peers", f"{path}/secret", secret="reader:planted")[0] == 409, "it has no name"
+    assert _do(panel, "manage_peers", f"{path}/change", **fields, credential="web-archive")[0] == 200
+    assert _do(panel, "manage_peers", f"{path}/secret", secret="two\nlines")[0] == 409
+    assert _do(panel, "viewer", f"{path}/secret", secret="reader:planted")[0] == 403
+    assert _do(panel, "manage_peers", f"{path}/secret", secret="reader:planted")[0] == 200
+    assert secrets.read(desk.zone, "web-archive") == "reader:planted"
+    view = panel.client("viewer").get(f"/api/v1/peers/{peer.id}")
+    assert view.json()["secret_stored"] is True
+    assert "planted" not in view.text
+    with reading(desk.zone.engine) as session:
+        written = session.scalars(
+            select(ClinicalLedgerEntry.body).where(ClinicalLedgerEntry.subject_id == peer.id)
+        ).all()
+    assert any("secret" in str(body) for body in written)
+    assert not any("planted" in str(body) for body in written)
 
 
 def test_a_model_goes_to_shadow_active_and_back(panel: PanelServer) -> None:
