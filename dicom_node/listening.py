@@ -12,6 +12,8 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 from dicom_node.receiving import ReceivingDUL
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pynetdicom.association import Association
 
     from dicom_node import tls
@@ -70,4 +72,15 @@ class Handler(RequestHandler):  # type: ignore[misc]
         # The library answers what is left to it, when ours has looked at the request.
         rest = association._serve_request  # noqa: SLF001
         association._serve_request = functools.partial(self.server.scp.serve, association, rest)  # noqa: SLF001
+        association.run = functools.partial(self._run, association, association.run)
         return association
+
+    def _run(self, association: Association, run: Callable[[], None]) -> None:
+        """Run an association's thread; where that fails the connection would stay open for ever."""
+        try:
+            run()
+        except Exception as error:  # noqa: BLE001 -- edge of an association
+            self.server.scp.on_broken(association, error)
+            association.abort(block=False)
+            association.kill()
+            self.server.shutdown_request(self.request)

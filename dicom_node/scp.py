@@ -253,6 +253,11 @@ class StorageSCP:
             self._listener.on_rejected(Caller("", "", plain_address(address), tls=True), TLS_FAILED)
             raise
 
+    def on_broken(self, association: Association, error: Exception) -> None:
+        """Tell of an association that ended by an unforeseen error."""
+        known = association.requestor.primitive is not None
+        self._listener.on_failed(caller_of(association) if known else Caller("", "", ""), error)
+
     def _on_bad_files(self, error: tls.TLSError) -> None:
         self._listener.on_failed(Caller("", "", "", tls=True), error)
 
