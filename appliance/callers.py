@@ -36,7 +36,9 @@ _LOG = logs.logger(__name__)
 
 
 @dataclass(frozen=True)
-class _Sender:
+class Sender:
+    """A peer, as far as its calls are judged."""
+
     ae_title: str
     host: str
     tls: bool = False
@@ -58,8 +60,20 @@ class _Sender:
 _REPORTS: Final = and_(Peer.is_destination, Peer.commitment)
 
 
-def _sender(peer: Peer) -> _Sender:
-    return _Sender(
+def is_of(peer: Peer, caller: Caller) -> bool:
+    """Whether a caller who was let in is this peer: by AE title, certificate, and address where it has one.
+
+    A peer that is given by host name goes by its title and certificate: its name was resolved when it was
+    let in.
+    """
+    sender, network = _sender(peer), as_network(peer.host)
+    if sender.ae_title != caller.calling_ae_title or sender.problem(caller):
+        return False
+    return network is None or ipaddress.ip_address(caller.address) in network
+
+
+def _sender(peer: Peer) -> Sender:
+    return Sender(
         peer.ae_title,
         peer.host,
         peer.tls,
@@ -98,7 +112,7 @@ class DatabaseCallers:
         self._engine = engine
         self._names = names
         self._snapshot = snapshot
-        self._senders: tuple[_Sender, ...] | None = None
+        self._senders: tuple[Sender, ...] | None = None
         self._written = ""
         self._load()
 
@@ -150,7 +164,7 @@ class DatabaseCallers:
             text = self._snapshot.read_text(encoding="ascii")
             content = json.loads(text)["senders"]
             senders = tuple(
-                _Sender(
+                Sender(
                     str(row["ae_title"]),
                     str(row["host"]),
                     bool(row["tls"]),
@@ -177,7 +191,7 @@ class DatabaseCallers:
         self._senders = senders
         self._written = text
 
-    def _save(self, senders: tuple[_Sender, ...]) -> None:
+    def _save(self, senders: tuple[Sender, ...]) -> None:
         """Write what is known if it changed; a disk that takes nothing must not stop receiving."""
         rows = []
         for sender in senders:

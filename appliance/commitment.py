@@ -77,14 +77,13 @@ class DatabaseKeeper:
     ----------
     zone : ClinicalZone
     on_report : callable
-        Takes transaction UID, committed and failed instances of what peers committed for us; says whether we
-        had asked for it.
+        Takes who reports, and the report on what was committed for us; says whether we had asked for it.
     """
 
     def __init__(
         self,
         zone: ClinicalZone,
-        on_report: Callable[[str, Sequence[Item], Sequence[tuple[str, str, int]]], bool],
+        on_report: Callable[[Caller, Report], bool],
     ) -> None:
         self._zone = zone
         self._on_report = on_report
@@ -132,9 +131,9 @@ class DatabaseKeeper:
             claim.postpone("to be reported on another association", 0)
         zone.wake("report", key)
 
-    def on_commitment_report(self, report: Report) -> bool:
+    def on_commitment_report(self, caller: Caller, report: Report) -> bool:
         """Hand on what a peer committed for us."""
-        return self._on_report(report.transaction_uid, report.committed, report.failed)
+        return self._on_report(caller, report)
 
 
 def report(zone: ClinicalZone, claim: Claim) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import and_, or_, select
@@ -264,6 +265,35 @@ def settle(
     body = {"delivery_id": delivery.id, "peer_id": delivery.peer_id, "status": status, "proof": proof}
     zone.ledger.append(session, kind=RESULT_DELIVERED, subject_id=delivery.result_id, body=body)
     _LOG.info(RESULT_DELIVERED, delivery_id=delivery.id, result_id=delivery.result_id, proof=proof)
+
+
+def stop_waiting(zone: ClinicalZone, session: Session, delivery: Delivery, refused: str = "") -> None:
+    """Let the job of a delivery that waits for a report go on.
+
+    Parameters
+    ----------
+    refused : str
+        Why the destination does not keep what it stored. That was an attempt: after the last one a person
+        decides, after another the next one waits.
+    """
+    job = session.scalar(
+        select(ClinicalJob)
+        .where(ClinicalJob.kind == "deliver", ClinicalJob.subject_id == delivery.id)
+        .where(ClinicalJob.state == WorkState.FAILED)
+        .with_for_update()
+    )
+    if job is None:
+        return
+    if not refused:
+        job.next_try_at = now()
+        return
+    job.attempts, job.reason = job.attempts + 1, refused
+    if job.attempts < job.max_attempts:
+        job.next_try_at = now() + timedelta(seconds=retry_in_s(job.attempts, job.id))
+        return
+    job.state, delivery.state = WorkState.DEAD, DEAD
+    body = {"delivery_id": delivery.id, "peer_id": delivery.peer_id}
+    zone.ledger.append(session, kind=RESULT_STOPPED, subject_id=delivery.result_id, body=body)
 
 
 def _locked(session: Session, delivery_id: str) -> Delivery:

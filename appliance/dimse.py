@@ -21,7 +21,7 @@ from dicom_node.procedure_steps import availability_service, procedure_step_serv
 
 if TYPE_CHECKING:
     from appliance.node import ClinicalZone
-    from dicom_node.commitment import Item
+    from dicom_node.commitment import Report
     from dicom_node.ports import Caller
     from dicom_node.query import StoredInstance
     from dicom_node.scu import Destination
@@ -33,12 +33,12 @@ RETRIEVED: Final = "scp.retrieved"
 _LOG = logs.logger(__name__)
 
 
-OnReport = Callable[[str, Sequence["Item"], Sequence[tuple[str, str, int]]], bool]
+OnReport = Callable[["Caller", "Report"], bool]
 
 
-def unasked(transaction_uid: str, committed: Sequence[Item], failed: Sequence[tuple[str, str, int]]) -> bool:
+def unasked(caller: Caller, report: Report) -> bool:
     """Refuse a report that nobody waits for."""
-    del transaction_uid, committed, failed
+    del caller, report
     return False
 
 
@@ -49,8 +49,7 @@ def services(zone: ClinicalZone, on_commitment_report: OnReport = unasked) -> li
     ----------
     zone : ClinicalZone
     on_commitment_report : callable
-        Takes transaction UID, committed and failed instances of a report on what a peer committed for us;
-        says whether we had asked for it.
+        Takes who reports, and the report on what was committed for us; says whether we had asked for it.
     """
     catalogue, recorder = DatabaseCatalogue(zone), Retrievals(zone)
     ae_title, steps = zone.settings.dicom.ae_title, DatabaseSteps(zone)

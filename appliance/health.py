@@ -51,6 +51,7 @@ class Check:
     detail: str
     fix: str = ""
     warning: bool = False  # well for now, and to be seen to
+    stops: bool = True  # when it fails, the node does not do its work; otherwise something waits for a person
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Health:
 
     well: bool
     checks: list[Check]
+
+    @property
+    def ready(self) -> bool:
+        """Whether the node does its work, whatever waits for a person."""
+        return all(check.ok or not check.stops for check in self.checks)
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,7 @@ def _databases(settings: Settings) -> Iterator[Check]:
         else:
             yield Check(f"{zone} database", ok=True, detail="answers")
             fix = "open Jobs in the panel: each dead job shows its reason and a retry button"
-            yield Check(f"{zone} jobs", ok=dead == 0, detail=f"{dead} dead", fix="" if dead == 0 else fix)
+            yield Check(f"{zone} jobs", dead == 0, f"{dead} dead", "" if dead == 0 else fix, stops=False)
         finally:
             engine.dispose()
 
@@ -209,7 +215,9 @@ def _crossing(settings: Settings) -> Iterator[Check]:
         f"the log of research_agent names each bundle and the reason; restore or remove its folder in"
         f" {settings.crossing_out}; a bundle that was put right is taken within a quarter of an hour"
     )
-    yield Check("crossing", refused == 0, f"{refused} bundles refused", "" if refused == 0 else fix)
+    yield Check(
+        "crossing", refused == 0, f"{refused} bundles refused", "" if refused == 0 else fix, stops=False
+    )
 
 
 def _disk(settings: Settings) -> Iterator[Check]:
@@ -221,4 +229,5 @@ def _disk(settings: Settings) -> Iterator[Check]:
         return
     least = settings.dicom.min_free_mib
     fix = f"free space under {settings.data_root}; below {least} MiB instances are refused"
-    yield Check("disk", ok=False, detail=f"{free_mib} MiB free: {grade.words}", fix=fix)
+    stops = grade >= Grade.NO_ASSOCIATIONS
+    yield Check("disk", ok=False, detail=f"{free_mib} MiB free: {grade.words}", fix=fix, stops=stops)

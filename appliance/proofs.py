@@ -10,24 +10,24 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 
-from appliance import archives, peers
-from appliance.db.base import WorkState, now
-from appliance.db.clinical import ClinicalJob, Delivery, Result
+from appliance import archives, logs, peers
+from appliance.callers import is_of
+from appliance.db.base import now
+from appliance.db.clinical import Delivery, Peer, Result
 from appliance.db.engine import reading, writing
 from dicom_node.archive import ArchiveError
-from dicom_node.commitment import Report, request_commitment
+from dicom_node.commitment import request_commitment
 from dicom_node.index import read_header
 from dicom_node.query import Level, Query
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
-    from appliance.db.clinical import Peer
     from appliance.node import ClinicalZone
-    from dicom_node.commitment import Item
+    from dicom_node.commitment import Item, Report
+    from dicom_node.ports import Caller
 
 STORED: Final = "stored"
 COMMITTED: Final = "committed"
@@ -40,6 +40,10 @@ TIMEOUT_S: Final = 30.0
 REPORT_WAIT_S: Final = 2.0  # on the association of the request; later it comes on one of the destination's
 LOOK_EVERY_S: Final = 60.0
 PATIENCE: Final = timedelta(hours=24)  # until a report that did not come is asked for again
+
+REPORT_OF_ANOTHER: Final = "commitment.report_of_another"
+
+_LOG = logs.logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,46 +79,41 @@ def ask(zone: ClinicalZone, peer: Peer, delivery_id: str, path: Path) -> Found:
     return Found(STORED)
 
 
-def take_report(
-    zone: ClinicalZone,
-    transaction_uid: str,
-    committed: Sequence[Item],
-    failed: Sequence[tuple[str, str, int]],
-) -> bool:
-    """Take note of a report that came on an association of the destination's; say whether we asked for it."""
-    from appliance.delivery import DELIVERED, QUEUED, settle  # noqa: PLC0415 - it asks us
+def take_report(zone: ClinicalZone, caller: Caller, report: Report) -> bool:
+    """Take note of a report that came on an association of the destination's.
+
+    Returns
+    -------
+    bool
+        Whether we asked this caller for it. What another one says of it changes nothing.
+    """
+    from appliance.delivery import DELIVERED, QUEUED, settle, stop_waiting  # noqa: PLC0415 - it asks us
 
     with writing(zone.engine) as session:
         row = session.execute(
-            select(Delivery, Result.sop_class_uid, Result.sop_instance_uid)
+            select(Delivery, Peer, Result.sop_class_uid, Result.sop_instance_uid)
             .join(Result, Result.id == Delivery.result_id)
-            .where(Delivery.transaction_uid == transaction_uid)
+            .join(Peer, Peer.id == Delivery.peer_id)
+            .where(Delivery.transaction_uid == report.transaction_uid)
             .with_for_update(of=Delivery)
         ).first()
-        if row is None or not transaction_uid:
+        if row is None or not report.transaction_uid:
             return False
-        delivery, *item = row
-        judged = _judge(Report(transaction_uid, tuple(committed), tuple(failed)), (item[0], item[1]))
+        delivery, peer, *item = row
+        if not is_of(peer, caller):
+            _LOG.warning(REPORT_OF_ANOTHER, delivery_id=delivery.id, peer_id=peer.id)
+            return False
+        judged = _judge(report, (item[0], item[1]))
         if delivery.state == DELIVERED and judged.proof:
             return True  # a report that comes twice
         if delivery.state != QUEUED:
             return False
         if judged.proof:
             settle(zone, session, delivery, judged.proof)
-            wait_s = 0.0
         else:
             delivery.proof, delivery.proved_at, delivery.transaction_uid = "", None, ""
             delivery.reason = judged.reason
-            wait_s = LOOK_EVERY_S
-        session.execute(
-            update(ClinicalJob)
-            .where(
-                ClinicalJob.kind == "deliver",
-                ClinicalJob.subject_id == delivery.id,
-                ClinicalJob.state == WorkState.FAILED,
-            )
-            .values(next_try_at=now() + timedelta(seconds=wait_s))
-        )
+        stop_waiting(zone, session, delivery, refused="" if judged.proof else judged.reason)
     return True
 
 

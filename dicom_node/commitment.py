@@ -97,8 +97,8 @@ class CommitmentKeeper(Protocol):
             Whether the peer still waits on this association.
         """
 
-    def on_commitment_report(self, report: Report) -> bool:
-        """Take note of what a peer committed for us; return whether we had asked for that."""
+    def on_commitment_report(self, caller: Caller, report: Report) -> bool:
+        """Take note of what a peer committed for us; return whether we had asked this one for that."""
 
 
 def commitment_service(keeper: CommitmentKeeper, ae_title: str) -> Service:
@@ -118,7 +118,8 @@ def commitment_service(keeper: CommitmentKeeper, ae_title: str) -> Service:
         if exchange.request.EventTypeID not in {ALL_COMMITTED, SOME_FAILED}:
             raise RequestError(NO_SUCH_EVENT, "no event of this type")
         report = _readable(lambda: read_report(exchange.data_set("EventInformation")))
-        exchange.respond(SUCCESS if keeper.on_commitment_report(report) else NO_SUCH_INSTANCE)
+        taken = keeper.on_commitment_report(exchange.caller, report)
+        exchange.respond(SUCCESS if taken else NO_SUCH_INSTANCE)
 
     return Service(
         roles={STORAGE_COMMITMENT: Roles(scu=True, scp=True)},

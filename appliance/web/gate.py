@@ -30,7 +30,7 @@ DICOMWEB: Final = "/dicom-web"
 VIEWER: Final = "/viewer"
 # Where a program may show a bearer token instead of a session; never where a page or a socket is opened.
 _FOR_PROGRAMS: Final = re.compile(rf"(?:{DICOMWEB}/|/api/v1/(?!session\Z)|/metrics\Z)")
-PUBLIC: Final = frozenset({"/sign-in", "/healthz", "/metrics", "/api/v1/session"})
+PUBLIC: Final = frozenset({"/sign-in", "/healthz", "/livez", "/readyz", "/metrics", "/api/v1/session"})
 PUBLIC_FILES: Final = frozenset(
     {"/static/panel.css", "/static/theme.js", "/static/favicon.svg", "/favicon.ico"}
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,18 +16,21 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import SecondaryCaptureImageStorage, StorageCommitmentPushModel
 from sqlalchemy import select
 
-from appliance import breakers, dimse, proofs, secrets
+from appliance import breakers, deliveries, dimse, proofs, secrets
 from appliance.callers import DatabaseCallers
 from appliance.db.base import now
 from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry, Delivery, Peer
 from appliance.db.engine import reading, writing
 from appliance.filing import open_inbox
 from appliance.names import Names
+from appliance.peers import NewPeer, add_peer
 from appliance.schedules import DAYS
 from appliance.work import retry
 from dicom_node.commitment import Report, read_request, send_report
+from dicom_node.ports import Caller
 from dicom_node.scp import SCPConfig, StorageSCP
 from dicom_node.scu import Destination
+from dicom_node.sending import SendingError
 from tests.appliance.delivery_scene import Scene, running_scene
 from tests.dicom_node.archives import running_dcmqrscp
 from tests.dicom_node.dicomweb.web_archive import PLUGIN, orthanc_web_archive
@@ -167,17 +171,17 @@ class Ears:
     callers: DatabaseCallers
     port: int
 
-    def hear(self, report: Report) -> None:
-        """Let the destination report, which the node knows by its row."""
+    def hear(self, report: Report, title: str = "ODD") -> None:
+        """Let a destination report, which the node knows by its row."""
         self.callers.refresh()
-        send_report(Destination("CLOISTER", "127.0.0.1", self.port), "ODD", report)
+        send_report(Destination("CLOISTER", "127.0.0.1", self.port), title, report)
 
 
 @pytest.fixture
 def ears(scene: Scene) -> Iterator[Ears]:
     zone = scene.zone
     callers = DatabaseCallers(zone.engine, Names(), zone.root / "callers.json")
-    services = dimse.services(zone, lambda *report: proofs.take_report(zone, *report))
+    services = dimse.services(zone, partial(proofs.take_report, zone))
     scene.change(Peer, commitment=True)
     scp = StorageSCP(SCPConfig("CLOISTER", port=0), open_inbox(zone), callers, Heard(), services)
     yield Ears(callers, scp.start())
@@ -218,7 +222,44 @@ def test_what_a_destination_does_not_commit_is_sent_again(scene: Scene, ears: Ea
 
 def test_a_report_that_nobody_asked_for_proves_nothing(scene: Scene) -> None:
     for uid in ("", "1.2.3"):
-        assert not proofs.take_report(scene.zone, uid, [("1.2", "1.3")], [])
+        report = Report(uid, (("1.2", "1.3"),), ())
+        assert not proofs.take_report(scene.zone, Caller("ODD", "CLOISTER", "127.0.0.1"), report)
+
+
+def test_what_another_peer_reports_changes_nothing(scene: Scene, ears: Ears) -> None:
+    other = NewPeer(
+        "other", "OTHER", "127.0.0.1", port=104, may_send=False, is_destination=True, commitment=True
+    )
+    with odd_peer(scene) as peer:
+        with writing(scene.zone.engine) as session:
+            add_peer(session, scene.zone.ledger, other)
+        scene.deliver()
+        ((transaction_uid, items),) = peer.asked
+        with pytest.raises(SendingError, match="0x0112"):
+            ears.hear(Report(transaction_uid, tuple(items), ()), "OTHER")
+        row = scene.row(Delivery, scene.delivery_id)
+        assert (row.state, row.proof, row.reason) == ("queued", "stored", proofs.WAITS)
+        ears.hear(Report(transaction_uid, tuple(items), ()))
+    assert scene.row(Delivery, scene.delivery_id).proof == "committed"
+
+
+def test_a_destination_that_never_keeps_what_it_stored_is_left_to_a_person(scene: Scene, ears: Ears) -> None:
+    with writing(scene.zone.engine) as session:
+        session.get_one(ClinicalJob, scene.job_id).max_attempts = 3
+    with odd_peer(scene) as peer:
+        scene.deliver()
+        for number in range(3):
+            (transaction_uid, ((sop_class, uid),)) = peer.asked[number]
+            ears.hear(Report(transaction_uid, (), ((sop_class, uid, 0x0112),)))
+            if number < 2:
+                run_again(scene)
+    row = scene.row(Delivery, scene.delivery_id)
+    assert (row.state, scene.job.state, peer.stored) == ("dead", "dead", 3)
+    assert row.reason == scene.job.reason == "the destination did not commit what it stored: 0x0112"
+    deliveries.retry(scene.zone, scene.delivery_id, actor="ada")
+    with odd_peer(scene) as peer:
+        run_again(scene)
+    assert peer.stored == 1
 
 
 @pytest.mark.dcmtk

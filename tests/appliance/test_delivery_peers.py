@@ -18,6 +18,7 @@ from pynetdicom.sop_class import SecondaryCaptureImageStorage
 from appliance import deliveries, proofs
 from appliance.db.clinical import Delivery, Peer
 from appliance.db.engine import reading
+from dicom_node.commitment import Report
 from dicom_node.dicomweb import stow
 from dicom_node.inbox import Inbox
 from dicom_node.ports import Caller
@@ -141,11 +142,13 @@ def test_a_report_settles_a_delivery_on_both_kinds_of_database(zone: ClinicalZon
     with running_scene(zone, tmp_path) as scene:
         scene.change(Delivery, proof="stored", transaction_uid="2.25.7", reason=proofs.WAITS)
         item = (str(scene.result.SOPClassUID), str(scene.result.SOPInstanceUID))
-        assert proofs.take_report(zone, "2.25.7", [], [(*item, 0x0110)])
+        peer = scene.row(Peer, scene.row(Delivery, scene.delivery_id).peer_id)
+        reporter = Caller(peer.ae_title, "CLOISTER", "127.0.0.1")
+        assert proofs.take_report(zone, reporter, Report("2.25.7", (), ((*item, 0x0110),)))
         assert scene.row(Delivery, scene.delivery_id).proof == ""
         scene.change(Delivery, proof="stored", transaction_uid="2.25.8", reason=proofs.WAITS)
-        assert not proofs.take_report(zone, "2.25.7", [item], [])
-        assert proofs.take_report(zone, "2.25.8", [item], [])
+        assert not proofs.take_report(zone, reporter, Report("2.25.7", (item,), ()))
+        assert proofs.take_report(zone, reporter, Report("2.25.8", (item,), ()))
         assert scene.deliver().proof == "committed"
         with reading(zone.engine) as session:
             (there,) = deliveries.destinations(session)

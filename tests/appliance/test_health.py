@@ -88,7 +88,10 @@ def test_dead_work_is_shown(clinical_zone: node.ClinicalZone) -> None:
     with writing(clinical_zone.engine) as session:
         work.enqueue(session, ClinicalJob, "infer", "a" * 32, "k")
         session.execute(update(ClinicalJob).values(state=WorkState.DEAD))
-    assert wrong(clinical_zone.settings)["clinical jobs"].detail == "1 dead"
+    check = wrong(clinical_zone.settings)["clinical jobs"]
+    assert check.detail == "1 dead"
+    assert not health.Health(well=False, checks=[check]).well
+    assert health.Health(well=False, checks=[check]).ready, "the node does its other work"
 
 
 def test_too_little_space_is_named_before_studies_are_refused(make_node: Callable[..., Settings]) -> None:

@@ -48,6 +48,8 @@ def router(desk: Desk) -> APIRouter:
     routes.add_api_route("/results/{result_id}/picture.png", _picture(desk), methods=["GET"])
     routes.add_api_route("/api/v1/results/{result_id}/picture.png", _picture(desk), methods=["GET"])
     routes.add_api_route(tryout.PATH, tryout.route(desk), methods=["POST"])
+    routes.add_api_route("/livez", _livez, methods=["GET"])
+    routes.add_api_route("/readyz", _readyz(desk), methods=["GET"])
     routes.add_api_route("/healthz", _healthz(desk), methods=["GET"])
     routes.add_api_route("/metrics", _metrics(desk), methods=["GET"])
     return routes
@@ -114,6 +116,20 @@ def _picture(desk: Desk) -> Callable[[Request, str], Any]:
         return Response(content, media_type="image/png")
 
     return picture
+
+
+async def _livez() -> Response:
+    """Say that this process answers: a restart would not help where this does."""
+    return JSONResponse({"alive": True})
+
+
+def _readyz(desk: Desk) -> Callable[[Request], Any]:
+    async def readyz(request: Request) -> Response:
+        del request
+        found = await to_thread.run_sync(desk.health)
+        return JSONResponse({"ready": found.ready}, status_code=200 if found.ready else 503)
+
+    return readyz
 
 
 def _healthz(desk: Desk) -> Callable[[Request], Any]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.appliance.web.panel_server import PanelServer
 
 PROBLEM = "application/problem+json"
-PUBLIC = {"/sign-in", "/healthz", "/metrics", "/favicon.ico", "/static/{name}"}
+PUBLIC = {"/sign-in", "/healthz", "/livez", "/readyz", "/metrics", "/favicon.ico", "/static/{name}"}
 HOSTILE = [b"[" * 4000, b'{"a":' * 800, b'{"id": "a\\u0000b"}', b'{"id": "\\ud800"}']
 ACTIONS = [
     pytest.param(page, name, id=f"{page.path} {name}")
@@ -248,6 +248,12 @@ def test_health_says_little_to_strangers_and_everything_to_staff(panel: PanelSer
     assert stranger.json() == {"well": False}
     names = {check["name"] for check in panel.client("viewer").get("/healthz").json()["checks"]}
     assert {"process web", "clinical database", "disk"} <= names
+
+
+def test_the_process_is_alive_while_the_node_is_not_ready(panel: PanelServer) -> None:
+    alive, ready = panel.client().get("/livez"), panel.client().get("/readyz")
+    assert (alive.status_code, alive.json()) == (200, {"alive": True})
+    assert (ready.status_code, ready.json()) == (503, {"ready": False})  # only the web process runs
 
 
 def test_metrics_count_and_name_nobody(panel: PanelServer) -> None:
