@@ -10,14 +10,14 @@ import pytest
 from pydicom.uid import CTImageStorage
 
 from dicom_node.inbox import Inbox
-from dicom_node.limits import Limits
-from dicom_node.ports import Caller, Decision
+from dicom_node.ports import Decision
 from tests.dicom_node.support import BytePeer, ct, encoded, pdu, pdv, start_scp, store_rq, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from dicom_node.ports import Caller
     from tests.dicom_node.support import RunningSCP
 
 
@@ -30,13 +30,6 @@ class Bounded:
     def decide(self, caller: Caller) -> Decision:
         del caller
         return self.decision
-
-
-class Alive:
-    """Stands for an association: its thread runs."""
-
-    def is_alive(self) -> bool:
-        return True
 
 
 @pytest.fixture
@@ -88,14 +81,3 @@ def test_stopping_ends_the_wait(tmp_path: Path) -> None:
         began = time.monotonic()
         running.scp.stop()
         assert time.monotonic() - began < 5
-
-
-@pytest.mark.parametrize(("per_minute", "count", "seconds"), [(60, 100, 90), (600, 1000, 90), (1, 3, 120)])
-def test_a_rate_lets_a_short_burst_pass(per_minute: int, count: int, seconds: float) -> None:
-    at = [1000.0]
-    limits, association = Limits(lambda: at[0]), Alive()
-    decision = Decision(allowed=True, max_instances_per_minute=per_minute)
-    assert limits.admit(association, Caller("CT1", "CLOISTER", "127.0.0.1"), decision)
-    for _ in range(count):
-        at[0] += limits.pause_s(association)
-    assert at[0] - 1000 == pytest.approx(seconds, abs=1.5)
