@@ -21,6 +21,7 @@ from appliance.db.engine import reading, writing
 from dicom_node.errors import HeaderError
 from dicom_node.inbox import DamagedEntry, Inbox, InboxEntry, sync_folder
 from dicom_node.index import InstanceHeader, read_header
+from dicom_node.sop_classes import StorageClasses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -94,6 +95,10 @@ def open_inbox(zone: ClinicalZone, writer: str = "scp") -> Inbox:
         zone.root / "inbox",
         min_free_bytes=dicom.min_free_mib << 20,
         max_instance_bytes=dicom.max_instance_mib << 20,
+        classes=StorageClasses(
+            retired=dicom.retired_sop_classes,
+            private=None if dicom.private_sop_classes == "all" else frozenset(dicom.private_sop_classes),
+        ),
         writer=writer,
     )
 

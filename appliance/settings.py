@@ -5,6 +5,7 @@ What staff change at run time (peers, rules, users, models, approvals) lives in 
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Set as AbstractSet
 from datetime import date
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -34,6 +36,7 @@ from appliance.errors import SettingsError
 Zone = Literal["clinical", "research"]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
+_UID: Final = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 _DATABASE_DRIVERS: Final = frozenset({"postgresql", "postgresql+psycopg", "sqlite", "sqlite+pysqlite"})
 
 
@@ -98,6 +101,20 @@ def _is_url(value: str, schemes: AbstractSet[str]) -> bool:
         return False
 
 
+def _private_classes(value: Any) -> Any:
+    """PS3.5 9.1 (UIDs); what lies under the root of the standard is not private."""
+    if value == "all":
+        return value
+    if not isinstance(value, list | tuple):
+        message = 'expected "all", or a list of UIDs, which may be empty'
+        raise ValueError(message)  # noqa: TRY004 -- what pydantic shows beside the field
+    for uid in value:
+        whole = isinstance(uid, str) and len(uid) <= 64 and _UID.fullmatch(uid)
+        if not whole or uid.startswith("1.2.840.10008."):
+            raise ValueError("expected UIDs of private SOP classes: digits and dots, not under 1.2.840.10008")
+    return value
+
+
 def _day(value: str) -> str:
     try:
         date.fromisoformat(value if len(value) == 10 else f"2024-{value}")  # a leap year
@@ -113,6 +130,7 @@ DatabaseURL = Annotated[str, AfterValidator(_database_url)]
 RedisURL = Annotated[str, AfterValidator(_redis_url)]
 PublicURL = Annotated[str, AfterValidator(_public_url)]
 Day = Annotated[str, AfterValidator(_day)]
+PrivateClasses = Annotated[Literal["all"] | tuple[str, ...], BeforeValidator(_private_classes)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -135,6 +153,8 @@ class DICOMSettings(_Section):
     refuse_below_mib: int = Field(default=0, ge=0)
     pause_training_below_mib: int = Field(default=0, ge=0)
     max_instance_mib: int = Field(default=4096, ge=1)
+    retired_sop_classes: bool = True
+    private_sop_classes: PrivateClasses = "all"
     tls_port: Port = 0
     tls_certificate: Path | None = None
     tls_key: Path | None = None

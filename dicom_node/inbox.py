@@ -11,7 +11,6 @@ come from a random id and the clock at the rename, never from the data.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import heapq
 import json
@@ -32,12 +31,15 @@ from dicom_node.entries import (
     sync_folder,
 )
 from dicom_node.errors import HeaderError, InboxError, InboxFullError, InstanceTooLargeError
+from dicom_node.locks import locked
+from dicom_node.sop_classes import EVERY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from dicom_node.ports import Caller
+    from dicom_node.sop_classes import StorageClasses
 
 __all__ = [
     "Announcement",
@@ -70,15 +72,24 @@ class Inbox:
         Space on its file system that receiving leaves to the others.
     max_instance_bytes : int
         Longest data set that is taken.
+    classes : StorageClasses
+        What is taken; each way into the inbox asks it.
     writer : str
         Name of the writer that this object is, unique among those that write at the same time. Folder and
         lock have this name; a later process may take it again.
     """
 
     def __init__(
-        self, root: Path, *, min_free_bytes: int, max_instance_bytes: int = 4 << 30, writer: str = "scp"
+        self,
+        root: Path,
+        *,
+        min_free_bytes: int,
+        max_instance_bytes: int = 4 << 30,
+        classes: StorageClasses = EVERY,
+        writer: str = "scp",
     ) -> None:
         self.root = root
+        self.classes = classes
         self.min_free_bytes = min_free_bytes
         self.max_instance_bytes = max_instance_bytes
         self.incoming = root / "incoming" / writer
@@ -119,11 +130,10 @@ class Inbox:
 
     def listing(self, limit: int) -> Listing:
         """Return the oldest entries, and beside them the files that are no entries of ours."""
-        names = (item.name for item in os.scandir(self.folder) if item.name.endswith(_SUFFIX))
         entries: list[InboxEntry] = []
         damaged: list[DamagedEntry] = []
         failed: dict[str, OSError] = {}
-        for name in heapq.nsmallest(limit, names):
+        for name in heapq.nsmallest(limit, self._names()):
             path = self.folder / name
             try:
                 entries.append(read_entry(path))
@@ -137,16 +147,17 @@ class Inbox:
 
     def count(self) -> int:
         """Return how many entries wait."""
-        return sum(1 for item in os.scandir(self.folder) if item.name.endswith(_SUFFIX))
+        return sum(1 for _ in self._names())
 
     def oldest_received_at(self) -> datetime | None:
         """Return when the oldest waiting entry was received, from its name alone."""
-        oldest = min(
-            (item.name for item in os.scandir(self.folder) if item.name.endswith(_SUFFIX)), default=None
-        )
+        oldest = min(self._names(), default=None)
         if oldest is None or not oldest[:20].isdigit():
             return None
         return datetime.fromtimestamp(int(oldest[:20]) / 1e9, UTC)
+
+    def _names(self) -> Iterator[str]:
+        return (item.name for item in os.scandir(self.folder) if item.name.endswith(_SUFFIX))
 
     def remove(self, entry: InboxEntry) -> None:
         """Forget an entry that is filed elsewhere. A second call does nothing."""
@@ -195,13 +206,13 @@ class Inbox:
             When another process writes under this name.
         """
         if self._lock is None:
-            self._lock = _locked(self.incoming, time.monotonic() + _WAIT_FOR_LOCK_S)
+            self._lock = locked(self.incoming, time.monotonic() + _WAIT_FOR_LOCK_S)
         if self._lock is None:
             raise InboxError(f"{self.incoming}: another process receives into this inbox under this name")
         removed = self._settle(self.incoming)
         others = [item for item in self.incoming.parent.iterdir() if item.is_dir() and item != self.incoming]
         for folder in others:
-            lock = _locked(folder, 0)
+            lock = locked(folder, 0)
             if lock is not None:
                 try:
                     removed += self._settle(folder)
@@ -369,24 +380,6 @@ class InboxWriter:
         view = memoryview(chunk)
         while view:
             view = view[os.write(self._file, view) :]
-
-
-def _locked(folder: Path, deadline: float) -> int | None:
-    """Return the lock of a writer's folder; None when another process holds it until the deadline."""
-    lock = os.open(folder.with_suffix(".lock"), os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600)
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                os.close(lock)
-                return None
-            time.sleep(0.02)
-        except OSError:
-            os.close(lock)
-            raise
-        else:
-            return lock
 
 
 def _safe_uid(text: str) -> str:

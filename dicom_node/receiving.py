@@ -22,6 +22,7 @@ from pynetdicom.fsm import InvalidEventError
 from pynetdicom.pdu_primitives import P_DATA
 
 from dicom_node import commands
+from dicom_node.association_request import A_ASSOCIATE_RQ, BrokenRequestError, read_part
 from dicom_node.errors import DICOMNodeError
 from dicom_node.waking import (
     TRANSPORT_CLOSED,
@@ -37,11 +38,13 @@ if TYPE_CHECKING:
 
     from pynetdicom.association import Association
 
+_ABORT: Final = b"\x07\x00\x00\x00\x00\x04\x00\x00\x02\x06"  # invalid value of a PDU's parameter
 _P_DATA_TF: Final = 0x04
 _AWAITING_REQUEST: Final = "Sta2"
 _ESTABLISHED: Final = "Sta6"
 _SENDING: Final = frozenset({"Sta6", "Sta8"})
 _INVALID_PDU: Final = "Evt19"
+_ENDS: Final = frozenset({TRANSPORT_CLOSED, _INVALID_PDU})
 
 MAX_CONTROL_PDU_BYTES: Final = 1 << 20
 MAX_COMMAND_BYTES: Final = 1 << 16
@@ -145,12 +148,23 @@ class ReceivingDUL(DULServiceProvider):  # type: ignore[misc]
         except InvalidEventError:  # two ends at once, such as an abort of ours and one of the peer's
             self.socket.close()
             self.assoc.dimse.msg_queue.put((None, None))
+        except Exception:  # noqa: BLE001 -- edge of an association: a PDU whose values the library refuses
+            self._give_up()
         finally:
             self._discard()
             with self._wake_lock:  # a number that is closed may already belong to another file
                 self._wake_open = False
                 os.close(self.wake_read)
                 os.close(self._wake_write)
+
+    def _give_up(self) -> None:
+        """End the association with an A-ABORT of the provider (PS3.8 9.3.8), without the state machine."""
+        with contextlib.suppress(OSError):
+            self.socket.send(_ABORT)
+        self.socket.close()
+        self.assoc.is_aborted, self.assoc.is_established = True, False
+        self.to_user_queue.put(None)
+        self.assoc.dimse.msg_queue.put((None, None))
 
     def _process_recv_primitive(self) -> bool:
         """Take the next primitive of the local user; data for an association that is over is dropped."""
@@ -162,6 +176,11 @@ class ReceivingDUL(DULServiceProvider):  # type: ignore[misc]
     def _read_pdu_data(self) -> None:
         """Read one PDU, and all that follow it of the same instance, before anything else is looked at."""
         self._read_pdu()
+        if self.state_machine.current_state == _AWAITING_REQUEST and not _ENDS.isdisjoint(
+            self.event_queue.queue
+        ):
+            # The association's thread would wait for a request until its time is up, and hold a place.
+            self.to_user_queue.put(None)
         while self._reception is not None and not self._is_called_away():
             self._read_pdu()
         self._active_at = time.monotonic()
@@ -176,11 +195,7 @@ class ReceivingDUL(DULServiceProvider):  # type: ignore[misc]
         except OSError:
             head = bytearray()
         if len(head) < 6:
-            self._discard()
-            if self.state_machine.current_state == _AWAITING_REQUEST:
-                # The association's thread would wait for a request until its time is up, and hold a place.
-                self.to_user_queue.put(None)
-            self.event_queue.put(TRANSPORT_CLOSED)
+            self._lose()
             return
         kind, _, length = struct.unpack(">BBI", head)
         if kind == _P_DATA_TF and self.state_machine.current_state == _ESTABLISHED:
@@ -190,7 +205,29 @@ class ReceivingDUL(DULServiceProvider):  # type: ignore[misc]
             self.event_queue.put(_INVALID_PDU)
         else:
             self.socket.pushed_back = bytes(head)
-            super()._read_pdu_data()
+            if kind != A_ASSOCIATE_RQ or self._read_request(length):
+                super()._read_pdu_data()
+
+    def _read_request(self, length: int) -> bool:
+        """Let the library see what of an A-ASSOCIATE-RQ is read here; say whether it came whole."""
+        try:
+            whole = bytes(self.socket.recv(6 + length))
+        except OSError:
+            whole = b""
+        if len(whole) < 6 + length:
+            self._lose()
+            return False
+        try:
+            part = read_part(whole[6:])
+        except BrokenRequestError:
+            self.event_queue.put(_INVALID_PDU)
+            return False
+        self.socket.pushed_back = struct.pack(">BBI", A_ASSOCIATE_RQ, 0, len(part)) + part
+        return True
+
+    def _lose(self) -> None:
+        self._discard()
+        self.event_queue.put(TRANSPORT_CLOSED)
 
     def _receive_data(self, length: int) -> None:
         try:

@@ -116,7 +116,7 @@ def get(
     arrivals : Arrivals
         Takes the instances.
     sop_classes : sequence of str
-        Of what is asked for; none: the usual ones.
+        Of what is asked for; none: the usual ones. Those that the inbox does not take are left out.
     destination, calling_ae_title, keys, watch, silence_s
         As :func:`move`.
 
@@ -127,7 +127,10 @@ def get(
     """
     from pynetdicom import build_role  # noqa: PLC0415 -- heavy, and only needed here
 
-    classes = list(dict.fromkeys(sop_classes))[:_MAX_CONTEXTS] or list(USUAL_CLASSES)
+    accepts = arrivals.inbox.classes.accepts
+    classes = [uid for uid in dict.fromkeys(sop_classes or USUAL_CLASSES) if accepts(uid)][:_MAX_CONTEXTS]
+    if not classes:
+        raise ArchiveError("none of its SOP classes is taken here", step="retrieve", retryable=False)
     roles = [build_role(uid, scu_role=False, scp_role=True) for uid in classes]
     contexts = [(STUDY_ROOT_GET, list(PLAIN)), *storage_contexts(classes)]
     with converse(destination, calling_ae_title, contexts, extended=roles, begin=arrivals.begin) as talk:

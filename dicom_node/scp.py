@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import logging
-import socket
 import ssl
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pynetdicom import AE, _config, build_context, evt
-from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from dicom_node import draining, negotiation, part10, tls
 from dicom_node.errors import InboxFullError, InstanceTooLargeError
 from dicom_node.inbox import Announcement, Inbox, InboxWriter
 from dicom_node.limits import Limits
+from dicom_node.listening import Handler, Server, SharedServer
 from dicom_node.ports import Caller, CallerPolicy, Decision, Listener
-from dicom_node.receiving import ReceivingDUL
 from dicom_node.services import offer, serve
 
 if TYPE_CHECKING:
@@ -32,6 +29,7 @@ if TYPE_CHECKING:
 
 SUCCESS: Final = 0x0000
 PROCESSING_FAILURE: Final = 0x0110
+SOP_CLASS_NOT_SUPPORTED: Final = 0x0122
 NOT_AUTHORIZED: Final = 0x0124
 OUT_OF_RESOURCES: Final = 0xA700
 CANNOT_UNDERSTAND: Final = 0xC000
@@ -47,8 +45,6 @@ TOO_MANY_ASSOCIATIONS: Final = "too_many_associations"
 TOO_MANY_OF_CALLER: Final = "too_many_of_this_caller"
 POLICY_FAILED: Final = "policy_failed"
 TLS_FAILED: Final = "tls_failed"
-
-_MAX_HANDSHAKES: Final = 64  # at once: those that stall hold nobody else up
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,7 @@ class StorageSCP:
         self._listener = listener
         self._ae: AE | None = None
         self._limits = Limits()
-        self._servers: list[_Server] = []
+        self._servers: list[Server] = []
         self.tls_port = 0  # where it listens with TLS, once it does
 
     def start(self) -> int:
@@ -149,8 +145,8 @@ class StorageSCP:
                 (evt.EVT_ACCEPTED, self._on_accepted),
                 (evt.EVT_REJECTED, self._on_rejected),
             ],
-            server_class=_SharedServer if self._config.shared else _Server,
-            request_handler=_Handler,
+            server_class=SharedServer if self._config.shared else Server,
+            request_handler=Handler,
         )
         server.scp, server.secure = self, secure
         ae._servers.append(server)  # noqa: SLF001 -- the server takes itself off this list when it ends
@@ -186,9 +182,17 @@ class StorageSCP:
             sop_instance_uid=_uid_text(command.affected_sop_instance_uid),
             transfer_syntax_uid=str(context.transfer_syntax[0]),
         )
-        return _Reception(
-            self._inbox, self._listener, caller_of(association), announcement, may_store=bool(context.as_scp)
-        )
+        refusal = self._refusal(context, announcement)
+        return _Reception(self._inbox, self._listener, caller_of(association), announcement, refusal)
+
+    def _refusal(self, context: Any, announcement: Announcement) -> tuple[int, str] | None:
+        """Say what speaks against an instance before it is there: what was negotiated is no wish."""
+        if not context.as_scp:
+            return NOT_AUTHORIZED, "this association sends no instances"
+        accepts = self._inbox.classes.accepts
+        if not accepts(str(context.abstract_syntax)) or not accepts(announcement.sop_class_uid):
+            return SOP_CLASS_NOT_SUPPORTED, "not a SOP class that is stored here"
+        return None
 
     def _waits(self, association: Association) -> bool:
         association.dul._idle_timer.restart()  # noqa: SLF001 -- it is us that the peer waits for
@@ -234,6 +238,7 @@ class StorageSCP:
         return negotiation.supported_contexts(
             association.requestor.primitive.presentation_context_definition_list,
             storage=decision.may_store,
+            classes=self._inbox.classes,
             served=offered.roles,
             retrieving={str(uid) for uid, role in asked if role.scp_role},
         )
@@ -247,6 +252,11 @@ class StorageSCP:
         except ssl.SSLError:
             self._listener.on_rejected(Caller("", "", plain_address(address), tls=True), TLS_FAILED)
             raise
+
+    def on_broken(self, association: Association, error: Exception) -> None:
+        """Tell of an association that ended by an unforeseen error."""
+        known = association.requestor.primitive is not None
+        self._listener.on_failed(caller_of(association) if known else Caller("", "", ""), error)
 
     def _on_bad_files(self, error: tls.TLSError) -> None:
         self._listener.on_failed(Caller("", "", "", tls=True), error)
@@ -267,15 +277,13 @@ class _Reception:
         listener: Listener,
         caller: Caller,
         announcement: Announcement,
-        *,
-        may_store: bool = True,
+        refusal: tuple[int, str] | None = None,
     ) -> None:
         self._listener = listener
         self._caller = caller
         self._writer: InboxWriter | None = None
-        self._failure: tuple[int, str] | None = None
-        if not may_store:
-            self._failure = NOT_AUTHORIZED, "this association sends no instances"
+        self._failure = refusal
+        if refusal is not None:
             return
         try:
             self._writer = inbox.begin(caller, announcement)
@@ -322,59 +330,6 @@ class _Reception:
         else:
             self._failure = PROCESSING_FAILURE, "not stored"
             self._listener.on_failed(self._caller, error)
-
-
-class _Server(ThreadedAssociationServer):  # type: ignore[misc]
-    """pynetdicom's server, with a longer queue of connections and a bound on their number."""
-
-    scp: StorageSCP
-    secure: tls.ServerContext | None = None
-    request_queue_size = 128
-    daemon_threads = True
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._handshakes = threading.BoundedSemaphore(_MAX_HANDSHAKES)
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        """Shake hands in the connection's own thread: the library would do it in the one that accepts."""
-        if self.secure is not None:
-            if not self._handshakes.acquire(blocking=False):
-                raise ConnectionRefusedError("too many TLS handshakes at once")
-            try:
-                request = self.scp.shake_hands(request, self.secure, str(client_address[0]))
-            finally:
-                self._handshakes.release()
-        super().finish_request(request, client_address)
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Close connections far beyond the limit at once; up to it, callers get a proper rejection."""
-        del request, client_address
-        return len(self.ae.active_associations) < 2 * int(self.ae.maximum_associations) + 8
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Forget a connection that ended before its association began; socketserver would print."""
-
-
-class _SharedServer(_Server):
-    """A server beside others on its port: the kernel spreads connections over them."""
-
-    def server_bind(self) -> None:
-        """Share the port with processes of the same user."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        super().server_bind()
-
-
-class _Handler(RequestHandler):  # type: ignore[misc]
-    """Makes associations whose upper layer is ours."""
-
-    def _create_association(self) -> Association:
-        association = super()._create_association()
-        ReceivingDUL(association, self.server.scp.begin).take_over(self.request)
-        # The library answers what is left to it, when ours has looked at the request.
-        rest = association._serve_request  # noqa: SLF001
-        association._serve_request = functools.partial(self.server.scp.serve, association, rest)  # noqa: SLF001
-        return association
 
 
 def caller_of(association: Association) -> Caller:

@@ -218,10 +218,14 @@ def _policies(found: Inspected) -> Iterable[tuple[str, str]]:
     yield "implementation version name", f"`{part10.IMPLEMENTATION_VERSION_NAME}`"
     yield "largest PDU received", f"{config.max_pdu_bytes} bytes"
     yield "associations accepted at once", f"{dicom.max_associations} in each process (setting)"
-    yield "asynchronous operations", "none: one operation at a time, whatever window is proposed"
-    yield "SCP/SCU role selection", "storage for C-GET, Storage Commitment; see section 7.3"
+    yield (
+        "asynchronous operations",
+        "no window is answered: one operation at a time; others wait for their turn",
+    )
+    yield "SCP/SCU role selection", "storage for C-GET, Storage Commitment; otherwise default roles, see 7.3"
     yield "SOP class (common) extended negotiation", "not supported; proposals are passed over"
-    yield "user identity negotiation", "not supported"
+    yield "user identity negotiation", "not supported: accepted without a response, and never read"
+    yield "items of unknown types", "ignored"
     yield "a silent association ends after", f"{dicom.network_timeout_s:g} s (setting)"
     yield "an association must be requested within", f"{config.association_timeout_s:g} s"
 

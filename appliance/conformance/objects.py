@@ -11,7 +11,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID
 
 from appliance.conformance.markdown import attribute, joined, named, table, uid_name
-from dicom_node import negotiation
+from dicom_node import sop_classes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,11 +28,15 @@ def blocks() -> dict[str, str]:
     from inference.results.sr import build_report  # noqa: PLC0415
 
     context = _context()
-    known = sorted(negotiation.storage_classes().items(), key=lambda item: _parts(item[0]))
+    known = sorted(sop_classes.storage_classes().items(), key=lambda item: _parts(item[0]))
+    rows = [
+        (one.name or "(of no name any more)", f"`{uid}`", "retired" if one.retired else "")
+        for uid, one in known
+    ]
     return {
         "report": _made(build_report(context)),
         "capture": _made(build_capture(context)),
-        "storage_classes": table(("SOP class", "UID"), [(name, f"`{uid}`") for uid, name in known]),
+        "storage_classes": table(("SOP class", "UID", ""), rows),
     }
 
 

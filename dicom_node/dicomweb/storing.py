@@ -214,7 +214,7 @@ class _Part:
         header = read_header(writer.path, max_inflated_bytes=self._inbox.max_instance_bytes)
         announced, syntax = self._announced, header.transfer_syntax_uid
         self._announced = Announcement(header.sop_class_uid, header.sop_instance_uid, syntax)
-        if not negotiation.is_stored(header.sop_class_uid):
+        if not self._inbox.classes.accepts(header.sop_class_uid):
             return self._refused(Refusal.SOP_CLASS)
         if self._study_uid not in {"", header.study_instance_uid}:
             return self._refused(Refusal.OTHER_STUDY)

@@ -11,7 +11,7 @@ from appliance import cli
 from appliance.conformance import TEMPLATE, objects, statement
 from appliance.conformance.markdown import table
 from appliance.conformance.node import Inspected, inspected
-from dicom_node import finding, negotiation
+from dicom_node import finding, negotiation, sop_classes
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
 
@@ -67,7 +67,7 @@ def test_statuses_are_those_of_the_standard_and_no_other_numbers(found: Inspecte
 
 
 def test_storage_classes_and_transfer_syntaxes_are_complete(text: str) -> None:
-    known = negotiation.storage_classes()
+    known = sop_classes.storage_classes()
     assert len(known) > 150
     assert "1.2.840.10008.5.1.4.1.1.2" in known
     assert negotiation.VERIFICATION not in known

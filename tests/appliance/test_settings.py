@@ -72,6 +72,9 @@ def test_what_is_no_ae_title_is_refused(tmp_path: Path, ae_title: str) -> None:
         ("[assembly]\nquiet_period_s = 7200", "assembly.max_wait_s"),
         ('[dicom]\nhost = "SECRET host"', "dicom.host"),
         ('[dicom]\nhost = ""', "dicom.host"),
+        ('[dicom]\nprivate_sop_classes = "SECRET"', "dicom.private_sop_classes"),
+        ('[dicom]\nprivate_sop_classes = ["1.2.SECRET"]', "dicom.private_sop_classes"),
+        ('[dicom]\nprivate_sop_classes = ["1.2.840.10008.5.1.4.1.1.2"]', "dicom.private_sop_classes"),
         ('[web]\nhost = " "', "web.host"),
     ],
 )

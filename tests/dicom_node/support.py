@@ -164,20 +164,28 @@ def pdu(kind: int, body: bytes) -> bytes:
     return struct.pack(">BBI", kind, 0, len(body)) + body
 
 
-def _item(kind: int, body: bytes) -> bytes:
+def item(kind: int, body: bytes) -> bytes:
+    """Return an item, or a sub-item, of an association PDU."""
     return struct.pack(">BBH", kind, 0, len(body)) + body
 
 
 def associate_rq(
-    contexts: Sequence[tuple[str, Sequence[str]]], calling: str = "PACS", called: str = "CLOISTER"
+    contexts: Sequence[tuple[str, Sequence[str]]],
+    calling: str = "PACS",
+    called: str = "CLOISTER",
+    *,
+    user: bytes = b"",
+    more: bytes = b"",
 ) -> bytes:
-    """Return an A-ASSOCIATE-RQ PDU (PS3.8 9.3.2) that proposes the contexts with ids 1, 3, 5 ..."""
-    variable = _item(0x10, b"1.2.840.10008.3.1.1.1")
+    """Return an A-ASSOCIATE-RQ PDU (PS3.8 9.3.2) that proposes the contexts with ids 1, 3, 5 ...
+
+    ``user`` are further sub-items of the user information item, ``more`` further items.
+    """
+    variable = item(0x10, b"1.2.840.10008.3.1.1.1")
     for number, (abstract, syntaxes) in enumerate(contexts):
-        body = struct.pack(">BBBB", 2 * number + 1, 0, 0, 0) + _item(0x30, abstract.encode())
-        variable += _item(0x20, body + b"".join(_item(0x40, syntax.encode()) for syntax in syntaxes))
-    user = _item(0x51, struct.pack(">I", 16384)) + _item(0x52, b"1.2.3.4")
-    variable += _item(0x50, user)
+        body = struct.pack(">BBBB", 2 * number + 1, 0, 0, 0) + item(0x30, abstract.encode())
+        variable += item(0x20, body + b"".join(item(0x40, syntax.encode()) for syntax in syntaxes))
+    variable += item(0x50, item(0x51, struct.pack(">I", 16384)) + item(0x52, b"1.2.3.4") + user) + more
     fixed = struct.pack(">HH16s16s32x", 1, 0, called.ljust(16).encode(), calling.ljust(16).encode())
     return pdu(0x01, fixed + variable)
 
@@ -244,9 +252,9 @@ class BytePeer:
             data += part
         return data
 
-    def associate(self, *contexts: tuple[str, Sequence[str]], **titles: str) -> tuple[int, bytes]:
+    def associate(self, *contexts: tuple[str, Sequence[str]], **others: Any) -> tuple[int, bytes]:
         """Request an association; return the answer."""
-        self.send(associate_rq(contexts or [(CTImageStorage, [ExplicitVRLittleEndian])], **titles))
+        self.send(associate_rq(contexts or [(CTImageStorage, [ExplicitVRLittleEndian])], **others))
         return self.receive()
 
     def store(self, data_set: bytes, sop_class: str, sop_instance: str, message_id: int = 1) -> int:

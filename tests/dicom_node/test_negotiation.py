@@ -1,46 +1,9 @@
 from __future__ import annotations
 
-import pytest
 from pydicom.uid import AllTransferSyntaxes
-from pynetdicom import AllStoragePresentationContexts, build_context
+from pynetdicom import build_context
 
 from dicom_node import negotiation
-
-
-@pytest.mark.parametrize(
-    "context", AllStoragePresentationContexts, ids=lambda item: item.abstract_syntax.keyword
-)
-def test_every_storage_class_of_the_standard_is_taken(context: object) -> None:
-    assert negotiation.is_stored(str(getattr(context, "abstract_syntax", "")))
-
-
-@pytest.mark.parametrize(
-    "uid",
-    [
-        "1.2.840.10008.5.1.4.1.1.6",  # retired: Ultrasound Image Storage
-        "1.2.840.10008.5.1.4.1.1.99999.1",  # of an edition to come
-        "1.3.46.670589.11.0.0.12.2",  # private: Philips Private MR Series Data Storage
-        "2.25.12345",
-    ],
-)
-def test_retired_unknown_and_private_classes_are_taken(uid: str) -> None:
-    assert negotiation.is_stored(uid)
-
-
-@pytest.mark.parametrize(
-    "uid",
-    [
-        "1.2.840.10008.1.20.1",  # Storage Commitment Push
-        "1.2.840.10008.1.3.10",  # Media Storage Directory
-        "1.2.840.10008.5.1.4.1.2.2.1",  # Study Root Query - FIND
-        "1.2.840.10008.5.1.4.1.2.2.2",  # Study Root Query - MOVE
-        "1.2.840.10008.3.1.2.3.3",  # Modality Performed Procedure Step
-        "1.2.840.10008.5.1.4.38.1",  # Hanging Protocol: no patient's object
-        "1.2.840.10008.1.2.1",  # a transfer syntax
-    ],
-)
-def test_other_services_are_not(uid: str) -> None:
-    assert not negotiation.is_stored(uid)
 
 
 def test_all_transfer_syntaxes_that_pydicom_names_are_accepted() -> None:

@@ -24,7 +24,7 @@ from appliance.db.engine import reading, writing
 from appliance.filing import index_batch, open_inbox
 from appliance.settings import Settings
 from appliance.web.reads import STUDY_READ
-from dicom_node import negotiation, part10
+from dicom_node import part10, sop_classes
 from dicom_node.errors import HeaderError
 from dicom_node.index import read_header
 from dicom_node.query import Level, Query
@@ -322,4 +322,4 @@ def why_not(path: Path) -> str:
         header = read_header(path)
     except HeaderError as error:
         return error.code
-    return "" if negotiation.is_stored(header.sop_class_uid) else "no_storage"
+    return "" if sop_classes.is_storage(header.sop_class_uid) else "no_storage"

@@ -16,6 +16,7 @@ from dicom_node.dicomweb import stow
 from dicom_node.inbox import Inbox
 from dicom_node.index import read_header
 from dicom_node.ports import Caller
+from dicom_node.sop_classes import StorageClasses
 from tests.dicom_node.dicomweb.server import BOUNDARY, STOW, frame, instance, message, part, served
 from tests.dicom_node.support import wait_until
 
@@ -165,6 +166,18 @@ def test_a_receiver_that_starts_anew_meanwhile_costs_an_upload_but_no_instance(
 def test_what_is_no_storage_is_refused(service: Service, tmp_path: Path, uid: str) -> None:
     answer = service.post(message([instance(tmp_path, SOPClassUID=uid)]))
     assert (answer.status_code, reasons(answer)) == (409, [0x0122])
+
+
+@pytest.mark.parametrize("sop_class", ["1.2.840.10008.5.1.4.1.1.6", "1.3.46.670589.11.0.0.12.2"])
+def test_a_retired_and_a_private_class_are_taken_as_the_inbox_says(
+    service: Service, tmp_path: Path, sop_class: str
+) -> None:
+    content = message([instance(tmp_path, SOPClassUID=sop_class)])
+    assert service.post(content).status_code == 200
+    service.inbox.classes = StorageClasses(retired=False, private=frozenset())
+    answer = service.post(content)
+    assert (answer.status_code, reasons(answer)) == (409, [0x0122])
+    assert (service.inbox.count(), service.is_clean()) == (1, True)
 
 
 def test_an_answer_that_the_client_does_not_take_is_not_prepared(service: Service, tmp_path: Path) -> None:
