@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvicorn
@@ -52,7 +52,7 @@ def test_an_archive_is_asked_and_fetched_from_over_mutual_tls(
 ) -> None:
     ours, theirs = authority.issue("cloister"), authority.issue("orthanc")
     scp = run_scp(plain=False, tls=ours.options(authority.file))
-    settings = {
+    settings: dict[str, Any] = {
         "DicomTlsEnabled": True,
         "DicomTlsCertificate": str(theirs.certificate),
         "DicomTlsPrivateKey": str(theirs.key),
