@@ -219,7 +219,7 @@ def _send(zone: ClinicalZone, claim: Claim, order: _Order) -> None:
         _hold(zone, claim, order, breakers.RESTS, rests_s)
         return
     claim.heartbeat()
-    sent = outlets.send(zone, order.peer, order.path, order.delivery_id)
+    sent = outlets.send(zone, order.peer, order.path, order.delivery_id, outlets.pace(order.peer, claim))
     breakers.leave(zone, order.peer.id, away=sent.away)
     if sent.ok:
         with writing(zone.engine) as session:

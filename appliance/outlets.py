@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -11,16 +12,20 @@ from appliance.peer_values import DICOMWEB
 from dicom_node import scu
 from dicom_node.errors import HeaderError
 from dicom_node.index import read_header
+from dicom_node.throttle import Throttle
 from dicom_node.transcoding import COMPRESSED_TARGETS, TranscodingError, transcode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from appliance.db.clinical import Peer
     from appliance.node import ClinicalZone
+    from appliance.work import Claim
     from dicom_node.scu import StoreOutcome
 
 TIMEOUT_S: Final = 30.0
+BEAT_EVERY_S: Final = 20.0
 FOLDER: Final = "sending"
 
 
@@ -35,7 +40,26 @@ class Sent:
     reason: str
 
 
-def send(zone: ClinicalZone, peer: Peer, path: Path, name: str) -> Sent:
+def pace(peer: Peer, claim: Claim) -> Callable[[int], None]:
+    """Return what bounds the speed to a destination, and keeps the work ours however slow that is."""
+    beaten = time.monotonic()
+
+    def beat() -> None:
+        nonlocal beaten
+        if time.monotonic() - beaten >= BEAT_EVERY_S:
+            claim.heartbeat()
+            beaten = time.monotonic()
+
+    throttle = Throttle(peer.max_kib_per_s, while_waiting=beat)
+
+    def take(count: int) -> None:
+        beat()
+        throttle.take(count)
+
+    return take
+
+
+def send(zone: ClinicalZone, peer: Peer, path: Path, name: str, on_bytes: Callable[[int], None]) -> Sent:
     """Send one file to one destination.
 
     Parameters
@@ -45,11 +69,13 @@ def send(zone: ClinicalZone, peer: Peer, path: Path, name: str) -> Sent:
     path : Path
     name : str
         Of the converted file meanwhile, where one is made; no other work has the same.
+    on_bytes : callable
+        Told before so many bytes leave; see :func:`pace`.
     """
     converted = zone.root / FOLDER / f"{name}.dcm"
     try:
         outgoing = _converted(path, converted, peer.transfer_syntax_uid)
-        return _sent(_store(zone, peer, outgoing))
+        return _sent(_store(zone, peer, outgoing, on_bytes))
     except (TranscodingError, HeaderError) as error:
         reason = f"cannot be written in the destination's transfer syntax: {error}"
         return Sent(ok=False, retryable=False, away=False, status=None, reason=reason)
@@ -71,13 +97,13 @@ def _converted(path: Path, target: Path, wanted: str) -> Path:
     return target
 
 
-def _store(zone: ClinicalZone, peer: Peer, path: Path) -> StoreOutcome:
+def _store(zone: ClinicalZone, peer: Peer, path: Path, on_bytes: Callable[[int], None]) -> StoreOutcome:
     if peer.protocol == DICOMWEB:
         from dicom_node.dicomweb import stow_client  # noqa: PLC0415 - DIMSE needs no HTTP
 
-        return stow_client.store(path, archives.web_destination(zone, peer))
+        return stow_client.store(path, archives.web_destination(zone, peer), on_bytes)
     destination = peers.destination_of(peer, zone.settings.dicom, TIMEOUT_S)
-    (outcome,) = scu.store([path], destination, zone.settings.dicom.ae_title)
+    (outcome,) = scu.store([path], destination, zone.settings.dicom.ae_title, on_bytes)
     return outcome
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from dicom_node.errors import DICOMNodeError, HeaderError, InboxFullError, InstanceTooLargeError
 from dicom_node.index import read_header
+from dicom_node.throttle import Throttle
 
 if TYPE_CHECKING:
     from dicom_node.inbox import Announcement, Inbox, InboxWriter
@@ -18,24 +18,6 @@ PROCESSING_FAILURE: Final = 0x0110
 OUT_OF_RESOURCES: Final = 0xA700
 OTHER_STUDY: Final = 0xA900  # data set does not match (PS3.4 table B.2-1)
 CANNOT_UNDERSTAND: Final = 0xC000
-_LONGEST_PAUSE_S: Final = 1.0
-
-
-class Throttle:
-    """Holds bytes back so that no more than so many pass in a second; 0: no bound."""
-
-    def __init__(self, max_kib_per_s: int) -> None:
-        self._bytes_per_s = max_kib_per_s * 1024
-        self._due_at = time.monotonic()
-
-    def take(self, count: int) -> None:
-        """Wait until so many bytes may pass."""
-        if not self._bytes_per_s:
-            return
-        now = time.monotonic()
-        self._due_at = max(self._due_at, now - 1.0) + count / self._bytes_per_s
-        while (left_s := self._due_at - time.monotonic()) > 0:
-            time.sleep(min(left_s, _LONGEST_PAUSE_S))
 
 
 class Arrivals:

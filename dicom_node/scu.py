@@ -20,7 +20,7 @@ from dicom_node.errors import DICOMNodeError, HeaderError
 from dicom_node.negotiation import IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from pynetdicom.association import Association
@@ -147,7 +147,12 @@ def echo(destination: Destination, calling_ae_title: str) -> EchoOutcome:
     return EchoOutcome(ok=code == 0, reason=reason, round_trip_s=time.monotonic() - started)
 
 
-def store(paths: Iterable[Path], destination: Destination, calling_ae_title: str) -> list[StoreOutcome]:
+def store(
+    paths: Iterable[Path],
+    destination: Destination,
+    calling_ae_title: str,
+    on_bytes: Callable[[int], None] | None = None,
+) -> list[StoreOutcome]:
     """Send Part 10 files; one outcome for each, in their order. Nothing is raised for a peer's fault.
 
     Parameters
@@ -157,6 +162,8 @@ def store(paths: Iterable[Path], destination: Destination, calling_ae_title: str
     destination : Destination
     calling_ae_title : str
         Ours.
+    on_bytes : callable, optional
+        Told before so many bytes of a data set leave; it may hold them back.
     """
     outcomes: dict[Path, StoreOutcome] = {}
     instances: list[_Instance] = []
@@ -169,7 +176,7 @@ def store(paths: Iterable[Path], destination: Destination, calling_ae_title: str
                 path, None, ok=False, retryable=False, reason="the file cannot be read"
             )
     for batch in _batches(instances):
-        for outcome in _store_batch(batch, destination, calling_ae_title):
+        for outcome in _store_batch(batch, destination, calling_ae_title, on_bytes):
             outcomes[outcome.path] = outcome
     return [outcomes[path] for path in ordered]
 
@@ -203,7 +210,10 @@ def _batches(instances: Sequence[_Instance]) -> list[list[_Instance]]:
 
 
 def _store_batch(
-    batch: Sequence[_Instance], destination: Destination, calling_ae_title: str
+    batch: Sequence[_Instance],
+    destination: Destination,
+    calling_ae_title: str,
+    on_bytes: Callable[[int], None] | None,
 ) -> list[StoreOutcome]:
     try:
         association = associate(destination, calling_ae_title, _contexts(batch))
@@ -213,12 +223,14 @@ def _store_batch(
             for item in batch
         ]
     try:
-        return [_store_one(association, item, number) for number, item in enumerate(batch)]
+        return [_store_one(association, item, number, on_bytes) for number, item in enumerate(batch)]
     finally:
         _release(association)
 
 
-def _store_one(association: Association, item: _Instance, number: int) -> StoreOutcome:
+def _store_one(
+    association: Association, item: _Instance, number: int, on_bytes: Callable[[int], None] | None
+) -> StoreOutcome:
     from dicom_node import sending  # noqa: PLC0415 -- brings the network library
 
     if not association.is_established:
@@ -226,13 +238,17 @@ def _store_one(association: Association, item: _Instance, number: int) -> StoreO
     accepted = sending.accepted_syntaxes(association, item.sop_class_uid)
     if item.transfer_syntax_uid in accepted:
         try:
-            status = sending.send_store(association, item.path, message_id=number % 0xFFFF + 1)
+            status = sending.send_store(
+                association, item.path, message_id=number % 0xFFFF + 1, on_bytes=on_bytes
+            )
         except sending.SendingError as error:
             return StoreOutcome(item.path, None, ok=False, retryable=True, reason=str(error))
         except (OSError, HeaderError):
             return StoreOutcome(item.path, None, ok=False, retryable=True, reason=_NOT_SENT)
         return outcome_of(item.path, status)
     if item.transfer_syntax_uid == EXPLICIT_VR_LITTLE_ENDIAN and IMPLICIT_VR_LITTLE_ENDIAN in accepted:
+        if on_bytes is not None:
+            on_bytes(item.path.stat().st_size)
         return _store_implicit(association, item, number)
     reason = "the peer accepts neither this SOP class nor this transfer syntax together"
     return StoreOutcome(item.path, None, ok=False, retryable=False, reason=reason)

@@ -20,7 +20,7 @@ from dicom_node import commands, part10
 from dicom_node.errors import DICOMNodeError, HeaderError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pynetdicom.association import Association
@@ -130,6 +130,7 @@ def send_store(
     message_id: int = 1,
     priority: int = 0,
     originator: tuple[str, int] | None = None,
+    on_bytes: Callable[[int], None] | None = None,
 ) -> int:
     """Send the data set of a Part 10 file and return the status that the peer answers (PS3.4 table B.2-1).
 
@@ -144,6 +145,9 @@ def send_store(
         0 medium, 1 high, 2 low.
     originator : tuple of str and int, optional
         AE title and message id of the C-MOVE request that this instance answers.
+    on_bytes : callable, optional
+        Told before so many bytes of the data set leave; it may hold them back, and what it raises ends the
+        association.
 
     Raises
     ------
@@ -160,7 +164,12 @@ def send_store(
         size = path.stat().st_size - meta.data_offset
         outgoing = Outgoing(meta.uid(0x0002), meta.uid(0x0003), meta.uid(0x0010), file, size)
         return send_outgoing(
-            association, outgoing, message_id=message_id, priority=priority, originator=originator
+            association,
+            outgoing,
+            message_id=message_id,
+            priority=priority,
+            originator=originator,
+            on_bytes=on_bytes,
         )
 
 
@@ -171,6 +180,7 @@ def send_outgoing(
     message_id: int = 1,
     priority: int = 0,
     originator: tuple[str, int] | None = None,
+    on_bytes: Callable[[int], None] | None = None,
 ) -> int:
     """Send a data set from wherever it is; else as :func:`send_store`."""
     sop_class, sop_instance = outgoing.sop_class_uid, outgoing.sop_instance_uid
@@ -185,14 +195,22 @@ def send_outgoing(
     with paused(association):
         send_message(association, context_id, command)
         try:
-            _stream(association, context_id, outgoing.content, outgoing.size_bytes)
-        except OSError:
+            _stream(association, context_id, outgoing.content, outgoing.size_bytes, on_bytes)
+        except SendingError:
+            raise
+        except Exception:
             association.abort(block=False)  # half an instance cannot be taken back
             raise
         return _answer(association, message_id)
 
 
-def _stream(association: Association, context_id: int, file: BinaryIO, size: int) -> None:
+def _stream(
+    association: Association,
+    context_id: int,
+    file: BinaryIO,
+    size: int,
+    on_bytes: Callable[[int], None] | None,
+) -> None:
     room = _room(association)
     while size:
         wait_for_room(association)
@@ -200,6 +218,8 @@ def _stream(association: Association, context_id: int, file: BinaryIO, size: int
         if not fragment:
             raise OSError("a file became shorter while it was read")
         size -= len(fragment)
+        if on_bytes is not None:
+            on_bytes(len(fragment))
         association.dul.send_pdu(_piece(context_id, 0, fragment, last=not size))
 
 

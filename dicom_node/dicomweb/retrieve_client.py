@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dicom_node import tls
 from dicom_node.archive import Answers, ArchiveError, Listed, Progress, Retrieval, Sieve, keywords
-from dicom_node.arriving import Throttle
 from dicom_node.dicomweb import http, media
 from dicom_node.dicomweb.multipart import MultipartError, boundary_of
 from dicom_node.dicomweb.storing import Storing, TooManyPartsError
 from dicom_node.index import is_uid
 from dicom_node.query import Level, Query, check
 from dicom_node.query_scu import MAX_ANSWERS, MAX_LISTED, listed_of
+from dicom_node.throttle import Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

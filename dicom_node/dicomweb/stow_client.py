@@ -12,7 +12,7 @@ from dicom_node.errors import HeaderError
 from dicom_node.scu import StoreOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import httpx
@@ -43,7 +43,9 @@ _WORDS: Final = {
 }
 
 
-def store(path: Path, destination: WebDestination) -> StoreOutcome:
+def store(
+    path: Path, destination: WebDestination, on_bytes: Callable[[int], None] | None = None
+) -> StoreOutcome:
     """Send a Part 10 file and read what the server says became of it; nothing is raised for its fault.
 
     Parameters
@@ -51,6 +53,8 @@ def store(path: Path, destination: WebDestination) -> StoreOutcome:
     path : Path
         It goes out in the transfer syntax that it is stored in.
     destination : WebDestination
+    on_bytes : callable, optional
+        Told before so many bytes leave; it may hold them back.
 
     Returns
     -------
@@ -70,7 +74,7 @@ def store(path: Path, destination: WebDestination) -> StoreOutcome:
                 "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
                 "Content-Length": str(len(head) + size + len(tail)),
             }
-            content = _pieces(path, head, tail, size)
+            content = _pieces(path, head, tail, size, on_bytes)
             url = destination.address("studies")
             with client.stream("POST", url, headers=headers, content=content) as answer:
                 return _outcome(path, uid, answer)
@@ -109,7 +113,9 @@ def _head(boundary: str) -> bytes:
     return f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
 
 
-def _pieces(path: Path, head: bytes, tail: bytes, size: int) -> Iterator[bytes]:
+def _pieces(
+    path: Path, head: bytes, tail: bytes, size: int, on_bytes: Callable[[int], None] | None
+) -> Iterator[bytes]:
     yield head
     with path.open("rb") as file:
         while size:
@@ -117,6 +123,8 @@ def _pieces(path: Path, head: bytes, tail: bytes, size: int) -> Iterator[bytes]:
             if not piece:
                 raise OSError("a file became shorter while it was read")
             size -= len(piece)
+            if on_bytes is not None:
+                on_bytes(len(piece))
             yield piece
     yield tail
 

@@ -15,11 +15,12 @@ from pynetdicom.dimse_primitives import C_MOVE
 
 from dicom_node import scu
 from dicom_node.archive import ArchiveError, Progress
-from dicom_node.arriving import Arrivals, Throttle
+from dicom_node.arriving import Arrivals
 from dicom_node.inbox import Inbox
 from dicom_node.part10 import MAX_META_BYTES, decode
 from dicom_node.ports import Caller
 from dicom_node.retrieve_scu import USUAL_CLASSES, get, move, storage_contexts
+from dicom_node.throttle import Throttle
 from tests.dicom_node.archives import fill, odd_archive, orthanc_archive, running_dcmqrscp
 from tests.dicom_node.scripted import scripted_acceptor
 from tests.dicom_node.support import ct, encoded, pdu, pdv, save, store_rq, wait_until
