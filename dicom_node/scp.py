@@ -176,15 +176,20 @@ class StorageSCP:
 
     def begin(self, association: Association, context_id: int, command: Command) -> _Reception:
         """Start to receive one instance, when its caller may send the next."""
-        self._limits.wait(association, lambda: self._waits(association))
+        caller, overdue = caller_of(association), None
+        try:
+            self._limits.wait(association, lambda: self._waits(association))
+        except Exception as error:  # noqa: BLE001 -- edge of a request: its rate cannot be counted
+            self._listener.on_failed(caller, error)
+            overdue = OUT_OF_RESOURCES, "not ready, try again later"
         context = association._accepted_cx[context_id]  # noqa: SLF001
         announcement = Announcement(
             sop_class_uid=_uid_text(command.affected_sop_class_uid),
             sop_instance_uid=_uid_text(command.affected_sop_instance_uid),
             transfer_syntax_uid=str(context.transfer_syntax[0]),
         )
-        refusal = self._refusal(context, announcement)
-        return _Reception(self._inbox, self._listener, caller_of(association), announcement, refusal)
+        refusal = overdue or self._refusal(context, announcement)
+        return _Reception(self._inbox, self._listener, caller, announcement, refusal)
 
     def _refusal(self, context: Any, announcement: Announcement) -> tuple[int, str] | None:
         """Say what speaks against an instance before it is there: what was negotiated is no wish."""
