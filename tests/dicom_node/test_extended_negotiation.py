@@ -21,7 +21,6 @@ from tests.dicom_node.support import (
     pdv,
     save,
     store_rq,
-    threads_of_associations,
     wait_until,
 )
 
@@ -244,7 +243,7 @@ def test_a_request_that_is_none_is_aborted_and_frees_its_place(
     with BytePeer(scp.port) as peer:
         peer.send(pdu(0x01, associate_rq([(CT, SYNTAX)])[6:] + tail))
         assert peer.receive()[0] == ABORT
-    wait_until(lambda: not threads_of_associations(), "the place is free", 10)
+    wait_until(lambda: scp.scp.association_count == 0, "the place is free", 10)
     negotiated(scp)
     assert scp.heard.failed == []
 
@@ -258,7 +257,7 @@ def test_an_association_whose_thread_fails_is_ended_and_told(
     with monkeypatch.context() as planted, BytePeer(scp.port) as peer:
         planted.setattr("pynetdicom.acse.negotiate_as_acceptor", fails)
         assert peer.associate()[0] == ABORT
-    wait_until(lambda: not threads_of_associations(), "the place is free")
+    wait_until(lambda: scp.scp.association_count == 0, "the place is free")
     ((caller, error),) = scp.heard.failed
     assert (caller.calling_ae_title, str(error)) == ("PACS", "planted")
     negotiated(scp)
@@ -271,7 +270,7 @@ def test_a_request_that_stops_half_way_frees_its_place_at_once(run_scp: Callable
         for peer in (stalls, leaves):
             peer.send(associate_rq([(CT, SYNTAX)])[:-10])
         leaves.socket.close()
-        wait_until(lambda: not threads_of_associations(), "both places are free")
+        wait_until(lambda: scp.scp.association_count == 0, "both places are free")
     assert time.monotonic() - began < 10
 
 
@@ -362,7 +361,7 @@ def test_messages_that_are_interleaved_store_nothing(scp: RunningSCP, sent: byte
     with hurried(scp) as peer:
         peer.send(sent)
         assert peer.receive()[0] in {ABORT, RELEASED}
-    wait_until(lambda: not threads_of_associations(), "the association ended")
+    wait_until(lambda: scp.scp.association_count == 0, "the association ended")
     assert scp.inbox.count() == 0
     assert list(scp.inbox.incoming.iterdir()) == []
     negotiated(scp)
