@@ -48,7 +48,7 @@ class Server(ThreadedAssociationServer):  # type: ignore[misc]
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Close connections far beyond the limit at once; up to it, callers get a proper rejection."""
         del request, client_address
-        return len(self.ae.active_associations) < 2 * int(self.ae.maximum_associations) + 8
+        return len(self.ae.active_associations) < int(self.ae.maximum_associations)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Forget a connection that ended before its association began; socketserver would print."""
@@ -76,7 +76,7 @@ class Handler(RequestHandler):  # type: ignore[misc]
         return association
 
     def _run(self, association: Association, run: Callable[[], None]) -> None:
-        """Run an association's thread; where that fails the connection would stay open for ever."""
+        """Run an association's thread to its end; where it fails the connection would stay open for ever."""
         try:
             run()
         except Exception as error:  # noqa: BLE001 -- edge of an association
@@ -84,3 +84,5 @@ class Handler(RequestHandler):  # type: ignore[misc]
             association.abort(block=False)
             association.kill()
             self.server.shutdown_request(self.request)
+        finally:
+            self.server.scp.on_ended(association)

@@ -34,8 +34,7 @@ class Decision:
     """Whether a caller may associate; ``reason`` is a code such as ``unknown_ae_title``.
 
     A refusal is permanent, or ``transient``: the caller may come again (PS3.8 table 9-21). Who is allowed may
-    send, ask for what is stored, report on what we gave it, or some of these; the limits hold for each
-    receiver process, 0 stands for none.
+    send, ask for what is stored, report on what we gave it, or some of these; a limit of 0 stands for none.
     """
 
     allowed: bool
@@ -53,6 +52,28 @@ class CallerPolicy(Protocol):
 
     def decide(self, caller: Caller) -> Decision:
         """Say whether this caller may associate."""
+
+
+class Places(Protocol):
+    """The places of all receivers that share a port, and the rates of their callers.
+
+    Called on the receiving path; what a receiver took is free again when it ends, however it does.
+    """
+
+    def enter(self, title: str, max_of_caller: int, max_in_all: int) -> int:
+        """Take a place for an association of an AE title, and return its number; a bound of 0 is none.
+
+        Raises
+        ------
+        NoPlaceError
+            When the caller, or all callers together, have as many as they may.
+        """
+
+    def leave(self, place: int) -> None:
+        """Give a place back that :meth:`enter` returned; once."""
+
+    def pause_s(self, title: str, per_minute: int) -> float:
+        """Take one instance of a caller's rate, and return how long it has to wait for that."""
 
 
 class Listener(Protocol):

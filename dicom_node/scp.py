@@ -14,9 +14,9 @@ from pynetdicom import AE, _config, build_context, evt
 from dicom_node import draining, negotiation, part10, tls
 from dicom_node.errors import InboxFullError, InstanceTooLargeError
 from dicom_node.inbox import Announcement, Inbox, InboxWriter
-from dicom_node.limits import Limits
+from dicom_node.limits import TOO_MANY_ASSOCIATIONS, Limits, LocalPlaces, NoPlaceError
 from dicom_node.listening import Handler, Server, SharedServer
-from dicom_node.ports import Caller, CallerPolicy, Decision, Listener
+from dicom_node.ports import Caller, CallerPolicy, Decision, Listener, Places
 from dicom_node.services import offer, serve
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ _TEMPORARY: Final = (2, 1, 1)
 _LOCAL_LIMIT: Final = (2, 3, 2)
 
 WRONG_CALLED_AE_TITLE: Final = "wrong_called_ae_title"
-TOO_MANY_ASSOCIATIONS: Final = "too_many_associations"
-TOO_MANY_OF_CALLER: Final = "too_many_of_this_caller"
 POLICY_FAILED: Final = "policy_failed"
 TLS_FAILED: Final = "tls_failed"
 
@@ -80,6 +78,8 @@ class StorageSCP:
         Is told what happened.
     services : sequence of Service
         Services beside verification and storage.
+    places : Places
+        Shared with other receivers on the port; without it this one has places of its own.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class StorageSCP:
         callers: CallerPolicy,
         listener: Listener,
         services: Sequence[Service] = (),
+        places: Places | None = None,
     ) -> None:
         self._config = config
         self._services = tuple(services)
@@ -96,7 +97,7 @@ class StorageSCP:
         self._callers = callers
         self._listener = listener
         self._ae: AE | None = None
-        self._limits = Limits()
+        self._limits = Limits(places or LocalPlaces(), config.max_associations)
         self._servers: list[Server] = []
         self.tls_port = 0  # where it listens with TLS, once it does
 
@@ -117,7 +118,7 @@ class StorageSCP:
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
         self._inbox.recover()
         ae = AE(ae_title=self._config.ae_title)
-        ae.maximum_associations = self._config.max_associations
+        ae.maximum_associations = 2 * self._config.max_associations + 8  # those that are told no among them
         ae.maximum_pdu_size = self._config.max_pdu_bytes
         ae.network_timeout = self._config.network_timeout_s
         ae.acse_timeout = self._config.association_timeout_s
@@ -175,15 +176,20 @@ class StorageSCP:
 
     def begin(self, association: Association, context_id: int, command: Command) -> _Reception:
         """Start to receive one instance, when its caller may send the next."""
-        self._limits.wait(association, lambda: self._waits(association))
+        caller, overdue = caller_of(association), None
+        try:
+            self._limits.wait(association, lambda: self._waits(association))
+        except Exception as error:  # noqa: BLE001 -- edge of a request: its rate cannot be counted
+            self._listener.on_failed(caller, error)
+            overdue = OUT_OF_RESOURCES, "not ready, try again later"
         context = association._accepted_cx[context_id]  # noqa: SLF001
         announcement = Announcement(
             sop_class_uid=_uid_text(command.affected_sop_class_uid),
             sop_instance_uid=_uid_text(command.affected_sop_instance_uid),
             transfer_syntax_uid=str(context.transfer_syntax[0]),
         )
-        refusal = self._refusal(context, announcement)
-        return _Reception(self._inbox, self._listener, caller_of(association), announcement, refusal)
+        refusal = overdue or self._refusal(context, announcement)
+        return _Reception(self._inbox, self._listener, caller, announcement, refusal)
 
     def _refusal(self, context: Any, announcement: Announcement) -> tuple[int, str] | None:
         """Say what speaks against an instance before it is there: what was negotiated is no wish."""
@@ -222,15 +228,29 @@ class StorageSCP:
     def _on_requested(self, event: Any) -> None:
         association = event.assoc
         caller = caller_of(association)
-        decision, words = self.decide(caller)
-        if decision.allowed and not self._limits.admit(association, caller, decision):
-            decision, words = Decision(allowed=False, reason=TOO_MANY_OF_CALLER), _LOCAL_LIMIT
+        decision, words = self._admit(association, caller)
         if decision.allowed:
             association.acceptor.supported_contexts = list(self._supported(association, decision))
             return
         association.acse.send_reject(*words)
         self._listener.on_rejected(caller, decision.reason)
         association.kill()
+
+    def _admit(self, association: Association, caller: Caller) -> tuple[Decision, tuple[int, int, int]]:
+        decision, words = self.decide(caller)
+        if decision.allowed:
+            try:
+                self._limits.admit(association, caller, decision)
+            except NoPlaceError as error:
+                return Decision(allowed=False, reason=error.reason), _LOCAL_LIMIT
+            except Exception as error:  # noqa: BLE001 -- edge of an association: uncounted nobody may in
+                self._listener.on_failed(caller, error)
+                return Decision(allowed=False, reason=POLICY_FAILED), _TEMPORARY
+        return decision, words
+
+    def on_ended(self, association: Association) -> None:
+        """Give back the place of an association that is over."""
+        self._limits.leave(association)
 
     def _supported(self, association: Association, decision: Decision) -> Sequence[Any]:
         offered = offer(self._services, decision)

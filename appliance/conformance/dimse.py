@@ -217,7 +217,7 @@ def _policies(found: Inspected) -> Iterable[tuple[str, str]]:
     yield "implementation class UID", f"`{part10.IMPLEMENTATION_CLASS_UID}`"
     yield "implementation version name", f"`{part10.IMPLEMENTATION_VERSION_NAME}`"
     yield "largest PDU received", f"{config.max_pdu_bytes} bytes"
-    yield "associations accepted at once", f"{dicom.max_associations} in each process (setting)"
+    yield "associations accepted at once", f"{dicom.max_associations} (setting)"
     yield (
         "asynchronous operations",
         "no window is answered: one operation at a time; others wait for their turn",

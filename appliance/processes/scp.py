@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from appliance.callers import DatabaseCallers
     from appliance.peers import CallerRecorder
+    from appliance.places import SharedPlaces
     from appliance.settings import DICOMSettings
     from dicom_node.inbox import InboxEntry
     from dicom_node.ports import Caller
@@ -113,9 +114,8 @@ def _body(process: base.Process) -> None:
     _talk_to_database(callers, recorder, meter)
     inbox = open_inbox(zone, process.name)
     policy = WithSpace(callers, dicom, inbox.root)
-    scp = StorageSCP(
-        _config(process), inbox, policy, reporter, dimse.services(zone, partial(proofs.take_report, zone))
-    )
+    services = dimse.services(zone, partial(proofs.take_report, zone))
+    scp = StorageSCP(_config(process), inbox, policy, reporter, services, _places(process))
     port = scp.start()
     siblings = Siblings("scp", process, 1 if process.number else dicom.processes)
     try:
@@ -156,6 +156,15 @@ def _config(process: base.Process) -> SCPConfig:
         tls_port=ports[1],
         shared=dicom.processes > 1,
     )
+
+
+def _places(process: base.Process) -> SharedPlaces | None:
+    """Return the places that the receivers share; one that is alone needs none."""
+    from appliance.places import SharedPlaces  # noqa: PLC0415 - signals and logs first
+
+    if process.settings.dicom.processes == 1:
+        return None
+    return SharedPlaces(node.run_dir(process.settings) / "places")
 
 
 def _tls(dicom: DICOMSettings) -> TLSOptions | None:

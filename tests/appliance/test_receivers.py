@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -45,7 +45,15 @@ pytestmark = [pytest.mark.e2e, pytest.mark.dcmtk]
 
 
 @pytest.fixture
-def processes(make_node: Callable[..., Settings], tmp_path: Path) -> Iterator[Processes]:
+def limits() -> dict[str, Any]:
+    """What the peer may take; none."""
+    return {}
+
+
+@pytest.fixture
+def processes(
+    make_node: Callable[..., Settings], tmp_path: Path, limits: dict[str, Any]
+) -> Iterator[Processes]:
     settings = make_node(dicom={"port": 0, "min_free_mib": 1, "processes": RECEIVERS})
     config = tmp_path / "cloister.toml"
     config.write_text(
@@ -55,7 +63,7 @@ def processes(make_node: Callable[..., Settings], tmp_path: Path) -> Iterator[Pr
     )
     zone = node.open_clinical(settings)
     with writing(zone.engine) as session:
-        add_peer(session, zone.ledger, NewPeer("pacs", "PACS", "127.0.0.0/8", may_send=True))
+        add_peer(session, zone.ledger, NewPeer("pacs", "PACS", "127.0.0.0/8", may_send=True, **limits))
     zone.engine.dispose()
     group = Processes(settings, config)
     yield group
@@ -163,3 +171,57 @@ def test_receivers_told_to_stop_finish_what_they_are_at(processes: Processes) ->
     assert first.wait(10) == 0
     entries = settings.data_root / "clinical" / "inbox" / "entries"
     assert sum(1 for _ in entries.iterdir()) == SENDERS
+
+
+def connections(pid: int, port: int) -> int:
+    """Return how many associations a receiver has."""
+    open_now = psutil.Process(pid).net_connections("tcp")
+    return sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port == port for one in open_now)
+
+
+def fill(stack: ExitStack, port: int) -> list[BytePeer]:
+    """Associate until there is no place for the peer any more."""
+    peers: list[BytePeer] = []
+    while True:
+        peer = stack.enter_context(BytePeer(port))
+        kind, body = peer.associate()
+        if kind != 0x02:
+            assert (kind, body[1:4]) == (0x03, bytes((2, 3, 2))), "transient, local limit exceeded"
+            return peers
+        peers.append(peer)
+
+
+@pytest.mark.parametrize("limits", [{"max_associations": 10}], ids=["ten"])
+def test_a_peer_has_its_places_in_all_receivers_together_and_a_killed_one_gives_them_back(
+    processes: Processes,
+) -> None:
+    processes.start("scp")
+    settings = processes.settings
+    wait_until(lambda: all_listen(settings), "all receivers listen", 60)
+    port, (killed, *_) = processes.port(), siblings(settings)
+    held = 0
+    while not held:  # the kernel spreads connections by chance
+        with ExitStack() as stack:
+            assert len(fill(stack, port)) == 10
+            held = connections(killed, port)
+            if held:
+                psutil.Process(killed).send_signal(signal.SIGKILL)
+                psutil.Process(killed).wait(10)
+                assert len(fill(stack, port)) == held
+        wait_until(lambda: all(connections(pid, port) == 0 for pid in siblings(settings)), "all ended")
+
+
+@pytest.mark.parametrize("limits", [{"max_instances_per_minute": 600}], ids=["ten a second"])
+def test_a_peer_has_one_rate_in_all_receivers_together(processes: Processes, tmp_path: Path) -> None:
+    """A burst of ten seconds' worth passes; by itself each receiver would let its share pass at once."""
+    files = [save(ct(), tmp_path / f"{number:03d}.dcm") for number in range(140)]
+    processes.start("scp")
+    settings = processes.settings
+    wait_until(lambda: all_listen(settings), "all receivers listen", 60)
+    began = time.monotonic()
+    senders = [sender(processes.port(), files[number::SENDERS]) for number in range(SENDERS)]
+    outputs = [one.communicate(timeout=60)[0] for one in senders]
+    assert time.monotonic() - began > 3.5
+    assert sum(len(succeeded(output, files)) for output in outputs) == len(files)
+    wait_until(lambda: received(settings, "scp") == len(files), "the first one tells what all received")
+    assert 0 < sum(received(settings, f"scp_{number}") for number in range(1, RECEIVERS)) < len(files)

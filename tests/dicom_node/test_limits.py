@@ -10,14 +10,16 @@ import pytest
 from pydicom.uid import CTImageStorage
 
 from dicom_node.inbox import Inbox
-from dicom_node.limits import Limits
-from dicom_node.ports import Caller, Decision
-from tests.dicom_node.support import BytePeer, ct, encoded, pdu, pdv, start_scp, store_rq, wait_until
+from dicom_node.limits import LocalPlaces
+from dicom_node.ports import Decision
+from dicom_node.scp import SCPConfig, StorageSCP
+from tests.dicom_node.support import BytePeer, Heard, ct, encoded, pdu, pdv, start_scp, store_rq, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from dicom_node.ports import Caller
     from tests.dicom_node.support import RunningSCP
 
 
@@ -30,13 +32,6 @@ class Bounded:
     def decide(self, caller: Caller) -> Decision:
         del caller
         return self.decision
-
-
-class Alive:
-    """Stands for an association: its thread runs."""
-
-    def is_alive(self) -> bool:
-        return True
 
 
 @pytest.fixture
@@ -90,12 +85,37 @@ def test_stopping_ends_the_wait(tmp_path: Path) -> None:
         assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize(("per_minute", "count", "seconds"), [(60, 100, 90), (600, 1000, 90), (1, 3, 120)])
-def test_a_rate_lets_a_short_burst_pass(per_minute: int, count: int, seconds: float) -> None:
-    at = [1000.0]
-    limits, association = Limits(lambda: at[0]), Alive()
-    decision = Decision(allowed=True, max_instances_per_minute=per_minute)
-    assert limits.admit(association, Caller("CT1", "CLOISTER", "127.0.0.1"), decision)
-    for _ in range(count):
-        at[0] += limits.pause_s(association)
-    assert at[0] - 1000 == pytest.approx(seconds, abs=1.5)
+class Broken(LocalPlaces):
+    """Places that fail when they are told to."""
+
+    fails = False
+
+    def enter(self, title: str, max_of_caller: int, max_in_all: int) -> int:
+        if self.fails:
+            raise OSError("planted")
+        return super().enter(title, max_of_caller, max_in_all)
+
+    def pause_s(self, title: str, per_minute: int) -> float:
+        if self.fails:
+            raise OSError("planted")
+        return super().pause_s(title, per_minute)
+
+
+def test_where_nothing_can_be_counted_nothing_comes_in_for_now(tmp_path: Path) -> None:
+    heard, places = Heard(), Broken()
+    policy = Bounded(Decision(allowed=True, max_instances_per_minute=60))
+    inbox = Inbox(tmp_path / "inbox", min_free_bytes=0)
+    scp = StorageSCP(SCPConfig("CLOISTER"), inbox, policy, heard, (), places)
+    port = scp.start()
+    ds = ct()
+    with BytePeer(port) as peer, BytePeer(port) as other:
+        assert peer.associate()[0] == 0x02
+        places.fails = True
+        assert peer.store(encoded(ds), CTImageStorage, ds.SOPInstanceUID) == 0xA700
+        kind, body = other.associate()
+        assert (kind, body[1:4]) == (0x03, bytes((2, 1, 1))), "transient, no reason given"
+        places.fails = False
+        assert peer.store(encoded(ds), CTImageStorage, ds.SOPInstanceUID) == 0
+        assert peer.release() == 0x06
+    scp.stop()
+    assert (inbox.count(), [str(error) for _, error in heard.failed]) == (1, ["planted", "planted"])
