@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -36,7 +36,7 @@ from pydicom.uid import (
 )
 
 from tests.benchmarks.disk import durable_per_s
-from tests.benchmarks.receivers import CALLING, RECEIVERS, Receiver, installed, peak_mib
+from tests.benchmarks.receivers import CALLING, RECEIVERS, Memory, Receiver, installed
 from tests.dicom_node.support import DCMTK, ct, program, save, wait_until
 
 if TYPE_CHECKING:
@@ -142,15 +142,16 @@ def measure(
     environment: dict[str, str],
     processes: int,
 ) -> tuple[float, float]:
-    """Run one receiver once; return instances per second, and its peak of resident memory in MiB."""
+    """Run one receiver once; return instances per second, and its peak of memory in MiB."""
     groups = [paths[number::associations] for number in range(associations)]
     with RECEIVERS[name](folder, processes) as receiver:
         os.sync()
-        seconds = send(receiver, groups, environment)
-        memory = peak_mib(receiver.pid) if name == "cloister" else 0.0
+        with ExitStack() as stack:
+            memory = stack.enter_context(Memory(receiver.pid)) if name == "cloister" else None
+            seconds = send(receiver, groups, environment)
         if receiver.count() is not None:
             wait_until(lambda: receiver.count() == len(paths), f"{name} holds all instances")
-    return len(paths) / seconds, memory
+    return len(paths) / seconds, memory.peak_mib if memory is not None else 0.0
 
 
 def run(
@@ -179,8 +180,8 @@ def run(
     -------
     dict
         ``rows`` of ``case, associations, cloister_per_s, orthanc_per_s, dcmtk_per_s, sink_per_s, disk_per_s``
-        (instances per second), the same in MB/s, and ``cloister_peak_mib``; null where a receiver is not
-        installed.
+        (instances per second), the same in MB/s, and ``cloister_peak_mib`` (over all receiver processes,
+        pages that they share counted once); null where a receiver is not installed.
     """
     environment = dict(os.environ)
     if buffers:

@@ -6,10 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import psutil
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 CALLING: Final = "DCMSEND"
+LOOK_EVERY_S: Final = 0.5
 ROOT: Final = Path(__file__).resolve().parents[2]
 
 
@@ -132,13 +134,41 @@ def installed(name: str) -> bool:
     return needed is None or os.access(needed, os.X_OK)
 
 
-def peak_mib(pid: int) -> float:
-    """Return the largest resident memory that a process and those it started have had, summed, in MiB."""
-    process = psutil.Process(pid)
-    family = [process, *process.children(recursive=True)]
-    return sum(_peak_kib(one.pid) for one in family if one.status() != psutil.STATUS_ZOMBIE) / 1024
+class Memory:
+    """Watches the memory of a process and those it started: pages that they share count once (PSS).
+
+    Parameters
+    ----------
+    pid : int
+        Of the first one.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.peak_mib = 0.0
+        self._process = psutil.Process(pid)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK_EVERY_S):
+            self._look()
+
+    def _look(self) -> None:
+        held = sum(_pss(one) for one in (self._process, *self._process.children(recursive=True)))
+        self.peak_mib = max(self.peak_mib, held / 2**20)
 
 
-def _peak_kib(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+def _pss(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):  # it ended since it was listed
+        return 0
