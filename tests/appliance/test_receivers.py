@@ -108,7 +108,7 @@ def test_receivers_share_a_port_and_the_inbox(processes: Processes, tmp_path: Pa
     assert 0 < sum(shares) < len(files)
 
     first.terminate()
-    assert first.wait(8) == 0
+    assert first.wait(30) == 0
     assert siblings(settings) == []
     counted = figures.collected(figures.folder_of(settings))
     assert sum(counted["cloister_receive_seconds", ()][:-1]) == len(files)
@@ -168,7 +168,7 @@ def test_receivers_told_to_stop_finish_what_they_are_at(processes: Processes) ->
             peer.send(pdu(0x04, pdv(1, 0x02, encoded(ds)[100:])))
             assert peer.status() == 0
             assert peer.release() == 0x06
-    assert first.wait(10) == 0
+    assert first.wait(30) == 0
     entries = settings.data_root / "clinical" / "inbox" / "entries"
     assert sum(1 for _ in entries.iterdir()) == SENDERS
 

@@ -67,7 +67,7 @@ def test_an_instance_on_its_way_and_the_next_are_stored_before_the_end(scp: Runn
         assert peer.status() == 0
         assert peer.store(encoded(second), CTImageStorage, second.SOPInstanceUID, 2) == 0
         assert peer.release() == 0x06
-    ending.join(5)
+    ending.join(20)
     assert not ending.is_alive(), "it waits for nobody"
     held = {entry.sop_instance_uid for entry in scp.inbox.entries(10)}
     assert held == {first.SOPInstanceUID, second.SOPInstanceUID}
@@ -80,7 +80,7 @@ def test_an_association_between_two_messages_is_aborted_at_once(scp: RunningSCP)
         assert peer.store(encoded(ds), CTImageStorage, ds.SOPInstanceUID) == 0
         ending = Ending(scp, 60)
         assert peer.receive()[0] == 0x07
-    ending.join(5)
+    ending.join(20)
     assert not ending.is_alive()
 
 
@@ -93,7 +93,7 @@ def test_who_does_not_finish_in_time_is_aborted_and_leaves_nothing(scp: RunningS
         ending = Ending(scp, 1.5)
         kind, _ = peer.receive()
         assert kind in {0x07, 0}, "an abort, or the end of the connection"
-    ending.join(10)
+    ending.join(20)
     assert not ending.is_alive()
     wait_until(lambda: not any(scp.inbox.incoming.iterdir()), "what was half there is gone")
     assert scp.inbox.count() == 0
