@@ -269,6 +269,7 @@ def destination_of(peer: Peer, dicom: DICOMSettings, timeout_s: float = 30) -> D
         port=peer.port,
         timeout_s=timeout_s,
         tls=tls_options_of(peer, dicom) if peer.tls else None,
+        max_kib_per_s=peer.max_kib_per_s,
     )
 
 

@@ -6,6 +6,7 @@ that one, they are converted to an uncompressed one that it takes.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from dicom_node.negotiation import IMPLICIT_VR_LITTLE_ENDIAN, Roles
 from dicom_node.query import Level, Query, QueryError
 from dicom_node.scu import EXPLICIT_VR_LITTLE_ENDIAN, AssociationError, associate
 from dicom_node.services import RequestError, Service
+from dicom_node.throttle import Throttle
 from dicom_node.transcoding import TranscodingError, can_transcode, transcode
 
 if TYPE_CHECKING:
@@ -233,11 +235,12 @@ def _move(
             counts.note(instance, None)
         return
     originator = (exchange.caller.calling_ae_title, int(exchange.request.MessageID))
+    pace = Throttle(destination.max_kib_per_s).take
     try:
         for number, instance in enumerate(batch):
             if exchange.cancelled() or not exchange.is_open:
                 break
-            counts.note(instance, _send(association, instance, number % 0xFFFF + 1, originator))
+            counts.note(instance, _send(association, instance, number % 0xFFFF + 1, originator, pace))
             if counts.remaining:
                 exchange.respond(PENDING, fields=counts.fields(with_remaining=True))
     finally:
@@ -246,18 +249,23 @@ def _move(
 
 
 def _send(
-    association: Association, instance: StoredInstance, message_id: int, originator: tuple[str, int] | None
+    association: Association,
+    instance: StoredInstance,
+    message_id: int,
+    originator: tuple[str, int] | None,
+    pace: Callable[[int], None] | None = None,
 ) -> int | None:
     syntax = _conversion(association, instance)
+    send = functools.partial(
+        sending.send_store, association, message_id=message_id, originator=originator, on_bytes=pace
+    )
     try:
         if not syntax:
-            return sending.send_store(
-                association, instance.path, message_id=message_id, originator=originator
-            )
+            return send(instance.path)
         with tempfile.TemporaryDirectory(prefix="cloister-") as folder:
             converted = Path(folder, "converted.dcm")
             transcode(instance.path, converted, syntax)
-            return sending.send_store(association, converted, message_id=message_id, originator=originator)
+            return send(converted)
     except sending.SendingError as error:
         if error.ended and association.is_acceptor:
             raise

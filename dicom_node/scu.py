@@ -45,6 +45,7 @@ class Destination:
     port: int
     timeout_s: float = 30
     tls: secure.TLSOptions | None = None  # None: no TLS
+    max_kib_per_s: int = 0  # of what a C-MOVE sends there; 0: no bound
 
 
 @dataclass(frozen=True)

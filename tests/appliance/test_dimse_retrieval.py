@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pynetdicom import build_role, evt
 from pynetdicom.dsutils import decode as decode_data_set
+from sqlalchemy import update
 
 from appliance import dimse
 from appliance.catalogue import DatabaseCatalogue
@@ -181,6 +183,21 @@ def test_a_study_goes_to_another_application_entity(
     assert [one.get("NumberOfRemainingSuboperations") for one in responses] == [2, 1, None]
     held = DatabaseCatalogue(filled.zone).instances("1.2.1")
     assert reading_room() == {one.sop_instance_uid: stored_data(one.path) for one in held}
+
+
+@pytest.mark.dcmtk
+def test_the_speed_to_another_application_entity_is_bounded(
+    filled: Node, reading_room: Callable[[], dict[str, bytes]]
+) -> None:
+    with writing(filled.zone.engine) as session:
+        session.execute(update(Peer).where(Peer.name == "ROOM").values(max_kib_per_s=1))
+    held = DatabaseCatalogue(filled.zone).instances("1.2.1")
+    least_s = sum(len(stored_data(one.path)) for one in held) / 1024 - 1  # one second's share goes at once
+    assert least_s > 0.5
+    began = time.monotonic()
+    move(filled, "ROOM", StudyInstanceUID="1.2.1")
+    assert time.monotonic() - began >= least_s
+    assert len(reading_room()) == 3
 
 
 @pytest.mark.dcmtk
