@@ -14,11 +14,13 @@ from pydicom import dcmread
 from dicom_node import scu
 from dicom_node.dicomweb import stow, stow_client
 from dicom_node.dicomweb.http import WebDestination
+from dicom_node.finding import find_service
+from dicom_node.inbox import Inbox
 from dicom_node.ports import Caller
 from dicom_node.query import Level, Query, StoredInstance
 from dicom_node.query_scu import find
 from dicom_node.retrieve_scu import get, move
-from dicom_node.retrieving import move_service
+from dicom_node.retrieving import get_service, move_service
 from dicom_node.scp import SCPConfig, StorageSCP
 from dicom_node.scu import Destination
 from dicom_node.tls import TLSOptions
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from dicom_node.inbox import Inbox
     from tests.dicom_node.support import RunningSCP
 
 
@@ -123,6 +124,32 @@ def test_what_a_workstation_moves_goes_to_a_destination_over_tls(
             scp.stop()
         names = {str(dcmread(path).SOPInstanceUID) for path in (tmp_path / "room").iterdir()}
     assert names == {str(dcmread(path).SOPInstanceUID) for path in paths}
+
+
+@pytest.mark.dcmtk
+def test_workstations_query_and_retrieve_over_mutual_tls(
+    inbox: Inbox, authority: Authority, tmp_path: Path
+) -> None:
+    ours, theirs = authority.issue("cloister"), authority.issue("workstation")
+    paths = study(tmp_path)
+    shelf = OneStudy(paths)
+    services = [find_service(shelf, "CLOISTER"), get_service(shelf, Silent())]
+    config = SCPConfig("CLOISTER", plain=False, tls=ours.options(authority.file))
+    scp = StorageSCP(config, inbox, Everything(), Heard(), services)
+    port = scp.start()
+    key = ["-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID"]
+    shown: list[str | Path] = ["+tls", theirs.key, theirs.certificate, "+cf", authority.file]
+    got = Inbox(tmp_path / "got", min_free_bytes=0)
+    try:
+        done = dcmtk("findscu", "-v", "-S", *shown, "-aec", "CLOISTER", *key, "127.0.0.1", str(port))
+        assert "[1.2.0" in done.stdout + done.stderr
+        assert dcmtk("findscu", "-S", *key, "127.0.0.1", str(port), check=False).returncode != 0
+        archive = Destination("CLOISTER", "127.0.0.1", port, 10, theirs.options(authority.file))
+        keys = {"StudyInstanceUID": STUDY}
+        assert get(archive, "STATION", keys, Patience(), arrivals(got), sop_classes=[CT]).stored == 5
+    finally:
+        scp.stop()
+    assert held(got) == sent(paths)
 
 
 @contextmanager
