@@ -74,7 +74,10 @@ def _frames(one: StoredInstance, request: Request) -> Response:
         return Response(first, media_type=form.header)
     boundary = secrets.token_hex(16)
     kind = f'{MULTIPART}; type="{form.media_type}"; boundary={boundary}'
-    return StreamingResponse(_message(first, parts, form, boundary), media_type=kind)
+    message = _message(first, parts, form, boundary)
+    if len(numbers) == 1:  # as viewers ask; it is in memory already
+        return Response(b"".join(message), media_type=kind)
+    return StreamingResponse(message, media_type=kind)
 
 
 def _opened(one: StoredInstance) -> Image:
