@@ -36,6 +36,14 @@ def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def everybody_runs(ring: Ring) -> None:
+    """Start what a test left dead that failed: the next one has a fault of its own to find."""
+    for program in (ring.coordinator, *(member.program for member in ring.members.values())):
+        if program.process is None:
+            program.start()
+
+
 def counted_sites(view: RunProgress, number: int) -> set[str]:
     return {one.site for one in view.rounds[number - 1].sites if one.accepted}
 
@@ -117,19 +125,22 @@ def test_every_site_makes_its_own_package_of_the_final_model(ring: Ring) -> None
 
 def test_a_site_that_dies_in_a_round_neither_stops_nor_falsifies_the_run(ring: Ring) -> None:
     plan = ring.submit(
-        total_rounds=3, min_sites=2, straggler_wait_s=3.0, strategy=Strategy("fedprox", {"mu": 0.01})
+        total_rounds=6, min_sites=2, straggler_wait_s=3.0, strategy=Strategy("fedprox", {"mu": 0.01})
     )
     ring.approve(plan)
     west = ring.members["west"]
-    until(lambda: bool(west.rounds(plan.run_id)), 60, "west is asked for round 1")
+    until(lambda: bool(west.rounds(plan.run_id)), 60, "west is asked for a round")
     west.program.kill()
+    died_in = max(row.number for row in west.rounds(plan.run_id))  # on a busy machine not always the first
 
     view = ring.until_over(plan)
 
     assert view.state == "done", view.reason
-    for number in (2, 3):
-        assert counted_sites(view, number) == {"north", "south"}
-    assert {"north", "south"} <= counted_sites(view, 1)
+    assert died_in < 6
+    for number in range(1, 7):
+        others = counted_sites(view, number) - {"west"}
+        assert others == {"north", "south"}
+        assert number <= died_in or counted_sites(view, number) == others
     check_arithmetic(ring, plan)
     assert {one.site for one in view.final if one.accepted} == {"north", "south"}
     west.program.start()
