@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.errors import PreprocessingError
-from inference.pixels import GreyImage, apply_voi, has_voi, read_grey
 from inference.resampling import FILTERS, fit, resize
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+    from inference.pixels import GreyImage
 
 INTENSITY: Final = ("percentile", "voi", "voi_or_percentile")
 COLOR_HANDLING: Final = ("refuse", "luminance")
@@ -100,6 +101,8 @@ def prepare(ds: Dataset, spec: PreprocessingSpec) -> npt.NDArray[np.float32]:
     PreprocessingError
         Naming why the picture is not usable, never a value of it.
     """
+    from inference.pixels import read_grey  # noqa: PLC0415 - brings pydicom, which a task alone does not need
+
     image = read_grey(ds, accept_color=spec.color == "luminance")
     return _finish(shown(ds, image, spec), image.pixel_aspect, spec)
 
@@ -125,6 +128,8 @@ def prepare_pixels(
     ndarray
         float32, shape (1, rows, columns).
     """
+    from inference.pixels import GreyImage  # noqa: PLC0415 - as above
+
     if pixels.ndim != 2 or pixels.size == 0:
         raise PreprocessingError("pixel.size", "expected a picture of shape (rows, columns)")
     if spec.intensity == "voi":
@@ -152,6 +157,8 @@ def shown(ds: Dataset | None, image: GreyImage, spec: PreprocessingSpec) -> npt.
     ndarray
         uint16, shape of the picture.
     """
+    from inference.pixels import apply_voi, has_voi  # noqa: PLC0415 - as above
+
     if not image.valid.any():
         raise PreprocessingError("pixel.empty", "every pixel is padding")
     if ds is not None and (

@@ -187,6 +187,7 @@ def fill(stack: ExitStack, port: int) -> list[BytePeer]:
         kind, body = peer.associate()
         if kind != 0x02:
             assert (kind, body[1:4]) == (0x03, bytes((2, 3, 2))), "transient, local limit exceeded"
+            peer.socket.close()  # or it counts among the connections of who refused it
             return peers
         peers.append(peer)
 
