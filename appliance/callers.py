@@ -36,9 +36,7 @@ _LOG = logs.logger(__name__)
 
 
 @dataclass(frozen=True)
-class Sender:
-    """A peer, as far as its calls are judged."""
-
+class _Sender:
     ae_title: str
     host: str
     tls: bool = False
@@ -72,8 +70,8 @@ def is_of(peer: Peer, caller: Caller) -> bool:
     return network is None or ipaddress.ip_address(caller.address) in network
 
 
-def _sender(peer: Peer) -> Sender:
-    return Sender(
+def _sender(peer: Peer) -> _Sender:
+    return _Sender(
         peer.ae_title,
         peer.host,
         peer.tls,
@@ -112,7 +110,7 @@ class DatabaseCallers:
         self._engine = engine
         self._names = names
         self._snapshot = snapshot
-        self._senders: tuple[Sender, ...] | None = None
+        self._senders: tuple[_Sender, ...] | None = None
         self._written = ""
         self._load()
 
@@ -164,7 +162,7 @@ class DatabaseCallers:
             text = self._snapshot.read_text(encoding="ascii")
             content = json.loads(text)["senders"]
             senders = tuple(
-                Sender(
+                _Sender(
                     str(row["ae_title"]),
                     str(row["host"]),
                     bool(row["tls"]),
@@ -191,7 +189,7 @@ class DatabaseCallers:
         self._senders = senders
         self._written = text
 
-    def _save(self, senders: tuple[Sender, ...]) -> None:
+    def _save(self, senders: tuple[_Sender, ...]) -> None:
         """Write what is known if it changed; a disk that takes nothing must not stop receiving."""
         rows = []
         for sender in senders:

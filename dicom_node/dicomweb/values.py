@@ -78,9 +78,10 @@ def _written_numbers(vr: str, raw: bytes) -> dict[str, Any] | None:
     number = int if vr == "IS" else float
     try:
         values = [number(part) for part in text.split("\\")]
-    except ValueError:
+        finite = all(map(math.isfinite, values))
+    except (ValueError, OverflowError):  # the latter of an integer beyond any float
         return None
-    return _described(vr, values) if all(map(math.isfinite, values)) else None
+    return _described(vr, values) if finite else None
 
 
 def _described(vr: str, values: Sequence[Any]) -> dict[str, Any]:

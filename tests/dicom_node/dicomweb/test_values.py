@@ -61,13 +61,26 @@ def test_an_implicit_vr_is_looked_up_and_an_unknown_one_left_to_others() -> None
         ("DS", b"1,5"),
         ("DS", b"nan"),
         ("IS", b"1.5"),
+        ("IS", b"9" * 400),
         ("US", b"\x01"),
         ("FL", b"\x00\x00\xc0\x7f"),
         ("PN", b"A^B"),
         ("AT", b"\x08\x00\x18\x00"),
         ("LO", None),
     ],
-    ids=["text", "escapes", "comma", "nan", "fraction", "odd", "not-a-number", "PN", "AT", "deferred"],
+    ids=[
+        "text",
+        "escapes",
+        "comma",
+        "nan",
+        "fraction",
+        "endless",
+        "odd",
+        "not-a-number",
+        "PN",
+        "AT",
+        "deferred",
+    ],
 )
 def test_what_is_not_plain_is_left_to_the_thorough_way(vr: str, value: bytes | None) -> None:
     assert values.plain(raw(vr, value)) is None
