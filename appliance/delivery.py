@@ -129,8 +129,7 @@ def align(zone: ClinicalZone) -> int:
         for delivery, state, reason in rows:
             if state == WorkState.DEAD:
                 delivery.state, delivery.reason = DEAD, reason
-                body = {"delivery_id": delivery.id, "peer_id": delivery.peer_id}
-                zone.ledger.append(session, kind=RESULT_STOPPED, subject_id=delivery.result_id, body=body)
+                _note_stopped(zone, session, delivery)
             else:
                 delivery.state, delivery.reason = QUEUED, None
         return len(rows)
@@ -292,6 +291,10 @@ def stop_waiting(zone: ClinicalZone, session: Session, delivery: Delivery, refus
         job.next_try_at = now() + timedelta(seconds=retry_in_s(job.attempts, job.id))
         return
     job.state, delivery.state = WorkState.DEAD, DEAD
+    _note_stopped(zone, session, delivery)
+
+
+def _note_stopped(zone: ClinicalZone, session: Session, delivery: Delivery) -> None:
     body = {"delivery_id": delivery.id, "peer_id": delivery.peer_id}
     zone.ledger.append(session, kind=RESULT_STOPPED, subject_id=delivery.result_id, body=body)
 
@@ -341,8 +344,7 @@ def _stop(
         delivery.state, delivery.reason = DEAD, reason
         if quarantine is not None:
             _add_quarantine(zone, session, order, quarantine)
-        body = {"delivery_id": order.delivery_id, "peer_id": order.peer.id}
-        zone.ledger.append(session, kind=RESULT_STOPPED, subject_id=order.result_id, body=body)
+        _note_stopped(zone, session, delivery)
         claim.die(reason, session)
 
 

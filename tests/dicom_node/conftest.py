@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dicom_node.inbox import Inbox
+from tests.dicom_node.authority import Authority
 from tests.dicom_node.support import Everybody, RunningSCP, start_scp
 
 if TYPE_CHECKING:
@@ -38,3 +39,11 @@ def run_scp(inbox: Inbox) -> Iterator[Callable[..., RunningSCP]]:
 def scp(run_scp: Callable[..., RunningSCP]) -> RunningSCP:
     """Give a running SCP that knows everybody but EVIL."""
     return run_scp(Everybody("EVIL"))
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    """Give a certificate authority."""
+    folder = tmp_path / "ca"
+    folder.mkdir()
+    return Authority(folder)

@@ -19,13 +19,14 @@ from dicom_node.dicomweb.http import WebDestination
 from dicom_node.probing import Side, Step, StepFailedError, StepState, Trail, reach
 from dicom_node.scu import Destination
 from dicom_node.tls import TLSOptions
-from tests.dicom_node.authority import Authority, Issued
 from tests.dicom_node.orthanc import Orthanc, running_orthanc
 from tests.dicom_node.support import DCMTK, free_port, kill_group, program
 from tests.dicom_node.test_tls import wait_for_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from tests.dicom_node.authority import Authority, Issued
 
 SR = [("Comprehensive SR", "1.2.840.10008.5.1.4.1.1.88.33")]
 BOTH = [*SR, ("Secondary Capture", "1.2.840.10008.5.1.4.1.1.7")]
@@ -40,13 +41,6 @@ PresentationContext1 = SecondaryCaptureImageStorage\\Uncompressed
 [Captures]
 PresentationContexts = Captures
 """
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    folder = tmp_path / "ca"
-    folder.mkdir()
-    return Authority(folder)
 
 
 def at(port: int, tls: TLSOptions | None = None, timeout_s: float = 2) -> Destination:

@@ -40,13 +40,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    folder = tmp_path / "ca"
-    folder.mkdir()
-    return Authority(folder)
-
-
-@pytest.fixture
 def secured(run_scp: Callable[..., RunningSCP], authority: Authority) -> RunningSCP:
     """Give an SCP that listens with TLS alone and wants a certificate."""
     return run_scp(plain=False, tls=authority.issue("cloister").options(authority.file))

@@ -22,13 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    folder = tmp_path / "ca"
-    folder.mkdir()
-    return Authority(folder)
-
-
 @contextmanager
 def storescp(folder: Path, shown: Issued, *options: str | Path) -> Iterator[int]:
     folder.mkdir(exist_ok=True)

@@ -17,7 +17,6 @@ from dicom_node.dicomweb.http import WebDestination
 from dicom_node.probing import StepFailedError, Trail, reach
 from dicom_node.scu import Destination
 from dicom_node.tls import TLSOptions
-from tests.dicom_node.authority import Authority, Issued
 from tests.dicom_node.orthanc import Orthanc, running_orthanc
 from tests.dicom_node.support import RunningSCP, ct, encoded, save, wait_until
 
@@ -25,12 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    folder = tmp_path / "ca"
-    folder.mkdir()
-    return Authority(folder)
+    from tests.dicom_node.authority import Authority, Issued
 
 
 @pytest.mark.orthanc

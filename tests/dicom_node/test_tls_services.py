@@ -25,7 +25,6 @@ from dicom_node.scp import SCPConfig, StorageSCP
 from dicom_node.scu import Destination
 from dicom_node.tls import TLSOptions
 from tests.dicom_node.archives import orthanc_archive
-from tests.dicom_node.authority import Authority, Issued
 from tests.dicom_node.dicomweb.server import frame
 from tests.dicom_node.support import Heard, dcmtk, save, wait_until
 from tests.dicom_node.support import ct as drawn
@@ -37,14 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from tests.dicom_node.authority import Authority, Issued
     from tests.dicom_node.support import RunningSCP
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    folder = tmp_path / "ca"
-    folder.mkdir()
-    return Authority(folder)
 
 
 @pytest.mark.orthanc
