@@ -150,7 +150,7 @@ def test_a_source_has_a_longest_wait_of_its_own(zone: ClinicalZone, inbox: Inbox
 def test_a_complete_study_is_assembled_without_a_quiet_period(zone: ClinicalZone, inbox: Inbox) -> None:
     receive(zone, inbox, *study_of(2))
     study_id = complete(zone)
-    assert intake.assemble_due(zone, later(1)).assembled == 1
+    assert intake.assemble_due(zone, later(QUIET_S - 1)).assembled == 1
     assert rows(zone, StudyRevision)[0].instance_count == 2
     with writing(zone.engine) as session:
         assert not intake.mark_complete(session, zone.ledger, study_id, "node"), "it does not wait any more"
@@ -178,7 +178,7 @@ def test_a_late_instance_takes_back_that_the_study_is_complete(zone: ClinicalZon
     first, second = study_of(2)
     receive(zone, inbox, first)
     complete(zone)
-    intake.assemble_due(zone, later(1))
+    intake.assemble_due(zone, later(QUIET_S - 1))
     receive(zone, inbox, second)
     assert not rows(zone, Study)[0].complete
     assert intake.assemble_due(zone, later(1)).assembled == 0
@@ -190,7 +190,7 @@ def test_a_revision_ends_with_what_is_known_to_be_filed(zone: ClinicalZone, inbo
     receive(zone, inbox, *study_of(1))
     complete(zone)
     (study,), at = rows(zone, Study), now()
-    assert intake.Looks(zone).look(at + timedelta(seconds=0.001)).assembled == 0
+    assert intake.Looks(zone).look(at).assembled == 0
     later_on = later(5)
     intake.assemble_due(zone, later_on)
     (revision,) = rows(zone, StudyRevision)
