@@ -7,23 +7,27 @@ write the file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-from anonymizer import part10, pixels, profiles, rules
+from anonymizer import keep_list, part10, pixels, rules
 from anonymizer.checker import Search, Value
 from anonymizer.dates import shift_days
+from anonymizer.descriptors import Subject
 from anonymizer.elements import MAX_INFLATED_BYTES, Element, Fragments
 from anonymizer.errors import DecodingError, StopError, UnusablePatientIDError
-from anonymizer.identifiers import TEXT_VRS, identifiers, identifies_alone, may_identify
+from anonymizer.identifiers import IDENTIFYING, TEXT_VRS, identifiers, identifies_alone, is_name, may_identify
 from anonymizer.identity import WRITTEN, identity_elements
 from anonymizer.judgement import refuse_unjudgeable
+from anonymizer.options import Option
+from anonymizer.patient import Patient
+from anonymizer.profiles import Profile, load_profile
 from anonymizer.pseudonyms import pseudonym
-from anonymizer.text import CHARSET_VRS, Charset
-from anonymizer.transform import CHARSET, Patient, transform
-from anonymizer.uids import map_uid, well_known
+from anonymizer.text import CHARSET, CHARSET_VRS, Charset
+from anonymizer.transform import transform
+from anonymizer.uids import well_known
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +54,7 @@ class Context:
     project: str
     max_date_shift_days: int = 365
     max_inflated_bytes: int = MAX_INFLATED_BYTES
+    profile: Profile = field(default_factory=load_profile)
 
 
 @dataclass(frozen=True)
@@ -115,22 +120,23 @@ def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]
         raise StopError(
             "malformed", "MediaStorageSOPClassUID (0002,0002): expected the data set's SOPClassUID"
         )
-    refuse_unjudgeable(file.item, sop_class_uid)
-    if profiles.requires_pixel_data(sop_class_uid) and not pixels.ALL & file.item.keys():
+    refuse_unjudgeable(file.item, sop_class_uid, context.profile)
+    if keep_list.requires_pixel_data(sop_class_uid) and not pixels.ALL & file.item.keys():
         raise StopError("pixel_data_missing", "an image without pixel data; expected a whole instance")
-    profile = profiles.profile(sop_class_uid)
-    if profile is None:
+    decisions = keep_list.decisions(sop_class_uid, context.profile)
+    if decisions is None:
         raise StopError(
             "unknown_sop_class", "SOPClassUID (0008,0016): a class without an entry in the keep list"
         )
     originals = [_own_uid(file.item, tag, what) for tag, what in _UIDS]
     charset = Charset.of(_bytes_of(file.item, CHARSET))
     name, patient = _patient(file.item, charset, context)
-    item = transform(file.item, profile, patient, charset)
+    others = {tag: element for tag, element in file.item.items() if tag not in WRITTEN}
+    item = transform(others, decisions, patient, charset)
     item.update(pixels.cleaned(file.item, item, file.transfer_syntax_uid, file.syntax))
-    item.update(identity_elements(name))
-    _refuse_residue(file.item, item, charset, file.transfer_syntax_uid)
-    study, series, sop_instance = (map_uid(context.keys, uid) for uid in originals)
+    item.update(identity_elements(name, context.profile))
+    _refuse_residue(file, item, charset, context.profile)
+    study, series, sop_instance = (patient.uid(uid) for uid in originals)
     chunks = part10.write(item, sop_class_uid, sop_instance, file.transfer_syntax_uid)
     digest = sha256()
     for chunk in chunks:
@@ -190,10 +196,25 @@ def _patient(item: Item, charset: Charset, context: Context) -> tuple[str, Patie
     patient_id, issuer = _identity(item, charset)
     name = pseudonym(context.keys, patient_id, issuer)
     days = shift_days(context.keys, patient_id, issuer, context.max_date_shift_days)
-    return name, Patient(context.keys, days)
+    if Option.FULL_DATES in context.profile.options:
+        days = 0
+    return name, Patient(context.keys, days, context.profile, _subject(item, charset))
 
 
-def _refuse_residue(original: Item, item: Item, charset: Charset, transfer_syntax_uid: str) -> None:
+def _subject(item: Item, charset: Charset) -> Subject:
+    """Collect the names and numbers of persons that the data set gives."""
+    names: list[str] = []
+    numbers: list[str] = []
+    for path, element, inner in _values(item, charset):
+        if isinstance(element.value, (bytes, memoryview)):
+            if is_name(path[-1], element.vr):
+                names.append(inner.decode(element.value))
+            elif path[-1] in IDENTIFYING:
+                numbers += _text_to_find(path[-1], element.vr, element.value, inner).split("\\")
+    return Subject.of(names, numbers)
+
+
+def _refuse_residue(file: part10.File, item: Item, charset: Charset, profile: Profile) -> None:
     """Search everything that is about to leave, except what the engine itself wrote of the patient.
 
     Raises
@@ -201,7 +222,7 @@ def _refuse_residue(original: Item, item: Item, charset: Charset, transfer_synta
     StopError
         If an identifier of the original is still there.
     """
-    search = Search(_identifiers(original, charset))
+    search = Search(_identifiers(file.item, charset, profile))
     values = [
         Value(_place(path), element.vr, bytes(element.value), _loose_text(element, inner))
         for path, element, inner in _values(item, charset)
@@ -214,7 +235,7 @@ def _refuse_residue(original: Item, item: Item, charset: Charset, transfer_synta
         value = item[tag].value
         if isinstance(value, Fragments):
             # The bytes of RLE are pixels, and smooth pixels spell short words.
-            look = search.in_bytes if transfer_syntax_uid == pixels.RLE else search.in_frame
+            look = search.in_bytes if file.transfer_syntax_uid == pixels.RLE else search.in_frame
             found += [hit.where for part in value.fragments for hit in look(_place((tag,)), part)]
     if found:
         raise StopError(
@@ -236,11 +257,13 @@ def _values(
             yield from _values(nested, inner, (*path, tag))
 
 
-def _identifiers(original: Item, charset: Charset) -> list[str]:
+def _identifiers(original: Item, charset: Charset, profile: Profile) -> list[str]:
+    stand = keep_list.let_through(profile)
     texts = (
         (path[-1], element.vr, _text_to_find(path[-1], element.vr, element.value, inner))
         for path, element, inner in _values(original, charset)
         if isinstance(element.value, (bytes, memoryview))
+        and path[-1] not in stand
         and (may_identify(path[-1], element.vr) or (element.vr in TEXT_VRS and _is_removed(path[-1])))
     )
     return [text for text in identifiers(texts, _is_removed) if text not in well_known()]

@@ -17,6 +17,10 @@ class TableError(AnonymizerError):
     """A table of the package is missing or not as expected."""
 
 
+class ProfileError(AnonymizerError):
+    """A profile file is not one: an unknown option, rule or key."""
+
+
 class DecodingError(AnonymizerError):
     """The bytes are not the DICOM encoding that they claim to be (PS3.5, PS3.10)."""
 

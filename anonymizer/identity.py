@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from anonymizer.elements import Element, Item
+from anonymizer.options import Option, codes_of
+
+if TYPE_CHECKING:
+    from anonymizer.profiles import Profile
 
 _PATIENT_NAME, _PATIENT_ID = 0x00100010, 0x00100020
 _IDENTITY_REMOVED, _METHOD, _METHOD_CODES = 0x00120062, 0x00120063, 0x00120064
@@ -12,11 +16,7 @@ _LONGITUDINAL: Final = 0x00280303
 WRITTEN: Final = frozenset(
     {_PATIENT_NAME, _PATIENT_ID, _IDENTITY_REMOVED, _METHOD, _METHOD_CODES, _LONGITUDINAL}
 )
-CODES: Final = (
-    ("113100", "Basic Application Confidentiality Profile"),
-    ("113107", "Retain Longitudinal Temporal Information Modified Dates Option"),
-)
-METHOD: Final = "Cloister: PS3.15 2026c Basic Profile, modified dates"
+METHOD: Final = "Cloister: PS3.15 2026c"
 
 
 def _text(tag: int, vr: str, value: str) -> Element:
@@ -31,14 +31,23 @@ def _code(value: str, meaning: str) -> Item:
     }
 
 
-def identity_elements(pseudonym: str) -> Item:
-    """Return the elements that replace the identity."""
+def _dates(profile: Profile) -> str:
+    """Return what became of dates, in the terms of (0028,0303)."""
+    if Option.FULL_DATES in profile.options:
+        return "UNMODIFIED"
+    return "MODIFIED" if Option.MODIFIED_DATES in profile.options else "REMOVED"
+
+
+def identity_elements(pseudonym: str, profile: Profile) -> Item:
+    """Return the elements that replace the identity, and say by which profile (name, hash, codes)."""
+    method = f"{METHOD}\\profile {profile.name}\\{profile.hash}"
+    codes = tuple(_code(*code) for code in codes_of(profile.options))
     written = (
         _text(_PATIENT_NAME, "PN", pseudonym),
         _text(_PATIENT_ID, "LO", pseudonym),
         _text(_IDENTITY_REMOVED, "CS", "YES"),
-        _text(_METHOD, "LO", METHOD),
-        Element(_METHOD_CODES, "SQ", tuple(_code(*code) for code in CODES)),
-        _text(_LONGITUDINAL, "CS", "MODIFIED"),
+        _text(_METHOD, "LO", method),
+        Element(_METHOD_CODES, "SQ", codes),
+        _text(_LONGITUDINAL, "CS", _dates(profile)),
     )
     return {element.tag: element for element in written}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from anonymizer import profiles
+from anonymizer import keep_list
 from anonymizer.errors import StopError
+from anonymizer.pixels import ALL as PIXELS
 from anonymizer.pixels import text_of
 
 if TYPE_CHECKING:
     from anonymizer.elements import Item
+    from anonymizer.profiles import Profile
 
 _BURNED_IN: Final = 0x00280301
 _RECOGNIZABLE: Final = 0x00280302
@@ -47,7 +49,7 @@ GREY_CLASSES: Final = tuple(
 """Classes whose images have one sample per pixel; a coloured one is a screen."""
 
 
-def refuse_unjudgeable(item: Item, sop_class_uid: str) -> None:
+def refuse_unjudgeable(item: Item, sop_class_uid: str, profile: Profile) -> None:
     """Stop an instance that may show or hold identity where no attribute rule reaches.
 
     Raises
@@ -55,7 +57,7 @@ def refuse_unjudgeable(item: Item, sop_class_uid: str) -> None:
     StopError
         With the reason's code.
     """
-    waiting = profiles.waits(sop_class_uid)
+    waiting = keep_list.waits(sop_class_uid, profile)
     if waiting is not None:
         raise StopError(*waiting)
     if text_of(item, _BURNED_IN).upper() not in {"", "NO"}:
@@ -66,7 +68,8 @@ def refuse_unjudgeable(item: Item, sop_class_uid: str) -> None:
         raise StopError("burnt_in_text_likely", "SpecimenLabelInImage (0048,0010): expected NO")
     if text_of(item, _CONVERSION_TYPE):
         raise StopError("secondary_capture", "ConversionType (0008,0064): the image was captured or scanned")
-    _refuse_screens(item, sop_class_uid)
+    if PIXELS & item.keys():
+        _refuse_screens(item, sop_class_uid)
     _refuse_embedded_overlays(item)
     if any(tag in item for tag in _GROUPS_OF_PATIENTS):
         raise StopError("several_patients", "the instance belongs to a group of subjects")

@@ -1,4 +1,4 @@
-"""PS3.15 Table E.1-1, Basic Application Confidentiality Profile with the Modified Dates Option, as data."""
+"""PS3.15 Table E.1-1, the Basic Application Confidentiality Profile and its options, as data."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from anonymizer.errors import TableError
+from anonymizer.options import COLUMNS, Option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ROWS: Final = 656
+TEMPORAL_VRS: Final = frozenset({"DA", "DT", "TM"})
+TEMPORAL: Final = frozenset({Option.FULL_DATES, Option.MODIFIED_DATES})
 
 
 class Action(StrEnum):
@@ -26,20 +29,21 @@ class Action(StrEnum):
     EMPTY = "Z"
     DUMMY = "D"
     REMAP_UID = "U"
-    SHIFT = "C"  # dates and times, Retain Longitudinal Temporal Information with Modified Dates Option
+    SHIFT = "S"  # dates and times that stay, moved by the patient's days (none under full dates)
+    CLEAN = "C"  # text and graphics that stay as far as they are known to identify nobody
     CONTAINED = "U*"  # a sequence that stays for its IOD's sake: its items follow their own rules
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One row of Table E.1-1; ``basic`` is the action code as printed there."""
+    """One row of Table E.1-1; the action codes as printed there, K or C under an option."""
 
     tag: str
     keyword: str
     name: str
     vr: str
     basic: str
-    modified_dates: bool
+    options: Mapping[Option, str]
 
 
 BY_TYPE: Final[Mapping[str, tuple[Action, Action, Action]]] = MappingProxyType(
@@ -74,12 +78,20 @@ def table() -> Mapping[str, Rule]:
     TableError
         If the data file does not hold all rows.
     """
-    rows = [Rule(tag, keyword, name, vr, basic, modified == "C")
-            for tag, keyword, name, vr, basic, modified in read_table("annex_e.json")["rows"]]  # fmt: skip
+    content = read_table("annex_e.json")
+    columns = [COLUMNS[name] for name in content["columns"][5:]]
+    rows = [
+        Rule(tag, keyword, name, vr, basic, _options(columns, codes))
+        for tag, keyword, name, vr, basic, *codes in content["rows"]
+    ]
     rules = {rule.tag: rule for rule in rows}
     if len(rules) != ROWS or any(rule.basic not in BY_TYPE for rule in rows):
         raise TableError(f"annex_e.json: expected {ROWS} different tags with action codes of Table E.1-1")
     return MappingProxyType(rules)
+
+
+def _options(columns: list[Option], codes: list[str]) -> Mapping[Option, str]:
+    return MappingProxyType({option: code for option, code in zip(columns, codes, strict=True) if code})
 
 
 def rule_for(tag: int) -> Rule | None:
@@ -91,14 +103,18 @@ def rule_for(tag: int) -> Rule | None:
     )  # patterns exist for repeating groups alone
 
 
-def resolve(rule: Rule, attribute_type: str) -> Action:
-    """Turn the row's code into one action, given the attribute's type in the SOP class at hand.
+def resolve(rule: Rule, attribute_type: str, options: frozenset[Option]) -> Action:
+    """Turn the row's codes into one action, given the options and the attribute's type in the SOP class.
 
-    Dates and times for which the row's Modified Dates column says C are shifted, whatever the basic code.
+    An option that cleans goes before one that keeps, so that of two reasons to let text stay the stricter
+    counts. Dates and times that stay are shifted, unless full dates or no dates at all are retained.
     """
-    if rule.modified_dates and rule.vr in {"DA", "DT", "TM"}:
-        return Action.SHIFT
-    return by_type(rule.basic, attribute_type)
+    codes = {code for option, code in rule.options.items() if option in options}
+    if codes and rule.vr in TEMPORAL_VRS:
+        return Action.SHIFT if options & TEMPORAL else Action.KEEP
+    if "C" in codes:
+        return Action.CLEAN
+    return Action.KEEP if "K" in codes else by_type(rule.basic, attribute_type)
 
 
 def by_type(code: str, attribute_type: str) -> Action:

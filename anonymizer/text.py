@@ -6,15 +6,16 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Final
 
-from pydicom.charset import decode_bytes, python_encoding
+from pydicom.charset import decode_bytes, encode_string, python_encoding
 
 from anonymizer.errors import StopError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from anonymizer.elements import Bytes
+    from anonymizer.elements import Bytes, Item
 
+CHARSET: Final = 0x00080005
 CHARSET_VRS: Final = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 MULTI_LINE: Final = frozenset({"LT", "ST", "UT"})
 _DELIMITERS: Final = {ord(c) for c in "\n\r\t\f\\^="}
@@ -22,6 +23,9 @@ _LEXICAL: Final = {
     "AE": re.compile(rb"[\x20-\x7e]{0,16}"),
     "AS": re.compile(rb"(?:[0-9]{3}[DWMY])?"),
     "CS": re.compile(rb"[A-Z0-9 _]{0,16}"),
+    "DA": re.compile(rb"(?:[0-9]{8})?"),
+    "DT": re.compile(rb"(?:[0-9]{4,14}(?:\.[0-9]{1,6})?)?"),
+    "TM": re.compile(rb"(?:[0-9]{2,6}(?:\.[0-9]{1,6})?)?"),
     # PS3.5 6.2 has 16 bytes for DS; writers of images use up to twice as many digits
     "DS": re.compile(rb"(?=.{0,32}\Z)(?:[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)?"),
     "IS": re.compile(rb"(?=.{0,12}\Z)(?:[+-]?[0-9]+)?"),
@@ -88,6 +92,23 @@ class Charset:
             raise StopError(
                 "undecodable_text", "a text value does not fit the declared character set"
             ) from None
+
+    def of_item(self, item: Item) -> Charset:
+        """Return the repertoire of an item of this one's data set."""
+        element = item.get(CHARSET)
+        value = element.value if element is not None else None
+        return Charset.of(value if isinstance(value, (bytes, memoryview)) else None, self)
+
+    def encode(self, text: str) -> bytes | None:
+        """Encode what was decoded in part; None when the repertoire lacks a character."""
+        if text.isascii():
+            return text.encode("ascii")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                return encode_string(text, list(self._encodings))
+            except (UnicodeError, UserWarning, LookupError, ValueError):
+                return None
 
 
 def fits(vr: str, value: Bytes, charset: Charset) -> bool:

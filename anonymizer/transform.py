@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+import re
+from dataclasses import replace
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from pydicom.datadict import dictionary_has_tag, dictionary_VM
 
-from anonymizer import dates, rules, uids
+from anonymizer import dates, descriptors, keep_list, private, rules, structured, uids
 from anonymizer.elements import Element, Fragments, Item
 from anonymizer.errors import StopError
 from anonymizer.pixels import ALL as PIXELS
 from anonymizer.pixels import OFFSETS_AND_LENGTH
-from anonymizer.profiles import Decision
 from anonymizer.rules import Action
-from anonymizer.text import Charset, fits
+from anonymizer.text import CHARSET_VRS, Charset, fits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from anonymizer.elements import Bytes
-    from anonymizer.keys import ProjectKeys
+    from anonymizer.keep_list import Decision
+    from anonymizer.patient import Patient
 
-CHARSET: Final = 0x00080005
 _BODY_PART: Final = 0x00180015
+_SCHEME, _MEANING = 0x00080102, 0x00080104
+_LOCAL_SCHEME: Final = re.compile(rb"99|L *\Z")
+_AGE: Final = 0x00101010
+_YEARS, _OLDEST = re.compile(rb"(\d{3})Y"), 89
+_CLEANABLE: Final = CHARSET_VRS - {"PN"} | {"CS"}
+UNFIT: Final = "unfit_value"
 DUMMY_TEXT: Final = b"REMOVED"
 _DUMMIES: Final[Mapping[str, bytes]] = MappingProxyType({
     **{vr: value.encode("ascii") for vr, value in dates.DUMMIES.items()},
@@ -39,14 +45,6 @@ _REQUIRED: Final = frozenset({"1", "1C"})
 _PIXELS_AND_OFFSETS: Final = PIXELS | OFFSETS_AND_LENGTH
 
 
-@dataclass(frozen=True)
-class Patient:
-    """What is particular to the patient: the keys of the project and the days that dates move back."""
-
-    keys: ProjectKeys
-    shift_days: int
-
-
 def transform(item: Item, decisions: Mapping[int, Decision], patient: Patient, charset: Charset) -> Item:
     """Return the elements of a data set or item that may leave.
 
@@ -58,38 +56,48 @@ def transform(item: Item, decisions: Mapping[int, Decision], patient: Patient, c
         If a required attribute that is to be kept does not look like its VR, or text cannot be decoded.
     """
     out: Item = {}
+    private_code = _SCHEME in item and _is_private_scheme(item[_SCHEME])
     for tag, element in item.items():
-        decision = decisions.get(tag) or _outside(tag)
+        decision = decisions.get(tag) or keep_list.outside(tag, patient.profile)
         if decision is None or tag in _PIXELS_AND_OFFSETS:
             continue
+        if private_code and tag == _MEANING and decision.action is Action.KEEP:
+            decision = replace(decision, action=Action.CLEAN, otherwise=Action.DUMMY)
         changed = _apply(element, decision, patient, charset)
         if changed is not None:
             out[tag] = changed
+    if patient.keeps_private:
+        out.update(
+            private.kept(item, patient.profile, charset, partial(_apply, patient=patient, charset=charset))
+        )
     return out
 
 
-@lru_cache(maxsize=4096)
-def _outside(tag: int) -> Decision | None:
-    """Return the decision for an attribute that is not in the SOP class: Table E.1-1's UIDs are mapped."""
-    rule = rules.rule_for(tag)
-    if rule is None or rule.basic != "U":
-        return None
-    return Decision(Action.REMAP_UID, frozenset({"UI"}), "3")
+def _is_private_scheme(element: Element) -> bool:
+    """Tell whether a code's meaning is what somebody typed: schemes 99 and L are local (PS3.16 8.2)."""
+    value = element.value
+    return isinstance(value, (bytes, memoryview)) and _LOCAL_SCHEME.match(value) is not None
 
 
 def _apply(element: Element, decision: Decision, patient: Patient, charset: Charset) -> Element | None:
     action = decision.action
-    if action in {Action.REMOVE, Action.EMPTY}:
-        return _empty(element, decision) if action is Action.EMPTY else None
-    if action is Action.DUMMY:
-        return dummy(element.tag, decision, patient)
+    if action in {Action.REMOVE, Action.EMPTY, Action.DUMMY}:
+        return _replaced(element, decision, action, patient)
     if element.vr not in decision.vrs or isinstance(element.value, Fragments):
         return _unfit(element, decision, patient)
     if action is Action.REMAP_UID:
         return _remapped(element, patient)
     if action is Action.SHIFT:
         return _shifted(element, decision, patient)
+    if action is Action.CLEAN:
+        return _cleaned(element, decision, patient, charset)
     return _kept(element, decision, patient, charset)
+
+
+def _replaced(element: Element, decision: Decision, action: Action, patient: Patient) -> Element | None:
+    if action is Action.DUMMY:
+        return dummy(element.tag, decision, patient)
+    return _empty(element, decision) if action is Action.EMPTY else None
 
 
 def _empty(element: Element, decision: Decision) -> Element:
@@ -104,6 +112,8 @@ def _vr(decision: Decision, found: str = "") -> str:
 def dummy(tag: int, decision: Decision, patient: Patient) -> Element:
     """Return a value of the right VR that is the same for everyone; for a sequence one item of these."""
     vr = _vr(decision)
+    if decision.value:
+        return Element(tag, vr, decision.value.encode("ascii"))
     if vr == "SQ":
         required = {child: inner for child, inner in decision.children.items() if inner.type == "1"}
         return Element(
@@ -125,10 +135,10 @@ def _unfit(element: Element, decision: Decision, patient: Patient) -> Element | 
     """Drop a value that is not what its attribute holds; where one is required, a dummy or a person's eye."""
     if decision.type not in _REQUIRED:
         return None if decision.type == "3" else _empty(element, decision)
-    if decision.action is Action.SHIFT:
+    if decision.action in {Action.SHIFT, Action.CLEAN}:
         return dummy(element.tag, decision, patient)
     place = f"({element.tag >> 16:04X},{element.tag & 0xFFFF:04X})"
-    raise StopError("unfit_value", f"{place}: a required attribute whose value does not look like its VR")
+    raise StopError(UNFIT, f"{place}: a required attribute whose value does not look like its VR")
 
 
 def _text(value: Bytes) -> str:
@@ -153,20 +163,53 @@ def _shifted(element: Element, decision: Decision, patient: Patient) -> Element 
     return Element(element.tag, element.vr, "\\".join(known).encode("ascii"))
 
 
+def _cleaned(element: Element, decision: Decision, patient: Patient, charset: Charset) -> Element | None:
+    """Clean what Table E.1-1 or a rule wants cleaned; where nothing is left, the basic action counts."""
+    value, vr = element.value, element.vr
+    if isinstance(value, tuple):
+        return structured.cleaned(element, decision, patient, charset, transform)
+    if vr == "AE" and not isinstance(value, Fragments):
+        return Element(element.tag, vr, patient.machine(_text(value).strip(" \0")).encode("ascii"))
+    if isinstance(value, Fragments) or vr not in _CLEANABLE or not fits(vr, value, charset):
+        return _replaced(element, decision, decision.otherwise, patient)
+    text = _text(value) if vr == "CS" else charset.decode(value)
+    left = descriptors.cleaned_text(text.rstrip("\0"), vr, patient.subject)
+    encoded = None if left is None else charset.encode(left)
+    if not encoded:
+        return _replaced(element, decision, decision.otherwise, patient)
+    return Element(element.tag, vr, encoded)
+
+
 def _kept(element: Element, decision: Decision, patient: Patient, charset: Charset) -> Element | None:
     value = element.value
     if isinstance(value, tuple):
-        items = tuple(
-            transform(item, decision.children, patient, _charset_of(item, charset)) for item in value
-        )
-        return Element(element.tag, "SQ", items)
+        return _kept_items(element, value, decision, patient, charset)
     if (
         isinstance(value, Fragments)
         or not fits(element.vr, value, charset)
         or (element.tag == _BODY_PART and not _is_body_part(value))
     ):
         return _unfit(element, decision, patient)
-    return element
+    return _capped(element) if element.tag == _AGE else element
+
+
+def _kept_items(
+    element: Element, items: tuple[Item, ...], decision: Decision, patient: Patient, charset: Charset
+) -> Element | None:
+    """Keep a sequence; where one of its items holds what cannot be judged, and need not be there, drop it."""
+    try:
+        kept = tuple(transform(item, decision.children, patient, charset.of_item(item)) for item in items)
+    except StopError as stop:
+        if stop.code != UNFIT or decision.type in _REQUIRED:
+            raise
+        return None if decision.type == "3" else Element(element.tag, "SQ", ())
+    return Element(element.tag, "SQ", kept)
+
+
+def _capped(element: Element) -> Element:
+    """Join all who are older than 89 years: they are few, and known by their age (45 CFR 164.514(b)(2))."""
+    age = _YEARS.match(element.value) if isinstance(element.value, (bytes, memoryview)) else None
+    return Element(element.tag, "AS", b"090Y") if age is not None and int(age[1]) > _OLDEST else element
 
 
 def _is_body_part(value: Bytes) -> bool:
@@ -177,9 +220,3 @@ def _is_body_part(value: Bytes) -> bool:
 @lru_cache(maxsize=1)
 def _body_parts() -> frozenset[str]:
     return frozenset({"", *rules.read_table("body_parts.json")["terms"]})
-
-
-def _charset_of(item: Item, inherited: Charset) -> Charset:
-    element = item.get(CHARSET)
-    value = element.value if element is not None else None
-    return Charset.of(value if isinstance(value, (bytes, memoryview)) else None, inherited)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydicom._uid_dict import UID_dictionary
 
-from anonymizer.profiles import sop_classes
+from anonymizer.keep_list import sop_classes
 
 if TYPE_CHECKING:
     from anonymizer.keys import ProjectKeys

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from anonymizer.errors import ProfileError
+from anonymizer.profiles import load_profile
 from appliance import health, keys, ledger, node, tls_checks
 from appliance.db import migrate
 from appliance.db.engine import make_engine
@@ -43,7 +45,7 @@ def examine(settings: Settings) -> Health:
     if all(check.ok for check in found):
         found += [*_keys(settings), *_schemas(settings), *_ledgers(settings), *_separation(settings)]
         if "clinical" in health.open_zones(settings):
-            found += tls_checks.checks(settings)
+            found += [*tls_checks.checks(settings), *_profile(settings)]
         found += health.overall(settings).checks
     return Health(all(check.ok for check in found), found)
 
@@ -91,6 +93,18 @@ def _keys(settings: Settings) -> Iterator[Check]:
             yield Check(f"{zone} keys", ok=False, detail=str(error), fix=fix)
         else:
             yield Check(f"{zone} keys", ok=True, detail="readable by their owner alone")
+
+
+def _profile(settings: Settings) -> Iterator[Check]:
+    """Say whether instances can be de-identified by the profile that is set; without one none is."""
+    name = settings.deidentification.profile
+    try:
+        profile = load_profile(name)
+    except ProfileError as error:
+        fix = "set deidentification.profile to a profile's name or file"
+        yield Check("de-identification profile", ok=False, detail=str(error), fix=fix)
+    else:
+        yield Check("de-identification profile", ok=True, detail=f"{profile.name} {profile.hash[:16]}")
 
 
 def _schemas(settings: Settings) -> Iterator[Check]:

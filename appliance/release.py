@@ -15,6 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from anonymizer import vault
 from anonymizer.engine import Context, Quarantined, Released, deidentify_file, read_patient
 from anonymizer.keys import ProjectKeys
+from anonymizer.profiles import load_profile
 from appliance import logs, merges
 from appliance.crossing import INSTANCES, BundleWriter, InstanceItem
 from appliance.db.clinical import Instance, QuarantineItem, Result, Series, StudyRevision, VaultEntry
@@ -140,7 +141,12 @@ def _deidentify(
     zone: ClinicalZone, claim: Claim, sources: Sequence[_Source], writer: BundleWriter
 ) -> _Outcomes:
     settings = zone.settings.deidentification
-    context = Context(project_keys(zone), settings.project, settings.max_date_shift_days)
+    context = Context(
+        project_keys(zone),
+        settings.project,
+        settings.max_date_shift_days,
+        profile=load_profile(settings.profile),
+    )
     outcomes = _Outcomes()
     renewed_at = -math.inf
     for number, source in enumerate(sources):

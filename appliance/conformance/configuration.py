@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
-from anonymizer import identity
+from anonymizer.options import codes_of
+from anonymizer.profiles import load_profile
 from appliance.conformance.markdown import bullets, table
 from appliance.peer_values import NewPeer
 from dicom_node import tls
@@ -29,7 +30,8 @@ def blocks(found: Inspected) -> dict[str, str]:
         for field in fields(NewPeer)
         if field.name != "name"
     ]
-    codes = [(code, "DCM", meaning) for code, meaning in identity.CODES]
+    profile = load_profile(found.settings.deidentification.profile)
+    codes = [(code, "DCM", meaning) for code, meaning in codes_of(profile.options)]
     return {
         "ae_title": found.settings.dicom.ae_title,
         "settings": table(("parameter", "default"), settings),

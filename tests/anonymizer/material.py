@@ -14,12 +14,15 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRL
 
 from anonymizer.engine import Context, Quarantined, Released, deidentify
 from anonymizer.keys import ProjectKeys
+from anonymizer.profiles import load_profile
 
 if TYPE_CHECKING:
     from pydicom import FileDataset
 
-CONTEXT: Final = Context(ProjectKeys.derive(b"\x07" * 32, "trial"), "trial")
-OTHER: Final = Context(ProjectKeys.derive(b"\x08" * 32, "trial"), "trial")
+PLAIN: Final = load_profile("modified-dates")
+CONTEXT: Final = Context(ProjectKeys.derive(b"\x07" * 32, "trial"), "trial", profile=PLAIN)
+DEFAULT: Final = Context(CONTEXT.keys, "trial")
+OTHER: Final = Context(ProjectKeys.derive(b"\x08" * 32, "trial"), "trial", profile=PLAIN)
 STUDY_UID: Final = "1.3.6.1.4.1.99999.7.1"
 SERIES_UID: Final = "1.3.6.1.4.1.99999.7.2"
 SOP_UID: Final = "1.3.6.1.4.1.99999.7.3"

@@ -267,7 +267,7 @@ def test_overlays_in_unused_pixel_bits_wait() -> None:
 def test_an_identifier_in_a_kept_attribute_stops_the_instance(keyword: str, identifier: str) -> None:
     ds = ct()
     if keyword == "CodeMeaning":
-        code = item(CodeValue="1", CodingSchemeDesignator="99X", CodeMeaning=f"chest {identifier} ap")
+        code = item(CodeValue="1", CodingSchemeDesignator="SCT", CodeMeaning=f"chest {identifier} ap")
         ds.AnatomicRegionSequence = Sequence([code])
     else:
         setattr(ds, keyword, f"x {identifier}")

@@ -16,14 +16,14 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless, XRayAngiographicImageStorage
 
-from anonymizer import part10, pixels, profiles
+from anonymizer import keep_list, part10, pixels
 from anonymizer.checker import find_residue
 from anonymizer.elements import Element
 from anonymizer.engine import Quarantined, deidentify
 from anonymizer.errors import StopError
 from anonymizer.identifiers import may_identify
 from anonymizer.rules import Action
-from tests.anonymizer.material import CONTEXT, OTHER, SOP_UID, ct, encode
+from tests.anonymizer.material import CONTEXT, OTHER, PLAIN, SOP_UID, ct, encode
 
 MARK = "ZQPROPERTY"
 TEXT_VRS = ("AE", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT")
@@ -70,7 +70,7 @@ def _plant(ds: Dataset, path: tuple[int, ...], tag: int) -> None:
 
 
 def _kept(path: tuple[int, ...], tag: int) -> bool:
-    decisions = profiles.profile(CT)
+    decisions = keep_list.decisions(CT, PLAIN)
     assert decisions is not None
     for sequence in path:
         found = decisions.get(sequence)

@@ -7,9 +7,11 @@ from collections import Counter
 
 import pytest
 
-from anonymizer import profiles, rules
+from anonymizer import keep_list, rules
+from anonymizer.options import Option
 from anonymizer.rules import Action
 from anonymizer.tables import generate
+from tests.anonymizer.material import PLAIN
 
 # PS3.15 Table E.1-1, 2026c, Basic Profile column: how often each code occurs.
 CODES = {"X": 416, "D": 93, "U": 55, "Z": 42, "X/D": 23, "X/Z": 11, "X/Z/D": 8, "Z/D": 6, "X/Z/U*": 2}
@@ -66,7 +68,7 @@ def test_the_table_has_every_row_of_the_standard() -> None:
 def test_a_row_says_what_the_standard_prints(tag: str, basic: str, modified: bool) -> None:
     rule = rules.rule_for(int(tag, 16))
     assert rule is not None
-    assert (rule.basic, rule.modified_dates) == (basic, modified)
+    assert (rule.basic, rule.options.get(Option.MODIFIED_DATES) == "C") == (basic, modified)
 
 
 @pytest.mark.parametrize("tag", [0x50000005, 0x50103000, 0x501E0110, 0x60003000, 0x60004000, 0x601E3000])
@@ -85,7 +87,7 @@ def test_an_attribute_outside_the_table_has_no_row(tag: int) -> None:
 def test_the_type_in_the_sop_class_decides_a_composite_code(
     place: tuple[str, str, int], action: Action
 ) -> None:
-    decisions = profiles.profile(place[1])
+    decisions = keep_list.decisions(place[1], PLAIN)
     assert decisions is not None
     assert decisions[place[2]].action is action
 
@@ -113,7 +115,7 @@ def test_a_code_resolves_by_type_as_table_e_1_1a_says(code: str, one: str, two: 
 
 
 def test_functional_groups_are_in_the_keep_list() -> None:
-    decisions = profiles.profile("1.2.840.10008.5.1.4.1.1.2.1")
+    decisions = keep_list.decisions("1.2.840.10008.5.1.4.1.1.2.1", PLAIN)
     assert decisions is not None
     per_frame = decisions[0x52009230]
     assert per_frame.action is Action.KEEP
@@ -125,16 +127,14 @@ def test_functional_groups_are_in_the_keep_list() -> None:
 
 
 def test_the_keep_list_is_what_its_program_makes_of_its_sources() -> None:
-    removed = frozenset(
-        tag for tag, rule in rules.table().items() if rule.basic == "X" and not rule.modified_dates
-    )
+    removed = frozenset(tag for tag, rule in rules.table().items() if rule.basic == "X" and not rule.options)
     committed = rules.read_table("modules.json")
     assert json.loads(json.dumps(generate.modules(removed))) == committed
 
 
 def test_an_unknown_sop_class_has_no_profile_and_waits() -> None:
-    assert profiles.profile("1.2.3.4") is None
-    assert profiles.waits("1.2.3.4") is not None
+    assert keep_list.decisions("1.2.3.4", PLAIN) is None
+    assert keep_list.waits("1.2.3.4", PLAIN) is not None
 
 
 @pytest.mark.parametrize("vr", ["PN", "LT", "ST", "UT", "UN", "UR", "AE"])
@@ -148,13 +148,13 @@ def test_names_and_free_text_without_a_row_are_never_kept(vr: str) -> None:
             (d.action is Action.KEEP and vr in d.vrs) or kept(d.children, seen) for d in decisions.values()
         )
 
-    for uid in profiles.sop_classes():
-        decisions = profiles.profile(uid)
+    for uid in keep_list.sop_classes():
+        decisions = keep_list.decisions(uid, PLAIN)
         assert decisions is not None
         assert not kept(decisions, set())
 
 
 def test_every_released_class_is_in_the_keep_list() -> None:
-    released = [uid for uid in profiles.sop_classes() if profiles.waits(uid) is None]
+    released = [uid for uid in keep_list.sop_classes() if keep_list.waits(uid, PLAIN) is None]
     assert len(released) == 58
     assert all(not uid.startswith("1.2.840.10008.5.1.4.1.1.88.") for uid in released)
