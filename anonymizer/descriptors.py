@@ -48,6 +48,10 @@ class Subject:
             found |= {*parts, "".join(parts), "".join(parts).lstrip("0")}
         return cls(frozenset(found - {""}))
 
+    def is_in(self, text: str) -> bool:
+        """Tell whether one of the words stands in a text; shorter ones than three letters are too common."""
+        return any(word in self.words and len(word) >= (3 if word.isascii() else 2) for word in _words(text))
+
 
 def fold(text: str) -> str:
     """Return text so that equal words of different form and case are equal."""

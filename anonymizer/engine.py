@@ -223,11 +223,13 @@ def _refuse_residue(file: part10.File, item: Item, charset: Charset, profile: Pr
         If an identifier of the original is still there.
     """
     search = Search(_identifiers(file.item, charset, profile))
+    dates = {"DA", "DT"} if Option.FULL_DATES in profile.options else set()
     values = [
         Value(_place(path), element.vr, bytes(element.value), _loose_text(element, inner))
         for path, element, inner in _values(item, charset)
         if path[0] not in WRITTEN
         and path[-1] not in pixels.ALL
+        and element.vr not in dates
         and isinstance(element.value, (bytes, memoryview))
     ]
     found = [residue.where for residue in search.in_values(values)]

@@ -42,6 +42,7 @@ _DUMMIES: Final[Mapping[str, bytes]] = MappingProxyType({
 })  # fmt: skip
 _BINARY: Final = frozenset({"AT", "FD", "FL", "SL", "SS", "SV", "UL", "US", "UV"})
 _REQUIRED: Final = frozenset({"1", "1C"})
+_WORDED: Final = CHARSET_VRS | {"AE", "CS", "UR"}
 _PIXELS_AND_OFFSETS: Final = PIXELS | OFFSETS_AND_LENGTH
 
 
@@ -190,7 +191,17 @@ def _kept(element: Element, decision: Decision, patient: Patient, charset: Chars
         or (element.tag == _BODY_PART and not _is_body_part(value))
     ):
         return _unfit(element, decision, patient)
+    if decision.type not in _REQUIRED and _names_somebody(element, patient, charset):
+        return None if decision.type == "3" else _empty(element, decision)
     return _capped(element) if element.tag == _AGE else element
+
+
+def _names_somebody(element: Element, patient: Patient, charset: Charset) -> bool:
+    """Tell whether a kept text holds a word that this data set gives as a person's name or number."""
+    value = element.value
+    if element.vr not in _WORDED or not isinstance(value, (bytes, memoryview)):
+        return False
+    return patient.subject.is_in(charset.decode(value) if element.vr in CHARSET_VRS else _text(value))
 
 
 def _kept_items(

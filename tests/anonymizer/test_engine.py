@@ -262,15 +262,23 @@ def test_overlays_in_unused_pixel_bits_wait() -> None:
     assert stop(ds).reason_code == "overlay_in_pixels"
 
 
-@pytest.mark.parametrize("keyword", ["Manufacturer", "ConvolutionKernel", "FilterType", "CodeMeaning"])
+@pytest.mark.parametrize("keyword", ["Manufacturer", "ConvolutionKernel", "FilterType"])
 @pytest.mark.parametrize("identifier", ["MRN-4711-X", "müstermann", "JÖRG", "ACC-998877"])
-def test_an_identifier_in_a_kept_attribute_stops_the_instance(keyword: str, identifier: str) -> None:
+def test_an_identifier_in_an_attribute_that_need_not_be_there_takes_it_away(
+    keyword: str, identifier: str
+) -> None:
     ds = ct()
-    if keyword == "CodeMeaning":
-        code = item(CodeValue="1", CodingSchemeDesignator="SCT", CodeMeaning=f"chest {identifier} ap")
-        ds.AnatomicRegionSequence = Sequence([code])
-    else:
-        setattr(ds, keyword, f"x {identifier}")
+    setattr(ds, keyword, f"x {identifier}")
+    out = release(ds).ds
+    assert out.get(keyword, "") == ""
+    assert out.KVP == 120
+
+
+@pytest.mark.parametrize("identifier", ["MRN-4711-X", "müstermann", "JÖRG", "ACC-998877"])
+def test_an_identifier_in_a_required_attribute_stops_the_instance(identifier: str) -> None:
+    ds = ct()
+    code = item(CodeValue="1", CodingSchemeDesignator="SCT", CodeMeaning=f"chest {identifier} ap")
+    ds.AnatomicRegionSequence = Sequence([code])
     found = stop(ds)
     assert found.reason_code == "residual_identifier"
     assert identifier.casefold() not in found.reason.casefold()
