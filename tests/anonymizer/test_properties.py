@@ -17,13 +17,13 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless, XRayAngiographicImageStorage
 
 from anonymizer import keep_list, part10, pixels
-from anonymizer.checker import find_residue
 from anonymizer.elements import Element
 from anonymizer.engine import Quarantined, deidentify
 from anonymizer.errors import StopError
-from anonymizer.identifiers import may_identify
 from anonymizer.rules import Action
+from anonymizer.verify.identifiers import may_identify
 from tests.anonymizer.material import CONTEXT, OTHER, PLAIN, SOP_UID, ct, encode
+from tests.anonymizer.residue import find_residue
 
 MARK = "ZQPROPERTY"
 TEXT_VRS = ("AE", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT")
