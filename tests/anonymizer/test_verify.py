@@ -12,6 +12,7 @@ from pydicom import DataElement, Dataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -58,7 +59,7 @@ def found(
 
 
 @pytest.mark.parametrize("syntax", NATIVE, ids=lambda uid: uid.name)
-def test_a_clean_output_has_no_finding(syntax: str) -> None:
+def test_a_clean_output_has_no_finding(syntax: UID) -> None:
     assert check(encode(ct(), syntax), encode(clean(), syntax), WRITTEN) == []
 
 
@@ -87,7 +88,7 @@ LEAKS: dict[str, tuple[Callable[[Dataset], object], str, str]] = {
 
 @pytest.mark.parametrize("syntax", NATIVE, ids=lambda uid: uid.name)
 @pytest.mark.parametrize("leak", LEAKS)
-def test_a_leak_is_found_in_every_native_syntax(leak: str, syntax: str) -> None:
+def test_a_leak_is_found_in_every_native_syntax(leak: str, syntax: UID) -> None:
     plant, where, kind = LEAKS[leak]
     ds, original = clean(), ct()
     original.AccessionNumber = "998877"
@@ -111,7 +112,7 @@ def test_what_surrounds_the_data_set_is_searched(place: str) -> None:
 
 
 @pytest.mark.parametrize("syntax", [JPEG2000Lossless, RLELossless], ids=lambda uid: uid.name)
-def test_compressed_frames_are_searched(syntax: str) -> None:
+def test_compressed_frames_are_searched(syntax: UID) -> None:
     ds = clean()
     ds.PixelData = encapsulate([b"\0\1\2 MRN-4711-X \3\4\5\0"])
     ds["PixelData"].is_undefined_length = True
