@@ -245,6 +245,7 @@ def _store(
     body = {
         "released": len(outcomes.released),
         "quarantined": len(outcomes.stopped),
+        "profile": load_profile(zone.settings.deidentification.profile).hash,
         "bundle": bundle_id if outcomes.released else None,
         "content": sha256("".join(sorted(i.sha256 for _, i in outcomes.released)).encode()).hexdigest(),
     }

@@ -20,6 +20,7 @@ MODULES: Final = (
     "demo",
     "doctor",
     "deidentify",
+    "evidence",
     "delivery",
     "infer",
     "simulate",
