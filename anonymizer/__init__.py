@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from anonymizer.batch.run import deidentify_tree
     from anonymizer.engine import Context, Quarantined, Released, deidentify, deidentify_file
     from anonymizer.errors import AnonymizerError, ProfileError
     from anonymizer.keys import ProjectKeys
@@ -24,6 +25,7 @@ __all__ = [
     "Released",
     "deidentify",
     "deidentify_file",
+    "deidentify_tree",
     "load_profile",
 ]
 _HOME: Final = {
@@ -36,6 +38,7 @@ _HOME: Final = {
     "Released": "engine",
     "deidentify": "engine",
     "deidentify_file": "engine",
+    "deidentify_tree": "batch.run",
     "load_profile": "profiles",
 }
 
