@@ -8,17 +8,16 @@ line are kept in part; longer texts stay whole or not at all: what is left of a 
 from __future__ import annotations
 
 import re
-import unicodedata
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from anonymizer import rules
+from anonymizer.subject import fold, words_of
 from anonymizer.text import MULTI_LINE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from anonymizer.subject import Subject
 
 _RUN: Final = re.compile(r"[^\W_]+(?:[.,]\d+)?")
 _PARTS: Final = re.compile(r"[^\W\d_]+|\d+(?:[.,]\d+)?")
@@ -28,38 +27,8 @@ _DATE: Final = re.compile(
 )
 _YEAR: Final = re.compile(r"(?:18|19|20)\d\d")
 _LONGEST_NUMBER: Final = 4
-_NAME_WORD: Final = 2
 _GLUE: Final = " \t_-/,;:.()+*&|[]<>=^#!?%@'\"~"
 _NEIGHBOURS_OF_NUMBERS: Final = 3
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a data set says of persons: folded words, and runs of letters and digits of their numbers."""
-
-    words: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(cls, names: Iterable[str], numbers: Iterable[str]) -> Subject:
-        """Collect the words of person names and the parts of identifiers (each as it is and run together)."""
-        found = {word for name in names for word in _words(name) if len(word) >= _NAME_WORD}
-        for number in numbers:
-            parts = _words(number)
-            found |= {*parts, "".join(parts), "".join(parts).lstrip("0")}
-        return cls(frozenset(found - {""}))
-
-    def is_in(self, text: str) -> bool:
-        """Tell whether one of the words stands in a text; shorter ones than three letters are too common."""
-        return any(word in self.words and len(word) >= (3 if word.isascii() else 2) for word in _words(text))
-
-
-def fold(text: str) -> str:
-    """Return text so that equal words of different form and case are equal."""
-    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", fold(text))
 
 
 @lru_cache(maxsize=1)
@@ -67,7 +36,7 @@ def vocabulary() -> frozenset[str]:
     """Return the folded words that may stay: defined terms of PS3.16 Annex L and the package's own list."""
     own = rules.read_table("vocabulary.json")["words"]
     terms = rules.read_table("body_parts.json")["terms"]
-    return frozenset(word for text in (*own, *terms) for word in _words(text))
+    return frozenset(word for text in (*own, *terms) for word in words_of(text))
 
 
 def clean_line(text: str, subject: Subject) -> str:

@@ -8,29 +8,27 @@ write the file.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-from anonymizer import keep_list, part10, pixels, rules
-from anonymizer.checker import Search, Value
+from anonymizer import keep_list, part10, pixels
 from anonymizer.dates import shift_days
-from anonymizer.descriptors import Subject
-from anonymizer.elements import MAX_INFLATED_BYTES, Element, Fragments
+from anonymizer.elements import MAX_INFLATED_BYTES
 from anonymizer.errors import DecodingError, StopError, UnusablePatientIDError
-from anonymizer.identifiers import IDENTIFYING, TEXT_VRS, identifiers, identifies_alone, is_name, may_identify
 from anonymizer.identity import WRITTEN, identity_elements
 from anonymizer.judgement import refuse_unjudgeable
+from anonymizer.mapping import mapped
 from anonymizer.options import Option
 from anonymizer.patient import Patient
 from anonymizer.profiles import Profile, load_profile
 from anonymizer.pseudonyms import pseudonym
-from anonymizer.text import CHARSET, CHARSET_VRS, Charset
+from anonymizer.residue import refuse_residue
+from anonymizer.subject import Subject
+from anonymizer.text import CHARSET, Charset
 from anonymizer.transform import transform
 from anonymizer.uids import well_known
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from anonymizer.elements import Bytes, Item
@@ -43,7 +41,6 @@ _UIDS: Final = (
     (0x00080018, "SOPInstanceUID (0008,0018)"),
 )
 _PATIENT_ID, _ISSUER = 0x00100020, 0x00100021
-_TEXT_VRS: Final = CHARSET_VRS | {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "UR"}
 
 
 @dataclass(frozen=True)
@@ -80,37 +77,49 @@ class Quarantined:
 
 
 def deidentify_file(source: Path, target: Path, context: Context) -> Released | Quarantined:
-    """De-identify a Part 10 file.
+    """De-identify a Part 10 file; the file as written is checked before it gets its name.
 
-    ``target`` is written whole (temporary file beside it, renamed) or not at all; syncing is the caller's.
+    Both files are mapped, not read: memory does not grow with uncompressed pixel data. ``target`` is written
+    whole (temporary file beside it, renamed) or not at all; syncing is the caller's.
 
     Raises
     ------
     OSError
         If a file cannot be read or written.
     """
-    outcome = deidentify(source.read_bytes(), context)
-    if isinstance(outcome, Quarantined):
-        return outcome
-    released, chunks = outcome
     temporary = target.with_name(f".{target.name}.part")
     try:
-        with temporary.open("wb") as file:
-            file.writelines(chunks)
-        temporary.replace(target)
+        with mapped(source) as content:
+            return _deidentify_file(content, temporary, target, context)
+    except (StopError, DecodingError) as error:
+        return Quarantined(error.code, str(error))
+    except UnusablePatientIDError as error:
+        return Quarantined("unusable_patient_id", str(error))
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _deidentify_file(content: Bytes, temporary: Path, target: Path, context: Context) -> Released:
+    released, chunks = _deidentify(content, context)
+    with temporary.open("wb") as file:
+        file.writelines(chunks)
+    del chunks
+    with mapped(temporary) as output:
+        refuse_residue(content, output, released.pseudonym, context)
+    temporary.replace(target)
     return released
 
 
 def deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]] | Quarantined:
     """De-identify the bytes of a Part 10 file; return the bytes of the new one in chunks."""
     try:
-        return _deidentify(content, context)
+        released, chunks = _deidentify(content, context)
+        refuse_residue(content, b"".join(chunks), released.pseudonym, context)
     except (StopError, DecodingError) as error:
         return Quarantined(error.code, str(error))
     except UnusablePatientIDError as error:
         return Quarantined("unusable_patient_id", str(error))
+    return released, chunks
 
 
 def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]]:
@@ -135,7 +144,6 @@ def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]
     item = transform(others, decisions, patient, charset)
     item.update(pixels.cleaned(file.item, item, file.transfer_syntax_uid, file.syntax))
     item.update(identity_elements(name, context.profile))
-    _refuse_residue(file, item, charset, context.profile)
     study, series, sop_instance = (patient.uid(uid) for uid in originals)
     chunks = part10.write(item, sop_class_uid, sop_instance, file.transfer_syntax_uid)
     digest = sha256()
@@ -198,102 +206,4 @@ def _patient(item: Item, charset: Charset, context: Context) -> tuple[str, Patie
     days = shift_days(context.keys, patient_id, issuer, context.max_date_shift_days)
     if Option.FULL_DATES in context.profile.options:
         days = 0
-    return name, Patient(context.keys, days, context.profile, _subject(item, charset))
-
-
-def _subject(item: Item, charset: Charset) -> Subject:
-    """Collect the names and numbers of persons that the data set gives."""
-    names: list[str] = []
-    numbers: list[str] = []
-    for path, element, inner in _values(item, charset):
-        if isinstance(element.value, (bytes, memoryview)):
-            if is_name(path[-1], element.vr):
-                names.append(inner.decode(element.value))
-            elif path[-1] in IDENTIFYING:
-                numbers += _text_to_find(path[-1], element.vr, element.value, inner).split("\\")
-    return Subject.of(names, numbers)
-
-
-def _refuse_residue(file: part10.File, item: Item, charset: Charset, profile: Profile) -> None:
-    """Search everything that is about to leave, except what the engine itself wrote of the patient.
-
-    Raises
-    ------
-    StopError
-        If an identifier of the original is still there.
-    """
-    search = Search(_identifiers(file.item, charset, profile))
-    dates = {"DA", "DT"} if Option.FULL_DATES in profile.options else set()
-    values = [
-        Value(_place(path), element.vr, bytes(element.value), _loose_text(element, inner))
-        for path, element, inner in _values(item, charset)
-        if path[0] not in WRITTEN
-        and path[-1] not in pixels.ALL
-        and element.vr not in dates
-        and isinstance(element.value, (bytes, memoryview))
-    ]
-    found = [residue.where for residue in search.in_values(values)]
-    for tag in pixels.ALL & item.keys():
-        value = item[tag].value
-        if isinstance(value, Fragments):
-            # The bytes of RLE are pixels, and smooth pixels spell short words.
-            look = search.in_bytes if file.transfer_syntax_uid == pixels.RLE else search.in_frame
-            found += [hit.where for part in value.fragments for hit in look(_place((tag,)), part)]
-    if found:
-        raise StopError(
-            "residual_identifier",
-            f"an identifier of the original is still in {', '.join(sorted(set(found)))}",
-        )
-
-
-def _values(
-    item: Item, charset: Charset, path: tuple[int, ...] = ()
-) -> Iterator[tuple[tuple[int, ...], Element, Charset]]:
-    """Yield every element that is no sequence with its path and the charset of its item."""
-    for tag, element in item.items():
-        if not isinstance(element.value, tuple):
-            yield (*path, tag), element, charset
-            continue
-        for nested in element.value:
-            inner = Charset.of(_bytes_of(nested, CHARSET), charset)
-            yield from _values(nested, inner, (*path, tag))
-
-
-def _identifiers(original: Item, charset: Charset, profile: Profile) -> list[str]:
-    stand = keep_list.let_through(profile)
-    texts = (
-        (path[-1], element.vr, _text_to_find(path[-1], element.vr, element.value, inner))
-        for path, element, inner in _values(original, charset)
-        if isinstance(element.value, (bytes, memoryview))
-        and path[-1] not in stand
-        and (may_identify(path[-1], element.vr) or (element.vr in TEXT_VRS and _is_removed(path[-1])))
-    )
-    return [text for text in identifiers(texts, _is_removed) if text not in well_known()]
-
-
-def _text_to_find(tag: int, vr: str, value: Bytes, charset: Charset) -> str:
-    """Return a text; what is removed anyway and names no person need not fit its character set."""
-    try:
-        return charset.decode(value)
-    except StopError:
-        if identifies_alone(tag, vr):
-            raise
-        return bytes(value).decode("latin-1")
-
-
-@lru_cache(maxsize=4096)
-def _is_removed(tag: int) -> bool:
-    """Tell whether Table E.1-1 lets no text of an attribute leave."""
-    return rules.rule_for(tag) is not None
-
-
-def _place(path: tuple[int, ...]) -> str:
-    return ">".join(f"({tag >> 16:04X},{tag & 0xFFFF:04X})" for tag in path)
-
-
-def _loose_text(element: Element, charset: Charset) -> str | None:
-    if element.vr not in _TEXT_VRS or not isinstance(element.value, (bytes, memoryview)):
-        return None
-    return (
-        charset.decode(element.value) if element.vr in CHARSET_VRS else bytes(element.value).decode("latin-1")
-    )
+    return name, Patient(context.keys, days, context.profile, Subject.of_item(item, charset))

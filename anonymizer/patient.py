@@ -9,8 +9,8 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from anonymizer import uids
-from anonymizer.descriptors import Subject
 from anonymizer.options import Option
+from anonymizer.subject import Subject
 
 if TYPE_CHECKING:
     from anonymizer.keys import ProjectKeys

@@ -223,6 +223,14 @@ def main(argv: list[str]) -> int:
     }
     for name, content in made.items():
         (HERE / name).write_text(_lines(content, frozenset({"rows"})), encoding="utf-8")
+    ruled = {
+        "table": "attributes with a row in PS3.15 Table E.1-1, for the independent check",
+        "groups": [0x50, 0x60],
+        "tags": sorted(row[0] for row in table["rows"] if len(row[0]) == 8 and "X" not in row[0]),
+    }
+    (HERE.parent / "verify" / "attributes.json").write_text(
+        _lines(ruled, frozenset({"tags"})), encoding="utf-8"
+    )
     removed = frozenset(row[0] for row in table["rows"] if row[4] == "X" and not any(row[5:]))
     keep = modules(removed)
     (HERE / "modules.json").write_text(

@@ -7,8 +7,8 @@ from pydicom import DataElement, Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ImplicitVRLittleEndian
 
-from anonymizer.checker import find_residue
 from tests.anonymizer.material import STUDY_UID, ct, encode, item
+from tests.anonymizer.residue import find_residue
 
 if TYPE_CHECKING:
     from pathlib import Path

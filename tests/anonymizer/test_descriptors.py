@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anonymizer.descriptors import Subject, clean_line, cleaned_text, fold, may_stay_whole, vocabulary
+from anonymizer.descriptors import clean_line, cleaned_text, may_stay_whole, vocabulary
+from anonymizer.subject import Subject, fold
 
 SUBJECT = Subject.of(["Müller^Hans=山田^太郎", "Brain^Ann"], ["MRN-4711-X", "00099"])
 

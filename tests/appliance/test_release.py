@@ -13,9 +13,7 @@ from sqlalchemy import func, select
 
 import appliance.release
 from anonymizer import vault
-from anonymizer.checker import find_residue
 from anonymizer.engine import deidentify_file
-from anonymizer.identifiers import identifiers_of
 from anonymizer.uids import well_known
 from appliance import crossing, merges
 from appliance.crossing import BundleWriter, InstanceItem
@@ -25,6 +23,7 @@ from appliance.db.engine import reading, writing
 from appliance.release import release_study, vault_context
 from appliance.work import claimed
 from tests.anonymizer.node import Node, make_node, study_of
+from tests.anonymizer.residue import find_residue, identifiers_of
 from tests.appliance.servers import wait_until
 
 if TYPE_CHECKING:

@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydicom import dcmread
 
-from anonymizer.checker import find_residue
 from anonymizer.engine import Context, Released, deidentify_file
-from anonymizer.identifiers import identifiers_of
 from anonymizer.keys import ProjectKeys
 from anonymizer.uids import well_known
 from tests.anonymizer.material import ct, encode
+from tests.anonymizer.residue import find_residue, identifiers_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

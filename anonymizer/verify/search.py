@@ -1,7 +1,6 @@
-"""An independent check that no identifier of the original is in what would leave.
+"""The search for identifiers in values, bytes and compressed frames.
 
-Every value is searched, whatever its attribute. A hit stops a release; a missing hit proves nothing beyond
-the identifiers that were searched for.
+A hit stops a release; a missing hit proves nothing beyond the identifiers that were searched for.
 """
 
 from __future__ import annotations
@@ -10,31 +9,28 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from pydicom import Dataset, dcmread
-from pydicom.uid import RLELossless
-
-from anonymizer.identifiers import fold, is_wide, names_somebody, text_of_value, words_of
+from anonymizer.verify.identifiers import fold, is_wide, names_somebody, words_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
-    from anonymizer.elements import Bytes
+    from anonymizer.verify.reader import Bytes
 
 NUMERIC_VRS: Final = frozenset({
     "AS", "AT", "DA", "DS", "DT", "FD", "FL", "IS", "OD", "OF", "OL", "OV", "OW", "SL", "SS", "SV", "TM",
     "UL", "US", "UV",
 })  # fmt: skip
-PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+DATE_VRS: Final = frozenset({"DA", "DT"})
 _PRINTED: Final = re.compile(rb"[\x20-\x7e]{10,}")  # shorter runs are frequent in compressed data
 _UID: Final = re.compile(rb"[0-9]+(?:\.[0-9]+){3,}")
 _BINARY: Final = frozenset({"OB", "UN", ""})
 _SUBSTRING_LENGTH: Final = 6
 _DIGITS_EVERYWHERE: Final = 8
+_VARIETY: Final = 4
 
 
 @dataclass(frozen=True)
-class Residue:
+class Sought:
     """A place where an identifier was found; ``identifier`` is its position in the list that was given."""
 
     where: str
@@ -42,7 +38,7 @@ class Residue:
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
+class Piece:
     """One value to search; ``text`` is None where the value is not text."""
 
     where: str
@@ -149,7 +145,7 @@ class Search:
             elif names_somebody(text):
                 self._needles.append(_needle(number, text))
 
-    def in_values(self, values: Sequence[Value]) -> Iterator[Residue]:
+    def in_values(self, values: Sequence[Piece]) -> Iterator[Sought]:
         """Search values: the bytes of binary ones, the words and letters of text."""
         numbers = b"\0".join(value.raw for value in values if value.vr in NUMERIC_VRS).lower()
         binary = b"\0".join(value.raw for value in values if _is_binary(value)).lower()
@@ -170,10 +166,10 @@ class Search:
             for value in values:
                 yield from self._in_value(value, suspects)
 
-    def _in_value(self, value: Value, needles: Sequence[_Needle]) -> Iterator[Residue]:
+    def _in_value(self, value: Piece, needles: Sequence[_Needle]) -> Iterator[Sought]:
         lowered = value.raw.lower()
         for uid in set(_UID.findall(lowered)) & self._uids.keys():
-            yield Residue(value.where, self._uids[uid])
+            yield Sought(value.where, self._uids[uid])
         words = words_of(value.text or "") if _has_words(value) else []
         text = fold(value.text or "").encode("utf-8") if _is_text(value) else b""
         core = "".join(words)
@@ -185,37 +181,46 @@ class Search:
                 or (_is_binary(value) and needle.in_raw(lowered))
                 or (value.vr in NUMERIC_VRS and needle.in_numbers and needle.in_raw(lowered))
             ):
-                yield Residue(value.where, needle.number)
+                yield Sought(value.where, needle.number)
 
-    def in_bytes(self, where: str, raw: Bytes) -> Iterator[Residue]:
+    def in_bytes(self, where: str, raw: Bytes) -> Iterator[Sought]:
         """Search bytes of no known structure for identifiers that are long enough not to occur by chance."""
         lowered = bytes(raw).lower()
         for uid in set(_UID.findall(lowered)) & self._uids.keys():
-            yield Residue(where, self._uids[uid])
+            yield Sought(where, self._uids[uid])
         for needle in self._needles:
             if needle.in_numbers and needle.in_raw(lowered):
-                yield Residue(where, needle.number)
+                yield Sought(where, needle.number)
 
-    def in_frame(self, where: str, raw: Bytes) -> Iterator[Residue]:
+    def in_printed(self, where: str, run: bytes) -> Iterator[Sought]:
+        """Search printed text among pixels; what smooth pixels could spell is no hit."""
+        lowered = run.lower()
+        for needle in self._needles:
+            if needle.in_numbers and len(set(needle.folded)) >= _VARIETY and needle.in_raw(lowered):
+                yield Sought(where, needle.number)
+        for uid in set(_UID.findall(lowered)) & self._uids.keys():
+            yield Sought(where, self._uids[uid])
+
+    def in_frame(self, where: str, raw: Bytes) -> Iterator[Sought]:
         """Search an entropy-coded frame: its bytes, and what is printed in them for short words."""
         found = set(self.in_bytes(where, raw))
         for run in _PRINTED.findall(bytes(raw)):
             words = words_of(run.decode("ascii"))
             found |= {
-                Residue(where, needle.number) for needle in self._needles if _contains(words, needle.words)
+                Sought(where, needle.number) for needle in self._needles if _contains(words, needle.words)
             }
-        yield from sorted(found, key=lambda residue: residue.identifier)
+        yield from sorted(found, key=lambda hit: hit.identifier)
 
 
-def _is_text(value: Value) -> bool:
+def _is_text(value: Piece) -> bool:
     return value.text is not None and value.vr not in NUMERIC_VRS and value.vr not in _BINARY
 
 
-def _is_binary(value: Value) -> bool:
+def _is_binary(value: Piece) -> bool:
     return value.vr in _BINARY or (value.text is None and value.vr not in NUMERIC_VRS)
 
 
-def _has_words(value: Value) -> bool:
+def _has_words(value: Piece) -> bool:
     return value.text is not None and value.vr not in NUMERIC_VRS and value.vr != "UI"
 
 
@@ -224,41 +229,3 @@ def _contains(words: list[str], wanted: tuple[str, ...]) -> bool:
     if not size or wanted[0] not in words:
         return False
     return any(tuple(words[i : i + size]) == wanted for i in range(len(words) - size + 1))
-
-
-def find_residue(source: Dataset | Path, wanted: Sequence[str]) -> list[Residue]:
-    """Search an instance for identifiers, in every value of every VR and in the bytes outside the pixel data.
-
-    Parameters
-    ----------
-    source : Dataset or Path
-        What would leave. A path is searched as bytes too: preamble, file meta information and whatever
-        follows.
-    wanted : sequence of str
-        Identifiers as text. Those of fewer than six characters are found as whole words of text values only.
-    """
-    search = Search(wanted)
-    if isinstance(source, Dataset):
-        return list(search.in_values(list(_values(source))))
-    content = source.read_bytes()
-    ds = dcmread(source, force=True)
-    found = list(search.in_values([*_values(ds), *_values(ds.file_meta)]))
-    pixels = ds.get_item(0x7FE00010)
-    native = pixels is not None and not ds.file_meta.get("TransferSyntaxUID", "").is_compressed
-    size = len(pixels.value or b"") if native and pixels is not None else 0
-    outside = content if not size else content.replace(bytes(pixels.value), b"", 1)
-    if pixels is not None and not native and ds.file_meta.TransferSyntaxUID != RLELossless:
-        found += search.in_frame("(7FE0,0010)", pixels.value or b"")
-    return found + list(search.in_bytes("bytes", outside))
-
-
-def _values(ds: Dataset) -> Iterator[Value]:
-    for element in ds.iterall():
-        if element.VR == "SQ" or int(element.tag) in PIXELS:
-            continue
-        value = element.value
-        if isinstance(value, bytes):
-            yield Value(str(element.tag), element.VR, value, value.decode("latin-1"))
-        else:
-            text = text_of_value(value)
-            yield Value(str(element.tag), element.VR, text.encode("utf-8"), text)

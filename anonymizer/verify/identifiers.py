@@ -1,6 +1,6 @@
 """What identifies in a data set: the texts that nothing that leaves may hold.
 
-Independent of the rule tables: the attributes are listed here again.
+Independent of the engine's rule tables: the attributes are listed here again.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ from itertools import permutations
 from typing import TYPE_CHECKING, Final
 
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
-from pydicom.multival import MultiValue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-
-    from pydicom import Dataset
 
 
 def _tags(keywords: str) -> frozenset[int]:
@@ -153,14 +150,8 @@ def _is_distinctive(text: str, *, naming: bool) -> bool:
     return len(words) > 1 and len(core) >= 2 * _SUBSTRING_LENGTH
 
 
-def _never(_: int) -> bool:
-    return False
-
-
-def identifiers(
-    values: Iterable[tuple[int, str, str]], is_removed: Callable[[int], bool] = _never
-) -> tuple[str, ...]:
-    """Return the identifiers in the values of a data set.
+def identifiers(values: Iterable[tuple[int, str, str]], is_removed: Callable[[int], bool]) -> dict[str, str]:
+    """Return the identifiers in the values of a data set, each with its kind.
 
     Parameters
     ----------
@@ -169,31 +160,30 @@ def identifiers(
     is_removed : callable
         Tells whether a tag's text must not leave; such a text is an identifier when it is no ordinary word.
     """
-    found: set[str] = set()
+    found: dict[str, str] = {}
     for tag, vr, text in values:
         parts = [part for part in (value.strip(" \0") for value in text.split("\\")) if part]
-        if is_name(tag, vr):
-            found.update(*map(name_parts, parts))
-        elif tag == _BIRTH_DATE:
-            found.update(*map(date_forms, parts))
-        elif tag in IDENTIFYING:
-            found.update(*map(number_forms, parts))
-        elif vr == "UI":
-            found.update(parts)
-        elif tag in NAMING or (vr in TEXT_VRS and is_removed(tag)):
-            telling = [part for part in parts if _is_distinctive(part, naming=tag in NAMING)]
-            found.update(*map(number_forms, telling))
-    return tuple(sorted(text for text in found if names_somebody(text)))
+        kind, forms = _forms(tag, vr, parts, removed=vr in TEXT_VRS and is_removed(tag))
+        for form in forms:
+            if names_somebody(form):
+                found.setdefault(form, kind)
+    return dict(sorted(found.items()))
 
 
-def identifiers_of(ds: Dataset, known: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the identifiers of a data set, without UIDs that ``known`` lists (those of the standard)."""
-    values = [
-        (int(element.tag), element.VR, text_of_value(element.value))
-        for element in ds.iterall()
-        if may_identify(int(element.tag), element.VR)
-    ]
-    return tuple(text for text in identifiers(values) if text not in set(known))
+def _forms(tag: int, vr: str, parts: list[str], *, removed: bool) -> tuple[str, set[str]]:
+    """Return what kind of identifier an attribute gives, and how it may be written."""
+    if is_name(tag, vr):
+        return "a name", set().union(*map(name_parts, parts))
+    if tag == _BIRTH_DATE:
+        return "a date", set().union(*map(date_forms, parts))
+    if tag in IDENTIFYING:
+        return "a number", set().union(*map(number_forms, parts))
+    if vr == "UI":
+        return "a UID", set(parts)
+    if tag in NAMING or removed:
+        telling = [part for part in parts if _is_distinctive(part, naming=tag in NAMING)]
+        return "a text", set().union(*map(number_forms, telling))
+    return "", set()
 
 
 def may_identify(tag: int, vr: str) -> bool:
@@ -204,12 +194,3 @@ def may_identify(tag: int, vr: str) -> bool:
 def identifies_alone(tag: int, vr: str) -> bool:
     """Tell whether an attribute's value identifies, however short and ordinary."""
     return vr == "UI" or tag in IDENTIFYING or is_name(tag, vr)
-
-
-def text_of_value(value: object) -> str:
-    """Return a value that pydicom read as one text."""
-    if value is None:
-        return ""
-    if isinstance(value, (MultiValue, list, tuple)):
-        return "\\".join(map(str, value))
-    return str(value)
