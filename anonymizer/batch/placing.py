@@ -53,9 +53,9 @@ def discard(staging: int, name: str) -> None:
 
 
 def sweep(staging: int, prefix: str) -> None:
-    """Remove staged files of which nobody will make anything."""
+    """Remove staged files, named by what their names hold, of which nobody will make anything."""
     for name in os.listdir(staging):
-        if name.startswith(prefix):
+        if prefix in name:
             discard(staging, name)
 
 

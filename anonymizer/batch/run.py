@@ -113,7 +113,7 @@ def deidentify_tree(
             staging=target_root if journal is None else journal.staging,
             context=context,
             secret=path_secret(context),
-            prefix=f".cloister-{secrets.token_hex(6)}-",
+            prefix=f"cloister-{secrets.token_hex(6)}-",
             output=(target.name,) if as_file else (),
         )
         run = _Run(setting, found, journal, on_progress)

@@ -24,14 +24,16 @@ from typing import TYPE_CHECKING, Final
 from anonymizer.batch import dicomdir, sources
 from anonymizer.batch.below import digest_below, open_file_below
 from anonymizer.batch.messages import FAILED, FATAL, QUARANTINED, RELEASED, SAME, SKIPPED, Answer, Known, Task
-from anonymizer.engine import Context, Quarantined, Released, deidentify
+from anonymizer.engine import Context, Quarantined, Released, deidentify_file
 from anonymizer.errors import AnonymizerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from anonymizer.elements import Bytes
 
+_OF_OUT: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENOENT, errno.EACCES, errno.EPERM}
+)
+"""Errors of the new file: the source is open already."""
 _ONE_FILE_ALONE: Final = frozenset({errno.EFBIG})  # a bound on one file's size; others may still fit
 
 
@@ -44,7 +46,7 @@ class Setting:
     source, target, staging : int
         IN, OUT, and where new files wait; descriptors of folders.
     prefix : str
-        What the names of new files begin with.
+        What the names of new files hold.
     output : tuple of str
         Where the one output goes; empty when its identifiers name it.
     secret : bytes
@@ -105,7 +107,7 @@ def _answer(task: Task, setting: Setting) -> Answer:
             named = replace(named, content=keyed_hash(setting.secret, content))
         if known is not None and known.content == named.content and _still_there(known, setting.target):
             return named
-        made = _made(task, named, content, setting)
+        made = _made(task, named, content, descriptor, setting)
         after = os.fstat(descriptor)
         if (after.st_size, after.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
             _discard(made.staged, setting.staging)
@@ -128,18 +130,18 @@ def _still_there(known: Known, target: int) -> bool:
         return False
 
 
-def _made(task: Task, named: Answer, content: memoryview, setting: Setting) -> Answer:
+def _made(task: Task, named: Answer, content: memoryview, descriptor: int, setting: Setting) -> Answer:
     if dicomdir.is_dicomdir(content):
         return _directory(task, named, content, setting.source)
-    outcome = deidentify(content, setting.context)
+    outcome = _stage(descriptor, setting)
     if isinstance(outcome, Quarantined):
         kind = SKIPPED if outcome.reason_code in sources.SKIPPED else QUARANTINED
         return replace(named, outcome=kind, code=outcome.reason_code, reason=outcome.reason)
-    released, chunks = outcome
+    released, staged = outcome
     return replace(
         named,
         outcome=RELEASED,
-        staged=_stage(chunks, setting),
+        staged=staged,
         output=setting.output or _place(released),
         sop_instance_uid=released.sop_instance_uid,
         sha256=released.sha256,
@@ -167,19 +169,26 @@ def _place(released: Released) -> tuple[str, ...]:
     return (*folders, f"{released.sop_instance_uid}.dcm")
 
 
-def _stage(chunks: Iterable[Bytes], setting: Setting) -> str:
-    """Write a new file and make it durable; return its name."""
-    name = f"{setting.prefix}{secrets.token_hex(8)}.part"
+def _stage(descriptor: int, setting: Setting) -> tuple[Released, str] | Quarantined:
+    """De-identify into a new file and make it durable; return what it is and its name."""
+    name = f".{setting.prefix}{secrets.token_hex(8)}.part"
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(name, flags, 0o666, dir_fd=setting.staging), "wb") as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
+        # By descriptors: whatever happens to the folders meanwhile, these are the files.
+        source, target = Path(f"/proc/self/fd/{descriptor}"), Path(f"/proc/self/fd/{setting.staging}/{name}")
+        outcome = deidentify_file(source, target, setting.context)
+        if isinstance(outcome, Quarantined):
+            return outcome
+        written, _ = open_file_below(setting.staging, [name])
+        try:
+            os.fsync(written)
+        finally:
+            os.close(written)
     except OSError as error:
         _discard(name, setting.staging)
-        raise _WriteError(error) from error
-    return name
+        if error.errno in _OF_OUT:
+            raise _WriteError(error) from error
+        raise
+    return outcome, name
 
 
 def _discard(name: str, staging: int) -> None:

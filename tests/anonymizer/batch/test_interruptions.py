@@ -110,7 +110,7 @@ def crew(tmp_path: Path) -> Iterator[Crew]:
     source, target = filled(tmp_path / "in", 2), tmp_path / "out"
     target.mkdir()
     folders = [os.open(path, os.O_RDONLY) for path in (source, target, target)]
-    made = Crew(Setting(folders[0], folders[1], folders[2], context=DEFAULT, secret=b"x", prefix=".t-"), 1)
+    made = Crew(Setting(folders[0], folders[1], folders[2], context=DEFAULT, secret=b"x", prefix="t-"), 1)
     yield made
     made.close()
     for folder in folders:
