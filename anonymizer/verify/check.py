@@ -12,7 +12,6 @@ from pydicom._uid_dict import UID_dictionary
 
 from anonymizer.verify import reader
 from anonymizer.verify.identifiers import TEXT_VRS, identifiers, may_identify
-from anonymizer.verify.pixels import printed_runs
 from anonymizer.verify.reader import PIXELS, File, Value, VerificationError
 from anonymizer.verify.search import DATE_VRS, Piece, Search, Sought
 
@@ -130,8 +129,7 @@ def _hits(file: File, search: Search, allowed: Allowed) -> Iterator[Sought]:
     )
     for value in file.values:
         if value.path[-1] in PIXELS:
-            for run in printed_runs(value.raw):
-                yield from search.in_printed(_place(value.path), run)
+            yield from search.in_pixels(_place(value.path), value.raw)
     # The bytes of RLE are pixels, and smooth pixels spell short words.
     look = search.in_bytes if file.transfer_syntax_uid == _RLE else search.in_frame
     for path, fragment in file.fragments:

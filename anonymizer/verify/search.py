@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from anonymizer.verify.identifiers import fold, is_wide, names_somebody, words_of
+from anonymizer.verify.pixels import Grams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ _BINARY: Final = frozenset({"OB", "UN", ""})
 _SUBSTRING_LENGTH: Final = 6
 _DIGITS_EVERYWHERE: Final = 8
 _VARIETY: Final = 4
+_AROUND: Final = 160
 
 
 @dataclass(frozen=True)
@@ -192,14 +194,19 @@ class Search:
             if needle.in_numbers and needle.in_raw(lowered):
                 yield Sought(where, needle.number)
 
-    def in_printed(self, where: str, run: bytes) -> Iterator[Sought]:
-        """Search printed text among pixels; what smooth pixels could spell is no hit."""
-        lowered = run.lower()
-        for needle in self._needles:
-            if needle.in_numbers and len(set(needle.folded)) >= _VARIETY and needle.in_raw(lowered):
-                yield Sought(where, needle.number)
-        for uid in set(_UID.findall(lowered)) & self._uids.keys():
-            yield Sought(where, self._uids[uid])
+    def in_pixels(self, where: str, raw: Bytes) -> Iterator[Sought]:
+        """Search uncompressed pixels for printed identifiers; what smooth pixels could spell is no hit."""
+        view, hits = memoryview(raw), set()
+        for place in self._grams().places(view):
+            lowered = bytes(view[max(place - _AROUND, 0) : place + _AROUND]).lower()
+            hits |= {n.number for n in self._needles if _is_varied(n) and n.in_raw(lowered)}
+            hits |= {self._uids[uid] for uid in set(_UID.findall(lowered)) & self._uids.keys()}
+        for number in sorted(hits):
+            yield Sought(where, number)
+
+    def _grams(self) -> Grams:
+        forms = [form for needle in self._needles if _is_varied(needle) for form in needle.forms]
+        return Grams([*(form for form in forms if b"\0" not in form), *self._uids])
 
     def in_frame(self, where: str, raw: Bytes) -> Iterator[Sought]:
         """Search an entropy-coded frame: its bytes, and what is printed in them for short words."""
@@ -210,6 +217,10 @@ class Search:
                 Sought(where, needle.number) for needle in self._needles if _contains(words, needle.words)
             }
         yield from sorted(found, key=lambda hit: hit.identifier)
+
+
+def _is_varied(needle: _Needle) -> bool:
+    return needle.in_numbers and len(set(needle.folded)) >= _VARIETY
 
 
 def _is_text(value: Piece) -> bool:

@@ -22,7 +22,7 @@ from pydicom.uid import (
 )
 
 from anonymizer.verify import Allowed, Finding, VerificationError, check
-from anonymizer.verify.pixels import printed_runs
+from anonymizer.verify.pixels import Grams
 from tests.anonymizer.material import STUDY_UID, ct, encode, item
 
 if TYPE_CHECKING:
@@ -127,10 +127,25 @@ def test_text_among_native_pixels_is_found_and_what_pixels_spell_by_chance_is_no
     assert found(ds, ct("11111111")) == []
 
 
-@given(st.binary(max_size=400), st.integers(0, 300))
-def test_every_printed_run_is_noticed(noise: bytes, at: int) -> None:
-    content = noise[:at] + b"\0ABCDEFGH\0" + noise[at:]
-    assert any(b"ABCDEFGH" in run for run in printed_runs(content))
+@given(
+    st.binary(max_size=400), st.integers(0, 300), st.sampled_from([b"MRN-4711-X", b"mrn-4711-x", b"Jxyz789"])
+)
+def test_every_place_of_a_form_is_noticed(noise: bytes, at: int, form: bytes) -> None:
+    content = noise[:at] + form + noise[at:]
+    start = len(noise[:at])
+    places = list(Grams([b"mrn-4711-x", b"jxyz789"]).places(content + bytes(4)))
+    assert any(start <= place < start + 4 for place in places)
+
+
+def test_forms_are_noticed_across_blocks() -> None:
+    content = bytearray(3 * 1024**2)
+    for start in (1024**2 - 3, 2 * 1024**2 - 5):
+        content[start : start + 10] = b"MRN-4711-X"
+    assert len(list(Grams([b"mrn-4711-x"]).places(content))) == 2
+    ds = clean()
+    ds.Rows = ds.Columns = 1254
+    ds.PixelData = bytes(content)[: 1254 * 1254 * 2]
+    assert found(ds) == [Finding("(7FE0,0010)", "a number")]
 
 
 def test_what_a_profile_lets_stand_is_no_finding() -> None:
