@@ -141,7 +141,7 @@ def test_forms_are_noticed_across_blocks() -> None:
     content = bytearray(3 * 1024**2)
     for start in (1024**2 - 3, 2 * 1024**2 - 5):
         content[start : start + 10] = b"MRN-4711-X"
-    assert len(list(Grams([b"mrn-4711-x"]).places(content))) == 2
+    assert len(list(Grams([b"mrn-4711-x"]).places(bytes(content)))) == 2
     ds = clean()
     ds.Rows = ds.Columns = 1254
     ds.PixelData = bytes(content)[: 1254 * 1254 * 2]
