@@ -61,18 +61,38 @@ def _darkest_of(values: Array, layout: Layout, *, inverted: bool) -> Any:
         if not finite.size:
             return values.dtype.type(0)
         return max(finite.max(), 0) if inverted else min(finite.min(), 0)
+    found = stored(values, layout)
+    darkest = max(int(found.max()), 0) if inverted else min(int(found.min()), 0)
+    return darkest << (layout.high_bit + 1 - layout.bits_stored)
+
+
+def stored(values: Array, layout: Layout) -> Array:
+    """Return values without the bits that lie beside the stored ones (PS3.5 8.1.1)."""
     unused = layout.bits_allocated - layout.high_bit - 1
     below = layout.high_bit + 1 - layout.bits_stored
     native = values.astype(values.dtype.newbyteorder("="))
-    stored = (native << unused) >> (
-        unused + below
-    )  # what lies beside the stored bits is no part of the value
-    darkest = max(int(stored.max()), 0) if inverted else min(int(stored.min()), 0)
-    return darkest << below
+    return native if unused + below == 0 else (native << unused) >> (unused + below)
+
+
+def coloured(indices: Array, item: Item, *, little: bool) -> Array:
+    """Look up stored values in the palette (PS3.3 C.7.6.3.1.5): floats of 0 to 255, a last axis of colours.
+
+    Raises
+    ------
+    StopError
+        Code ``palette_not_judged``.
+    """
+    found = []
+    for number in range(3):
+        table, first = _entries(item, number, little=little)
+        at = np.clip(indices.astype(np.int64) - first, 0, len(table) - 1)
+        wide = 256.0 if table.dtype.itemsize > 1 and table.max() > 0xFF else 1.0
+        found.append(np.asarray(table)[at].astype(np.float32) / np.float32(wide))
+    return np.stack(found, axis=-1)
 
 
 def _darkest_entry(item: Item, *, little: bool) -> int:
-    """Return the first stored value of those that the palette shows darkest (PS3.3 C.7.6.3.1.5)."""
+    """Return the first stored value of those that the palette shows darkest."""
     tables = [_entries(item, number, little=little) for number in range(3)]
     if len({(len(table), first) for table, first in tables}) != 1:
         raise _unreadable("three tables of one size")
