@@ -21,7 +21,7 @@ BITS_STORED: Final = 0x00280101
 HIGH_BIT: Final = 0x00280102
 PIXEL_REPRESENTATION: Final = 0x00280103
 PLANAR: Final = 0x00280006
-MAX_FRAME_BYTES: Final = 1 << 30  # of one decoded frame; a small file may claim more
+MAX_FRAME_BYTES: Final = 256 << 20  # of one decoded frame; a small file may claim more
 MAX_PIXEL_DATA_BYTES: Final = 0xFFFFFFFE  # PS3.5 7.1.1: what a length of 32 bits can say
 _FLOATS: Final = {pixels.FLOAT_PIXEL_DATA: 4, pixels.DOUBLE_PIXEL_DATA: 8}
 

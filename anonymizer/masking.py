@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from anonymizer import frames, pixels
+from anonymizer.codestreams import clean_jpeg, clean_jpeg2000
 from anonymizer.elements import Element
 from anonymizer.errors import StopError
 from anonymizer.shades import black
@@ -227,6 +228,7 @@ def _encode(values: Array, layout: Layout, source: PixelData, codec: str) -> byt
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they name values
             codestream = bytes(get_encoder(codec).encode(np.ascontiguousarray(plain), **options))
+        codestream = _without_comments(codestream, codec)
         again = replace(
             source,
             content=[codestream],
@@ -239,6 +241,13 @@ def _encode(values: Array, layout: Layout, source: PixelData, codec: str) -> byt
         return None
     same = np.array_equal(back, values) and found.photometric == layout.photometric
     return codestream if same else None
+
+
+def _without_comments(codestream: bytes, codec: str) -> bytes:
+    """Leave out what an encoder writes of itself, as what is received is cleaned of it."""
+    if codec == _J2K_LOSSLESS:
+        return clean_jpeg2000(codestream).content
+    return clean_jpeg(codestream).content if codec == _JPEG_LS_LOSSLESS else codestream
 
 
 def _decompressed(

@@ -38,11 +38,11 @@ def displayed(values: Array, layout: Layout, item: Item, *, little: bool) -> Arr
 
 def _stored(values: Array, layout: Layout) -> Array:
     if layout.floating:
-        found = values.astype(np.float32)
-        finite = found[np.isfinite(found)]
-        if not finite.size:
-            return np.zeros_like(found)
-        return np.clip(np.nan_to_num(found, nan=float(finite.min())), finite.min(), finite.max())
+        finite = values[np.isfinite(values)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+        half = np.clip(np.nan_to_num(values.astype(np.float64), nan=low), low, high) / 2  # no range overflows
+        found: Array = (half - low / 2) / max(high / 2 - low / 2, np.finfo(np.float64).tiny) * 65535
+        return found.astype(np.float32)
     return shades.stored(values, layout).astype(np.float32)
 
 
