@@ -129,7 +129,7 @@ def cleaned(original: Item, item: Item, transfer_syntax_uid: str, syntax: Syntax
         raise _mismatch("more than one kind of pixel data")
     element, description = original[present[0]], describe(item, syntax)
     if transfer_syntax_uid in NATIVE:
-        return {element.tag: _native(element, description)}
+        return {element.tag: _native(element, description, little=syntax.little)}
     if element.tag != PIXEL_DATA or not isinstance(element.value, Fragments):
         raise _mismatch("compressed transfer syntax: expected encapsulated pixel data")
     frames = [
@@ -138,13 +138,16 @@ def cleaned(original: Item, item: Item, transfer_syntax_uid: str, syntax: Syntax
     return encapsulated(frames)
 
 
-def _native(element: Element, description: Description) -> Element:
+def _native(element: Element, description: Description, *, little: bool) -> Element:
     value = element.value
     if isinstance(value, (Fragments, tuple)):
         raise _mismatch("native transfer syntax: expected pixel data of defined length")
     expected = description.native_bytes()
     if len(value) not in {expected, expected + expected % 2}:
         raise _mismatch("pixel data is longer or shorter than Rows, Columns, frames and bits say")
+    if not little and element.vr == "OW" and description.bits_allocated <= 8 and len(value) != expected:
+        last = value[expected - 1 :]  # a word whose second byte comes first (PS3.5 8.1.2)
+        return Element(element.tag, element.vr, bytes(value[: expected - 1]) + b"\0" + bytes(last[1:]))
     return Element(element.tag, element.vr, _zero_padded(value, expected))
 
 

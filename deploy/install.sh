@@ -71,4 +71,7 @@ fi
 
 echo "install: installing Cloister and its libraries"
 "${pip[@]}" install --quiet -c "$here/deploy/constraints.txt" -e "$here"
+# By its metadata the text detector brings opencv-python, which needs libGL and overwrites the headless build.
+# pyproject.toml names everything else that it needs.
+"${pip[@]}" install --quiet --no-deps "$(grep '^rapidocr-onnxruntime==' "$here/deploy/constraints.txt")"
 echo "install: done; the command is $venv/bin/cloister"

@@ -51,4 +51,5 @@ class Grams:
 
 
 def _hashed(words: _Array) -> _Array:
-    return (words ^ (words >> np.uint32(15))) & np.uint32(_TABLE - 1)
+    mixed: _Array = words ^ (words >> np.uint32(15))
+    return mixed & np.uint32(_TABLE - 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +23,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+import anonymizer.verify
 from anonymizer.verify import Allowed, Finding, VerificationError, check
 from anonymizer.verify.pixels import Grams
 from tests.anonymizer.material import STUDY_UID, ct, encode, item
@@ -180,3 +183,16 @@ def test_a_value_of_the_wrong_character_set_is_searched_all_the_same() -> None:
     ds.add(DataElement(0x00080070, "LO", "xyz"))
     content = encode(ds).replace(b"xyz ", "Jörg".encode("latin-1"))
     assert Finding("(0008,0070)", "a name") in found(content)
+
+
+def test_the_check_shares_no_code_with_the_engine() -> None:
+    folder = Path(anonymizer.verify.__file__).parent
+    imported = {
+        match[0]
+        for path in folder.glob("*.py")
+        for match in re.finditer(
+            r"^\s*(?:from|import) (?:anonymizer|\.)[\w.]*", path.read_text(), re.MULTILINE
+        )
+    }
+    assert imported
+    assert all("anonymizer.verify" in line for line in imported)
