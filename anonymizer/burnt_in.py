@@ -28,6 +28,7 @@ DETECTION: Final = "detection"
 _MARGIN: Final = 0.15  # of a line's height: descenders and accents reach beyond what the detector sees
 # Of the image's short and long side, and in pixels: what is taller than all of these is anatomy, not a line.
 _LINE_OF_SHORT, _LINE_OF_LONG, _LINE_PIXELS = 0.12, 0.06, 12
+_HIGH_OF_SHORT, _LENGTH_OF_HIGH = 0.05, 2
 _SMALLEST: Final = 10  # pixels; a smaller picture holds no line of text
 
 
@@ -155,10 +156,19 @@ def _searched(shown: Array) -> list[Box]:
         if long_side == renderings.COARSE:  # upright text is missed more often; turned it lies
             turned = detection.find_text(np.rot90(picture), long_side)
             found += [(columns - bottom, left, columns - top, right) for left, top, right, bottom in turned]
-    tallest = max(_LINE_OF_SHORT * min(rows, columns), _LINE_OF_LONG * max(rows, columns), _LINE_PIXELS)
-    lines = (box for box in found if min(box[2] - box[0], box[3] - box[1]) <= tallest)
+    lines = (rectangle for rectangle in found if _is_line(rectangle, rows, columns))
     padded = (_padded(*rectangle).clipped(rows, columns) for rectangle in lines)
     return _joined(box for box in padded if box is not None)
+
+
+def _is_line(rectangle: detection.Rectangle, rows: int, columns: int) -> bool:
+    """Tell a line of text from anatomy: by its height, and where it is high by its length."""
+    left, top, right, bottom = rectangle
+    height, length = sorted((right - left, bottom - top))
+    short, long = sorted((rows, columns))
+    if height > max(_LINE_OF_SHORT * short, _LINE_OF_LONG * long, _LINE_PIXELS):
+        return False
+    return length >= _LENGTH_OF_HIGH * height or height <= max(_HIGH_OF_SHORT * short, _LINE_PIXELS)
 
 
 def _padded(left: float, top: float, right: float, bottom: float) -> Box:
