@@ -18,7 +18,7 @@ from anonymizer import detection, frames, masking, pixels, regions, renderings
 from anonymizer.boxes import Box
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from anonymizer.elements import Item, Syntax
     from anonymizer.frames import Array, PixelData
@@ -32,19 +32,24 @@ _HIGH_OF_SHORT, _LENGTH_OF_HIGH = 0.05, 2
 _SMALLEST: Final = 10  # pixels; a smaller picture holds no line of text
 
 
+def _no_beat() -> None:
+    """Nobody waits."""
+
+
 @dataclass(frozen=True)
 class PixelOptions:
     """What is looked for.
 
     ``detect_text``: search the picture. ``regions``: rows of the table, those that come with the product if
     left out. ``ultrasound_regions``: mask what lies outside the regions of the header. ``recompress``: see
-    ``masking.target_syntax``.
+    ``masking.target_syntax``. ``beat``: called for each frame that is searched.
     """
 
     detect_text: bool = True
     regions: tuple[Region, ...] = field(default_factory=regions.known)
     ultrasound_regions: bool = True
     recompress: str = masking.LOSSLESS
+    beat: Callable[[], None] = field(default=_no_beat, compare=False)
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,11 @@ def clean(
         return Cleaned(found, transfer_syntax_uid, (), searched=False, header_regions=header is not None)
     source = frames.read(found, item, transfer_syntax_uid, syntax)
     if options.detect_text:
-        boxes += [box for box in text_boxes(source, item) if not any(known.contains(box) for known in boxes)]
+        boxes += [
+            box
+            for box in text_boxes(source, item, options.beat)
+            if not any(known.contains(box) for known in boxes)
+        ]
     masked = masking.mask(source, found, item, boxes, options.recompress)
     return Cleaned(
         masked.elements,
@@ -108,7 +117,7 @@ def clean(
     )
 
 
-def text_boxes(source: PixelData, item: Item) -> list[Box]:
+def text_boxes(source: PixelData, item: Item, beat: Callable[[], None] = _no_beat) -> list[Box]:
     """Return boxes around text, with a margin: of single frames, and of all where it stands still.
 
     Parameters
@@ -117,6 +126,8 @@ def text_boxes(source: PixelData, item: Item) -> list[Box]:
         The frames.
     item : Item
         The description, for palettes.
+    beat : callable
+        Called for each frame.
     """
     description = source.description
     if min(description.rows, description.columns) < _SMALLEST:
@@ -126,6 +137,7 @@ def text_boxes(source: PixelData, item: Item) -> list[Box]:
     brightest: Array | None = None
     darkest: Array | None = None
     for index in range(description.frames):
+        beat()
         values, layout = source.frame(index)
         digest = sha256(np.ascontiguousarray(values).data).digest()
         if digest in seen:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-from anonymizer import keep_list, part10, pixels
+from anonymizer import cleaning, keep_list, part10, pixels
 from anonymizer.dates import shift_days
 from anonymizer.elements import MAX_INFLATED_BYTES
 from anonymizer.errors import DecodingError, StopError, UnusablePatientIDError
@@ -29,6 +29,7 @@ from anonymizer.transform import transform
 from anonymizer.uids import well_known
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from anonymizer.elements import Bytes, Item
@@ -43,15 +44,23 @@ _UIDS: Final = (
 _PATIENT_ID, _ISSUER = 0x00100020, 0x00100021
 
 
+def _no_beat() -> None:
+    """Nobody waits."""
+
+
 @dataclass(frozen=True)
 class Context:
-    """What de-identification needs besides the instance."""
+    """What de-identification needs besides the instance.
+
+    ``beat`` is called now and then while one instance takes long.
+    """
 
     keys: ProjectKeys
     project: str
     max_date_shift_days: int = 365
     max_inflated_bytes: int = MAX_INFLATED_BYTES
     profile: Profile = field(default_factory=load_profile)
+    beat: Callable[[], None] = field(default=_no_beat, compare=False)
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ class Released:
     modality: str
     size_bytes: int
     sha256: str
+    masked_boxes: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,10 +152,11 @@ def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]
     name, patient = _patient(file.item, charset, context)
     others = {tag: element for tag, element in file.item.items() if tag not in WRITTEN}
     item = transform(others, decisions, patient, charset)
-    item.update(pixels.cleaned(file.item, item, file.transfer_syntax_uid, file.syntax))
-    item.update(identity_elements(name, context.profile))
+    picture = cleaning.cleaned(file, item, sop_class_uid, context.profile, context.beat)
+    item.update(picture.elements)
+    item.update(identity_elements(name, context.profile, looked=picture.looked))
     study, series, sop_instance = (patient.uid(uid) for uid in originals)
-    chunks = part10.write(item, sop_class_uid, sop_instance, file.transfer_syntax_uid)
+    chunks = part10.write(item, sop_class_uid, sop_instance, picture.transfer_syntax_uid)
     digest = sha256()
     for chunk in chunks:
         digest.update(chunk)
@@ -158,6 +169,7 @@ def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]
         modality=pixels.text_of(item, _MODALITY),
         size_bytes=sum(map(len, chunks)),
         sha256=digest.hexdigest(),
+        masked_boxes=picture.masked,
     )
     return released, chunks
 

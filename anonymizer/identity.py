@@ -38,10 +38,16 @@ def _dates(profile: Profile) -> str:
     return "MODIFIED" if Option.MODIFIED_DATES in profile.options else "REMOVED"
 
 
-def identity_elements(pseudonym: str, profile: Profile) -> Item:
-    """Return the elements that replace the identity, and say by which profile (name, hash, codes)."""
+def identity_elements(pseudonym: str, profile: Profile, *, looked: bool = True) -> Item:
+    """Return the elements that replace the identity, and say by which profile (name, hash, codes).
+
+    An instance whose pixels were not looked at for text does not claim the Clean Pixel Data Option.
+    """
     method = f"{METHOD}\\profile {profile.name}\\{profile.hash}"
-    codes = tuple(_code(*code) for code in codes_of(profile.options))
+    codes = tuple(
+        _code(*code)
+        for code in codes_of(profile.options - (frozenset() if looked else {Option.CLEAN_PIXELS}))
+    )
     written = (
         _text(_PATIENT_NAME, "PN", pseudonym),
         _text(_PATIENT_ID, "LO", pseudonym),

@@ -60,13 +60,14 @@ def refuse_unjudgeable(item: Item, sop_class_uid: str, profile: Profile) -> None
     waiting = keep_list.waits(sop_class_uid, profile)
     if waiting is not None:
         raise StopError(*waiting)
-    if text_of(item, _BURNED_IN).upper() not in {"", "NO"}:
+    released = profile.release
+    if "burned_in_annotation" not in released and text_of(item, _BURNED_IN).upper() not in {"", "NO"}:
         raise StopError("burned_in_annotation", "BurnedInAnnotation (0028,0301): expected NO")
     if text_of(item, _RECOGNIZABLE).upper() not in {"", "NO"}:
         raise StopError("recognizable_features", "RecognizableVisualFeatures (0028,0302): expected NO")
     if text_of(item, _LABEL_IN_IMAGE).upper() not in {"", "NO"}:
         raise StopError("burnt_in_text_likely", "SpecimenLabelInImage (0048,0010): expected NO")
-    if text_of(item, _CONVERSION_TYPE):
+    if "secondary_capture" not in released and text_of(item, _CONVERSION_TYPE):
         raise StopError("secondary_capture", "ConversionType (0008,0064): the image was captured or scanned")
     if PIXELS & item.keys():
         _refuse_screens(item, sop_class_uid)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from anonymizer.profiles import AttributeRule, Profile
 
+ULTRASOUND: Final = frozenset(f"1.2.840.10008.5.1.4.1.1.{tail}" for tail in ("3.1", "6.1", "6.2"))
 _STRICTNESS: Final = ("1", "1C", "2", "2C", "3")
 _NO_ROW: Final = "X/Z/D"  # how a stricter attribute resolves by type
 
@@ -64,6 +65,8 @@ def waits(sop_class_uid: str, profile: Profile) -> tuple[str, str] | None:
     if sop_class_uid not in sop_classes():
         return "unknown_sop_class", "SOPClassUID (0008,0016): a class without an entry in the keep list"
     if sop_class_uid in released:
+        return None
+    if sop_class_uid in ULTRASOUND and Option.CLEAN_PIXELS in profile.options:
         return None
     for uid, code, reason in waiting:
         if sop_class_uid == uid or (uid.endswith(".") and sop_class_uid.startswith(uid)):

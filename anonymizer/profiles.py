@@ -1,10 +1,10 @@
 """De-identification profiles: small declarative files that choose options, rules and what is released.
 
 A profile is TOML: ``name``, ``description``, ``extends`` (another profile's name), ``options`` (names of
-:class:`~anonymizer.options.Option`), ``release`` (codes of what otherwise waits for a person) and
-``[[rules]]`` with ``attribute`` (keyword, eight hexadecimal digits, or ``GGGGxxEE`` with
-``private_creator``), ``action`` and, for ``replace``, ``value``. Its hash covers all that it resolves to and
-the rule tables.
+:class:`~anonymizer.options.Option`), ``release`` (codes of what otherwise waits for a person), ``[pixels]``
+(``detect``: likely or always; ``recompress``: lossless, as-received or native) and ``[[rules]]`` with
+``attribute`` (keyword, eight hexadecimal digits, or ``GGGGxxEE`` with ``private_creator``), ``action`` and,
+for ``replace``, ``value``. Its hash covers all that it resolves to and the rule tables.
 """
 
 from __future__ import annotations
@@ -27,14 +27,19 @@ from anonymizer.options import Option
 from anonymizer.text import Charset, fits
 
 DEFAULT: Final = "research-default"
-RELEASABLE: Final = frozenset({"structured_report", "graphic_annotation"})
+RELEASABLE: Final = frozenset(
+    {"structured_report", "graphic_annotation", "secondary_capture", "burned_in_annotation"}
+)
 """Codes of waiting SOP classes that a profile may release, where the option that cleans them is chosen."""
 _NEEDED: Final = {
     "structured_report": Option.CLEAN_STRUCTURED,
     "graphic_annotation": Option.CLEAN_GRAPHICS,
+    "secondary_capture": Option.CLEAN_PIXELS,
+    "burned_in_annotation": Option.CLEAN_PIXELS,
 }
 ACTIONS: Final = frozenset({"keep", "remove", "empty", "clean", "replace"})
-_KEYS: Final = frozenset({"name", "description", "extends", "options", "release", "rules"})
+_KEYS: Final = frozenset({"name", "description", "extends", "options", "release", "rules", "pixels"})
+_PIXELS: Final = {"detect": ("likely", "always"), "recompress": ("lossless", "as-received", "native")}
 _RULE_KEYS: Final = frozenset({"attribute", "private_creator", "action", "value", "reason"})
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _TAG: Final = re.compile(r"\(?([0-9A-Fa-f]{4}),?([0-9A-Fa-f]{4})\)?")
@@ -54,7 +59,7 @@ _IDENTITY: Final = frozenset(
 )  # fmt: skip
 _TABLES: Final = (
     "annex_e.json", "modules.json", "stricter.json", "sop_classes.json", "safe_private.json", "sr_codes.json",
-    "vocabulary.json", "body_parts.json",
+    "vocabulary.json", "body_parts.json", "regions.json",
 )  # fmt: skip
 
 
@@ -88,6 +93,8 @@ class Profile:
     options: frozenset[Option]
     rules: tuple[AttributeRule, ...] = ()
     release: frozenset[str] = frozenset()
+    detect: str = "likely"
+    recompress: str = "lossless"
     description: str = field(default="", compare=False)
 
     @cached_property
@@ -97,6 +104,7 @@ class Profile:
             "options": sorted(self.options),
             "rules": [asdict(rule) for rule in sorted(self.rules)],
             "release": sorted(self.release),
+            "pixels": [self.detect, self.recompress],
             "tables": _tables_digest(),
         }
         return sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
@@ -204,8 +212,28 @@ def _resolve(content: dict[str, Any], where: str, below: frozenset[str]) -> Prof
     if len(set(keys)) < len(keys):
         raise ProfileError(f"profile {where}: two rules for one attribute")
     inherited = [rule for rule in base.rules if (rule.tag, rule.private_creator) not in set(keys)]
-    description = content.get("description", "")
-    return Profile(name, options, tuple(sorted([*inherited, *own])), release, str(description))
+    chosen_pixels = _pixels(content.get("pixels", {}), base, where)
+    return Profile(
+        name,
+        options,
+        tuple(sorted([*inherited, *own])),
+        release,
+        **chosen_pixels,
+        description=str(content.get("description", "")),
+    )
+
+
+def _pixels(table: object, base: Profile, where: str) -> dict[str, str]:
+    """Return which instances are searched for text, and how masked ones are compressed."""
+    if not isinstance(table, dict) or table.keys() - _PIXELS.keys():
+        raise ProfileError(f"profile {where}: pixels: expected {' and '.join(_PIXELS)}")
+    found: dict[str, str] = {}
+    for key, allowed in _PIXELS.items():
+        value = table.get(key, getattr(base, key))
+        if value not in allowed:
+            raise ProfileError(f"profile {where}: pixels.{key}: expected one of {', '.join(allowed)}")
+        found[key] = value
+    return found
 
 
 def _base(name: object, where: str, below: frozenset[str]) -> Profile:

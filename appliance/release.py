@@ -20,6 +20,7 @@ from appliance import logs, merges
 from appliance.crossing import INSTANCES, BundleWriter, InstanceItem
 from appliance.db.clinical import Instance, QuarantineItem, Result, Series, StudyRevision, VaultEntry
 from appliance.db.engine import reading, writing
+from appliance.work import LeaseLostError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +57,21 @@ class _Outcomes:
 
     released: list[tuple[_Source, InstanceItem]] = field(default_factory=list)
     stopped: list[tuple[_Source, Quarantined]] = field(default_factory=list)
+
+
+@dataclass
+class _Beat:
+    """Renews the lease by time: one long multi-frame instance may outlast it, as may many short ones."""
+
+    claim: Claim
+    total: int
+    done: int = 0
+    renewed_at: float = -math.inf
+
+    def __call__(self) -> None:
+        if time.monotonic() - self.renewed_at >= self.claim.lease_s / _RENEWALS:
+            self.claim.heartbeat({"done": self.done, "of": self.total})
+            self.renewed_at = time.monotonic()
 
 
 def project_keys(zone: ClinicalZone) -> ProjectKeys:
@@ -141,19 +157,18 @@ def _deidentify(
     zone: ClinicalZone, claim: Claim, sources: Sequence[_Source], writer: BundleWriter
 ) -> _Outcomes:
     settings = zone.settings.deidentification
+    beat = _Beat(claim, len(sources))
     context = Context(
         project_keys(zone),
         settings.project,
         settings.max_date_shift_days,
         profile=load_profile(settings.profile),
+        beat=beat,
     )
     outcomes = _Outcomes()
-    renewed_at = -math.inf
     for number, source in enumerate(sources):
-        # By time, not by number: twenty long multi-frame instances outlast a lease.
-        if time.monotonic() - renewed_at >= claim.lease_s / _RENEWALS:
-            claim.heartbeat({"done": number, "of": len(sources)})
-            renewed_at = time.monotonic()
+        beat.done = number
+        beat()
         name = f"{source.id}.dcm"
         outcome = _deidentify_one(zone.root / source.path, writer.folder / name, context, source.id)
         if isinstance(outcome, Quarantined):
@@ -168,7 +183,7 @@ def _deidentify_one(path: Path, target: Path, context: Context, instance_id: str
     """De-identify one instance; an error that nobody foresaw stops this instance alone, and is shown."""
     try:
         return deidentify_file(path, target, context)
-    except OSError:
+    except (OSError, LeaseLostError):
         raise
     except Exception:
         _logger.exception(UNFORESEEN, instance_id=instance_id)

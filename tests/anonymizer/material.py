@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -14,6 +14,7 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRL
 
 from anonymizer.engine import Context, Quarantined, Released, deidentify
 from anonymizer.keys import ProjectKeys
+from anonymizer.options import Option
 from anonymizer.profiles import load_profile
 
 if TYPE_CHECKING:
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 PLAIN: Final = load_profile("modified-dates")
 CONTEXT: Final = Context(ProjectKeys.derive(b"\x07" * 32, "trial"), "trial", profile=PLAIN)
+_RESEARCH: Final = load_profile()
 DEFAULT: Final = Context(CONTEXT.keys, "trial")
+UNSEEN: Final = Context(
+    CONTEXT.keys, "trial", profile=replace(_RESEARCH, options=_RESEARCH.options - {Option.CLEAN_PIXELS})
+)
+"""The default without a look at the pixels, which takes seconds for each picture."""
 OTHER: Final = Context(ProjectKeys.derive(b"\x08" * 32, "trial"), "trial", profile=PLAIN)
 STUDY_UID: Final = "1.3.6.1.4.1.99999.7.1"
 SERIES_UID: Final = "1.3.6.1.4.1.99999.7.2"

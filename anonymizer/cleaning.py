@@ -1,0 +1,89 @@
+"""The pixel step of the engine: which instances are looked at for text, and what must be known of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from anonymizer import burnt_in, keep_list, pixels, regions
+from anonymizer.burnt_in import PixelOptions
+from anonymizer.elements import Element
+from anonymizer.errors import StopError
+from anonymizer.options import Option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anonymizer.elements import Item
+    from anonymizer.part10 import File
+    from anonymizer.profiles import Profile
+
+_IMAGE_TYPE, _BURNED_IN = 0x00080008, 0x00280301
+_PROJECTIONS: Final = frozenset(
+    f"1.2.840.10008.5.1.4.1.1.{tail}"
+    for tail in ("1", "1.1", "1.1.1", "1.2", "1.2.1", "1.3", "1.3.1", "7", "7.1", "7.2", "7.3", "7.4")
+)
+"""Projection radiographs, on which markers and names are seen, and secondary captures."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Pixel elements that may leave; ``looked``: whether text was searched for; ``masked``: boxes."""
+
+    elements: Item
+    transfer_syntax_uid: str
+    looked: bool
+    masked: int
+
+
+def cleaned(file: File, item: Item, sop_class_uid: str, profile: Profile, beat: Callable[[], None]) -> Pixels:
+    """Return the pixel data of an instance as its profile wants it.
+
+    Parameters
+    ----------
+    file, item : File, Item
+        The original, and what is left of its data set.
+    beat : callable
+        Called for each frame that was searched: a sign of life.
+
+    Raises
+    ------
+    StopError
+        Of :func:`anonymizer.burnt_in.clean`; code ``ultrasound_without_regions`` where neither the header nor
+        the table of machines says which part of an ultrasound picture is the patient's data.
+    """
+    if Option.CLEAN_PIXELS not in profile.options:
+        found = pixels.cleaned(file.item, item, file.transfer_syntax_uid, file.syntax)
+        return Pixels(found, file.transfer_syntax_uid, looked=False, masked=0)
+    ultrasound = sop_class_uid in keep_list.ULTRASOUND
+    options = PixelOptions(
+        detect_text=ultrasound or profile.detect == "always" or _is_likely(file.item, sop_class_uid),
+        ultrasound_regions=ultrasound,
+        recompress=profile.recompress,
+        beat=beat,
+    )
+    if ultrasound:
+        _refuse_without_regions(file, item, options)
+    made = burnt_in.clean(file.item, item, file.transfer_syntax_uid, file.syntax, options)
+    elements = dict(made.elements)
+    if made.searched and pixels.text_of(item, _BURNED_IN):
+        elements[_BURNED_IN] = Element(_BURNED_IN, "CS", b"NO")
+    return Pixels(elements, made.transfer_syntax_uid, made.searched, len(made.boxes))
+
+
+def _refuse_without_regions(file: File, item: Item, options: PixelOptions) -> None:
+    found = pixels.describe(item, file.syntax)
+    if regions.of_header(file.item, file.syntax, found.rows, found.columns) is not None:
+        return
+    if not regions.of_machine(file.item, options.regions, found.rows, found.columns):
+        raise StopError(
+            "ultrasound_without_regions",
+            "SequenceOfUltrasoundRegions (0018,6011): expected regions that fit, or a known machine",
+        )
+
+
+def _is_likely(item: Item, sop_class_uid: str) -> bool:
+    """Tell whether text in the picture is likely: a projection, a capture, a picture made of others."""
+    image_type = pixels.text_of(item, _IMAGE_TYPE).upper().split("\\")
+    declared = pixels.text_of(item, _BURNED_IN).upper() == "YES"
+    return declared or sop_class_uid in _PROJECTIONS or image_type[1:2] == ["SECONDARY"]
