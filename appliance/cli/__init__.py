@@ -36,6 +36,7 @@ MODULES: Final = (
     "retention",
     "user",
     "viewer",
+    "vault",
     "ledger",
     "conformance",
     "bench",
