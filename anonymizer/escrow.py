@@ -1,17 +1,17 @@
 """Sealing for one recipient, who alone can open it: X25519 or RSA-OAEP, then AES-256-GCM. Pure functions.
 
-Format, version 1: the eight bytes ``CLOVLT1\\n``; the header's length, four bytes big endian; the header, a JSON
-object of hexadecimal texts; the ciphertext to the end. The header is authenticated with the ciphertext.
+Format, version 1: ``CLOVLT1`` and a line feed; the header's length, four bytes big endian; the header, a JSON
+object of texts; the ciphertext to the end. All before the ciphertext is authenticated with it.
 
-=================== ====================================================================================
-``method``          ``x25519-hkdf-sha256-aes256gcm`` or ``rsa-oaep-sha256-aes256gcm``
-``recipient``       SHA-256 of the recipient's public key as DER SubjectPublicKeyInfo
-``encapsulated``    the sender's ephemeral public key (32 bytes), or the wrapped AES key
-``nonce``           12 bytes
-=================== ====================================================================================
+================ =========================================================================
+``method``       ``x25519-hkdf-sha256-aes256gcm`` or ``rsa-oaep-sha256-aes256gcm``
+``recipient``    SHA-256 of the recipient's public key as DER SubjectPublicKeyInfo
+``encapsulated`` the sender's ephemeral public key (32 bytes), or the wrapped AES key
+``nonce``        12 bytes
+================ =========================================================================
 
-With X25519 the AES key is HKDF-SHA-256 (RFC 5869) of the shared secret with the salt ephemeral key || recipient's
-key and the info ``cloister vault export 1``.
+With X25519 the AES key is HKDF-SHA-256 (RFC 5869) of the shared secret, with the ephemeral key followed by
+the recipient's key as salt and the info ``cloister vault export 1``.
 """
 
 from __future__ import annotations
@@ -116,15 +116,15 @@ def open_with(key: PrivateKey, content: bytes) -> bytes:
     head, header = _header(content)
     if header["recipient"] != fingerprint(key.public_key()):
         raise SealError("file: made for another recipient's key")
+    if header["method"] != (_X25519 if isinstance(key, X25519PrivateKey) else _RSA):
+        raise SealError("file: expected the method of this kind of key")
     try:
         encapsulated, nonce = bytes.fromhex(header["encapsulated"]), bytes.fromhex(header["nonce"])
-        if isinstance(key, X25519PrivateKey) and header["method"] == _X25519:
+        if isinstance(key, X25519PrivateKey):
             shared = key.exchange(X25519PublicKey.from_public_bytes(encapsulated))
             secret = _derived(shared, encapsulated, key.public_key())
-        elif isinstance(key, RSAPrivateKey) and header["method"] == _RSA:
-            secret = key.decrypt(encapsulated, _oaep())
         else:
-            raise SealError("file: expected the method of this kind of key")
+            secret = key.decrypt(encapsulated, _oaep())
         return AESGCM(secret).decrypt(nonce, content[len(head) :], head)
     except (InvalidTag, ValueError) as error:
         raise SealError("file: does not open with this key; it was changed or is not whole") from error
@@ -133,9 +133,9 @@ def open_with(key: PrivateKey, content: bytes) -> bytes:
 def _header(content: bytes) -> tuple[bytes, dict[str, str]]:
     start = len(_MAGIC) + _LENGTH_BYTES
     length = int.from_bytes(content[len(_MAGIC) : start], "big")
+    if content[: len(_MAGIC)] != _MAGIC or length > _MAX_HEADER_BYTES:
+        raise SealError("file: expected one that cloister vault export made")
     try:
-        if content[: len(_MAGIC)] != _MAGIC or length > _MAX_HEADER_BYTES:
-            raise ValueError
         header = json.loads(content[start : start + length])
         found = {name: header[name] for name in ("method", "recipient", "encapsulated", "nonce")}
     except (ValueError, KeyError, TypeError) as error:

@@ -1,7 +1,7 @@
-"""Who is behind a pseudonym: told to a person with the right to ask, for a reason, and recorded before it is told.
+"""Who is behind a pseudonym: told to a person who may ask, for a reason, and recorded before it is told.
 
-The ledger keeps who asked, and commitments to the pseudonym and the reason: an auditor who is told both can check
-them, nobody can read them.
+The ledger keeps who asked, and commitments to the pseudonym and the reason: an auditor who is told both can
+check them, nobody can read them.
 """
 
 from __future__ import annotations
@@ -81,9 +81,10 @@ def reidentify(zone: ClinicalZone, person: Principal, pseudonym: str, reason: st
 def export(
     zone: ClinicalZone, person: Principal, recipient: escrow.PublicKey, reason: str
 ) -> tuple[bytes, int]:
-    """Return all entries, sealed for a recipient, and their number; raises like :func:`reidentify`.
+    """Return all entries sealed for a recipient, and how many; raises like :func:`reidentify`.
 
-    The content is JSON: ``schema``, and ``entries`` of ``pseudonym``, ``project``, ``patient_id``, ``issuer``.
+    The content is JSON: ``schema``, and ``entries`` of ``pseudonym``, ``project``, ``patient_id`` and
+    ``issuer``.
     """
     _check(zone, person, reason)
     with reading(zone.engine) as session:
