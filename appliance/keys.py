@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SECRET_BYTES: Final = 32
 _PUBLIC_NAME: Final = "research.pub"
+_FOLLOWING: Final = "vault.next.key"
 
 
 class KeyFileError(ApplianceError):
@@ -26,12 +27,28 @@ class KeyFileError(ApplianceError):
 
 @dataclass(frozen=True, repr=False)
 class ClinicalKeys:
-    """Secrets of the clinical zone."""
+    """Secrets of the clinical zone.
+
+    ``vault`` is the vault's key as this process found it; what seals and opens reads it anew.
+    """
 
     vault: bytes
     pseudonym_master: bytes
     ledger_salt: bytes
     signing: Ed25519PrivateKey
+
+
+@dataclass(frozen=True, repr=False)
+class VaultKeys:
+    """Keys of the vault: the present one, and during a rotation the one that follows it."""
+
+    current: bytes
+    following: bytes | None
+
+    @property
+    def sealing(self) -> bytes:
+        """What new entries are sealed with."""
+        return self.following or self.current
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,6 +89,40 @@ def load_clinical_keys(zone_root: Path) -> ClinicalKeys:
         ledger_salt=_secret(folder / "ledger_salt.key"),
         signing=_signing_key(folder / "signing.pem"),
     )
+
+
+def load_vault_keys(zone_root: Path) -> VaultKeys:
+    """Read the vault's keys as they are now; raises like :func:`load_clinical_keys`.
+
+    The following key is read first: a rotation that ends in between has made it the present one.
+    """
+    folder = zone_root / "keys"
+    path = folder / _FOLLOWING
+    try:
+        following = _secret(path) if path.exists() else None
+    except KeyFileError:
+        if path.exists():
+            raise
+        following = None
+    return VaultKeys(_secret(folder / "vault.key"), following)
+
+
+def begin_vault_rotation(zone_root: Path) -> bytes:
+    """Return the vault's following key, made unless a rotation has begun."""
+    path = zone_root / "keys" / _FOLLOWING
+    _create(path, secrets.token_bytes(SECRET_BYTES))
+    return _secret(path)
+
+
+def end_vault_rotation(zone_root: Path) -> None:
+    """Put the following key in the present one's place, and overwrite that."""
+    folder = zone_root / "keys"
+    with (folder / "vault.key").open("r+b") as old:
+        (folder / _FOLLOWING).replace(folder / "vault.key")
+        _sync(folder)
+        old.write(secrets.token_bytes(SECRET_BYTES))
+        old.flush()
+        os.fsync(old.fileno())
 
 
 def load_research_keys(zone_root: Path) -> ResearchKeys:
@@ -133,11 +184,15 @@ def _create(path: Path, content: bytes) -> None:
         return
     finally:
         temporary.unlink()
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def _read(path: Path) -> bytes:

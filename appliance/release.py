@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import dataclass, field
@@ -12,11 +11,10 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from anonymizer import vault
 from anonymizer.engine import Context, Quarantined, Released, deidentify_file, read_patient
 from anonymizer.keys import ProjectKeys
 from anonymizer.profiles import load_profile
-from appliance import logs, merges
+from appliance import logs, merges, vault
 from appliance.crossing import INSTANCES, BundleWriter, InstanceItem
 from appliance.db.clinical import Instance, QuarantineItem, Result, Series, StudyRevision, VaultEntry
 from appliance.db.engine import reading, writing
@@ -77,11 +75,6 @@ class _Beat:
 def project_keys(zone: ClinicalZone) -> ProjectKeys:
     """Return the keys of the node's research project."""
     return ProjectKeys.derive(zone.keys.pseudonym_master, zone.settings.deidentification.project)
-
-
-def vault_context(project: str, pseudonym: str) -> bytes:
-    """Return what a vault entry is bound to."""
-    return f"{project}\0{pseudonym}".encode()
 
 
 def bundle_id_of(revision_id: str, project: str) -> str:
@@ -223,17 +216,8 @@ def _seal_identities(zone: ClinicalZone, project: str, outcomes: _Outcomes) -> N
             if session.get(VaultEntry, (pseudonym, project)) is not None:
                 continue
             patient_id, issuer = read_patient((zone.root / source.path).read_bytes())
-            identity = json.dumps({"patient_id": patient_id, "issuer": issuer}).encode()
-            sealed = vault.seal(zone.keys.vault, identity, vault_context(project, pseudonym))
-            session.add(
-                VaultEntry(
-                    pseudonym=pseudonym,
-                    project=project,
-                    key_id=sealed.key_id,
-                    nonce=sealed.nonce,
-                    ciphertext=sealed.ciphertext,
-                )
-            )
+            identity = vault.Identity(project, patient_id, issuer)
+            vault.store_identity(zone, session, (pseudonym, project), identity)
 
 
 def _store(

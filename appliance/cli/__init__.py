@@ -37,6 +37,7 @@ MODULES: Final = (
     "retention",
     "user",
     "viewer",
+    "vault",
     "ledger",
     "conformance",
     "bench",

@@ -20,7 +20,8 @@ from appliance.crossing import BundleWriter, InstanceItem
 from appliance.db.base import WorkState, new_id, now
 from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry, QuarantineItem, StudyRevision, VaultEntry
 from appliance.db.engine import reading, writing
-from appliance.release import release_study, vault_context
+from appliance.release import release_study
+from appliance.vault import vault_context
 from appliance.work import claimed
 from tests.anonymizer.node import Node, make_node, study_of
 from tests.anonymizer.residue import find_residue, identifiers_of
