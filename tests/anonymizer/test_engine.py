@@ -349,3 +349,13 @@ def test_the_limit_of_a_deflated_data_set_is_the_context_s() -> None:
     assert isinstance(found, Quarantined)
     assert found.reason_code == "inflated_too_large"
     assert release(content)
+
+
+@pytest.mark.parametrize(("number", "vr"), [(0x0026, "UR"), (0x0102, "OB"), (0x0039, "UC"), (0x003A, "OV")])
+def test_file_meta_information_of_any_vr_is_read_over(number: int, vr: str) -> None:
+    content = encode(ct())
+    at = 144 + int.from_bytes(content[140:144], "little")  # behind (0002,0000) and what it counts
+    head = b"\x02\0" + number.to_bytes(2, "little") + vr.encode("ascii")
+    value = b"dicom://pacs.hospital.example:104/STORE ".ljust(40)
+    planted = content[:at] + head + b"\0\0" + len(value).to_bytes(4, "little") + value + content[at:]
+    assert release(planted).content == release(content).content

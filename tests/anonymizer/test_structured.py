@@ -186,3 +186,12 @@ def test_a_safe_private_attribute_with_an_identifier_in_it_is_no_exception() -> 
     ds.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0D, "CS", "MRN-4711-X")
     outcome = release(ds, context(DEFAULT)).ds
     assert "MRN-4711-X" not in str(outcome)
+
+
+@pytest.mark.parametrize("value_type", ["CODE", "NUM", "CONTAINER", "UIDREF", "TCOORD", ""])
+def test_a_text_in_an_item_that_is_no_text_goes(value_type: str) -> None:
+    inner = content("CODE", FINDING, TextValue="Mrs Zqxyv called from Quarxville")
+    hidden = content(value_type, FINDING, TextValue="Mr Zqxyv lives here", ContentSequence=Sequence([inner]))
+    out = released(report(hidden, content("TEXT", FINDING, TextValue="lung")), DEFAULT)
+    assert texts(out) == [None, "lung"]
+    assert "TextValue" not in out.ContentSequence[0].ContentSequence[0]
