@@ -25,15 +25,15 @@ UNDEFINED: Final = 0xFFFFFFFF
 _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
-_LONG_VRS: Final = frozenset(
+LONG_VRS: Final = frozenset(
     {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 )
 _SHORT_VRS: Final = frozenset({
     b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL",
     b"SS", b"ST", b"TM", b"UI", b"UL", b"US",
 })  # fmt: skip
-_NAMES: Final = {vr: vr.decode("ascii") for vr in _LONG_VRS | _SHORT_VRS}
-_LONG_NAMES: Final = frozenset(_NAMES[vr] for vr in _LONG_VRS)
+_NAMES: Final = {vr: vr.decode("ascii") for vr in LONG_VRS | _SHORT_VRS}
+_LONG_NAMES: Final = frozenset(_NAMES[vr] for vr in LONG_VRS)
 MAX_DEPTH: Final = 24
 MAX_INFLATED_BYTES: Final = 512 * 1024**2
 _MAX_RATIO: Final = 200
@@ -112,7 +112,7 @@ class _Reader:
             return tag, "", self.long_length(self.buffer, at + 4)[0], at + 8
         if vr in _SHORT_VRS:
             return tag, _NAMES[vr], short, at + 8
-        if vr not in _LONG_VRS:
+        if vr not in LONG_VRS:
             raise DecodingError(
                 "malformed", f"element at byte {at}: expected a value representation of PS3.5 6.2"
             )

@@ -67,7 +67,7 @@ def _meta_end(view: memoryview) -> int:
     """Return where group 0002 ends; its group length is often wrong and is not believed."""
     at, size = _PREFIX_END, len(view)
     while at + 8 <= size and bytes(view[at : at + 2]) == b"\x02\0":
-        long_form = bytes(view[at + 4 : at + 6]) in {b"OB", b"UN", b"UT", b"OW"}
+        long_form = bytes(view[at + 4 : at + 6]) in elements.LONG_VRS
         if long_form:
             if at + 12 > size:
                 break
