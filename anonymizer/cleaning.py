@@ -19,11 +19,7 @@ if TYPE_CHECKING:
     from anonymizer.profiles import Profile
 
 _IMAGE_TYPE, _BURNED_IN = 0x00080008, 0x00280301
-_PROJECTIONS: Final = frozenset(
-    f"1.2.840.10008.5.1.4.1.1.{tail}"
-    for tail in ("1", "1.1", "1.1.1", "1.2", "1.2.1", "1.3", "1.3.1", "7", "7.1", "7.2", "7.3", "7.4")
-)
-"""Projection radiographs, on which markers and names are seen, and secondary captures."""
+_CAPTURES: Final = frozenset(f"1.2.840.10008.5.1.4.1.1.7{tail}" for tail in ("", ".1", ".2", ".3", ".4"))
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,10 @@ def _refuse_without_regions(file: File, item: Item, options: PixelOptions) -> No
 
 
 def _is_likely(item: Item, sop_class_uid: str) -> bool:
-    """Tell whether text in the picture is likely: a projection, a capture, a picture made of others."""
+    """Tell whether text in the picture is likely: a capture, one that says so, one made of others.
+
+    Radiographs are none of these: what the detector takes for text in them is mostly bone.
+    """
     image_type = pixels.text_of(item, _IMAGE_TYPE).upper().split("\\")
     declared = pixels.text_of(item, _BURNED_IN).upper() == "YES"
-    return declared or sop_class_uid in _PROJECTIONS or image_type[1:2] == ["SECONDARY"]
+    return declared or sop_class_uid in _CAPTURES or image_type[1:2] == ["SECONDARY"]

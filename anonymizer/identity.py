@@ -43,7 +43,7 @@ def identity_elements(pseudonym: str, profile: Profile, *, looked: bool = True) 
 
     An instance whose pixels were not looked at for text does not claim the Clean Pixel Data Option.
     """
-    method = f"{METHOD}\\profile {profile.name}\\{profile.hash}"
+    method = f"{METHOD}\\{profile.hash}\\profile {profile.name}"  # the padding falls on the shorter value
     codes = tuple(
         _code(*code)
         for code in codes_of(profile.options - (frozenset() if looked else {Option.CLEAN_PIXELS}))

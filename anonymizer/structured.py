@@ -116,11 +116,9 @@ def _content_item(
     if action is Action.REMOVE and not by_position:
         return None
     out = transform(item, _item_decisions(decision, patient.profile), patient, charset)
-    out.pop(_TEXT_VALUE, None)
+    out.pop(_TEXT_VALUE, None)  # only an item of text may have one
     text = item.get(_TEXT_VALUE)
-    if value_type != "TEXT" or text is None:  # a text in another item is nobody's content (PS3.3 C.17.3.2.1)
-        return out
-    if isinstance(text.value, (bytes, memoryview)):
+    if value_type == "TEXT" and text is not None and isinstance(text.value, (bytes, memoryview)):
         out[_TEXT_VALUE] = _text(text, action, patient, charset)
     return out
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from pydicom.datadict import dictionary_has_tag, dictionary_VM
 
-from anonymizer import dates, descriptors, keep_list, private, rules, structured, uids
+from anonymizer import dates, descriptors, icc, keep_list, private, rules, structured, uids
 from anonymizer.elements import Element, Fragments, Item
 from anonymizer.errors import StopError
 from anonymizer.pixels import ALL as PIXELS
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _BODY_PART: Final = 0x00180015
 _SCHEME, _MEANING = 0x00080102, 0x00080104
 _LOCAL_SCHEME: Final = re.compile(rb"99|L *\Z")
+_ICC_PROFILE: Final = 0x00282000
 _AGE: Final = 0x00101010
 _YEARS, _OLDEST = re.compile(rb"(\d{3})Y"), 89
 _CLEANABLE: Final = CHARSET_VRS - {"PN"} | {"CS"}
@@ -193,6 +194,10 @@ def _kept(element: Element, decision: Decision, patient: Patient, charset: Chars
         return _unfit(element, decision, patient)
     if decision.type not in _REQUIRED and _names_somebody(element, patient, charset):
         return None if decision.type == "3" else _empty(element, decision)
+    if element.tag == _ICC_PROFILE:
+        # What is no profile says nothing of colours: it goes even where one is required.
+        profile = icc.cleaned(bytes(value)) if isinstance(value, (bytes, memoryview)) else None
+        return None if profile is None else Element(element.tag, "OB", profile)
     return _capped(element) if element.tag == _AGE else element
 
 

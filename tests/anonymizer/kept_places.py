@@ -99,8 +99,8 @@ _PLACES: Final = {
     "short descriptions that equipment writes, and that Table E.1-1 has no row for": """
         ApplicableSafetyStandardDescription StrainNomenclature
     """,
-    "samples of lookup tables and the ICC profile, by which colours are shown": """
-        BluePaletteColorLookupTableData GreenPaletteColorLookupTableData ICCProfile
+    "samples of lookup tables, by which colours are shown": """
+        BluePaletteColorLookupTableData GreenPaletteColorLookupTableData
         RedPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData
         SegmentedGreenPaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData
     """,

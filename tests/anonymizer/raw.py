@@ -1,4 +1,4 @@
-"""Part 10 files as bytes by tag, read and written without judgement."""
+"""Part 10 files as bytes by tag, read and written without judgement, as a hostile writer makes them."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_the_profile_is_the_one_that_is_named(folder: Path, tmp_path: Path) -> N
         target = tmp_path / f"{name}.dcm"
         assert command(folder / "a.dcm", target, "--profile", profile).returncode == 0
         ds = dcmread(target)
-        assert ds.DeidentificationMethod[1:] == [f"profile {name}", load_profile(profile).hash]
+        assert ds.DeidentificationMethod[1:] == [load_profile(profile).hash, f"profile {name}"]
     unknown = command(folder / "a.dcm", tmp_path / "x.dcm", "--profile", "none-such")
     assert unknown.returncode == 2
     assert "research-default" in unknown.stderr

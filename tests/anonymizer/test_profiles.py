@@ -201,8 +201,8 @@ def test_an_instance_says_by_which_profile(name: str) -> None:
     profile, out = load_profile(name), released(ct(), name)
     assert list(out.DeidentificationMethod) == [
         "Cloister: PS3.15 2026c",
-        f"profile {name}",
         profile.hash,
+        f"profile {name}",
     ]
     codes = [(code.CodeValue, code.CodingSchemeDesignator) for code in out.DeidentificationMethodCodeSequence]
     done = profile.options - {Option.CLEAN_PIXELS}  # of a slice nobody looked at the pixels

@@ -96,6 +96,13 @@ def test_a_report_keeps_its_findings_and_loses_who_and_where() -> None:
     assert out.StudyInstanceUID == out.ContentSequence[4].UID
 
 
+def test_a_text_in_an_item_of_another_kind_goes() -> None:
+    ds = report(content("CODE", FINDING, ConceptCodeSequence=code("1", "SCT", "x"), TextValue="Smithfield"))
+    (entry,) = released(ds, DEFAULT).ContentSequence
+    assert "TextValue" not in entry
+    assert entry.ConceptCodeSequence[0].CodeValue == "1"
+
+
 def test_where_items_are_referred_to_by_position_none_is_taken_away() -> None:
     by_position = item(RelationshipType="INFERRED FROM", ReferencedContentItemIdentifier=[1, 2])
     ds = report(
