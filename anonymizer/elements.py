@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Bytes = bytes | memoryview
 UNDEFINED: Final = 0xFFFFFFFF
+_PIXEL_REPRESENTATION: Final = 0x00280103
 _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
@@ -79,11 +80,23 @@ def syntax_of(transfer_syntax_uid: str) -> Syntax:
 
 
 @lru_cache(maxsize=16384)
-def _vr_of(tag: int) -> str:
+def _dictionary_vr(tag: int) -> str:
     try:
-        return dictionary_VR(tag)[:2]
+        return dictionary_VR(tag)
     except KeyError:
         return ""
+
+
+def _vr_of(tag: int) -> str:
+    """Return the dictionary's VR, the first of several."""
+    return _dictionary_vr(tag)[:2]
+
+
+def _vr_within(tag: int, before: Item) -> str:
+    """Return the dictionary's VR; of US or SS the one that PixelRepresentation, which comes first, tells."""
+    vr = _dictionary_vr(tag)
+    representation = before.get(_PIXEL_REPRESENTATION) if vr == "US or SS" else None
+    return "SS" if representation is not None and representation.value == b"\1\0" else vr[:2]
 
 
 class _Reader:
@@ -141,7 +154,7 @@ class _Reader:
             if isinstance(value, tuple):
                 vr = "SQ"
             elif vr == "UN" and self.little:
-                vr = _vr_of(tag) or vr  # PS3.5 6.2.2 note 2: the value is as in implicit VR
+                vr = _vr_within(tag, found) or vr  # PS3.5 6.2.2 note 2: the value is as in implicit VR
             found[tag] = Element(tag, vr, value)
         if delimited:
             raise DecodingError("truncated", "an item of undefined length has no end")

@@ -172,3 +172,10 @@ def test_empty_sequences_and_items_survive() -> None:
     assert [len(each.value) for each in found.values()] == [0, 1]  # type: ignore[arg-type]
     again = dcmread(io.BytesIO(b"".join(elements.write(found.values(), EXPLICIT))), force=True)
     assert len(again.RequestAttributesSequence) == 1
+
+
+@pytest.mark.parametrize(("representation", "vr"), [(0, "US"), (1, "SS")])
+def test_a_value_of_unknown_vr_has_the_sign_of_the_pixels(representation: int, vr: str) -> None:
+    raw = struct.pack("<HH2sHH", 0x0028, 0x0103, b"US", 2, representation)
+    raw += struct.pack("<HH2sHLh", 0x0028, 0x0120, b"UN", 0, 2, -2000)
+    assert elements.read(raw, EXPLICIT)[0x00280120].vr == vr
