@@ -41,6 +41,7 @@ _UIDS: Final = (
     (0x0020000E, "SeriesInstanceUID (0020,000E)"),
     (0x00080018, "SOPInstanceUID (0008,0018)"),
 )
+_WAITS: Final = (StopError, DecodingError, UnusablePatientIDError)
 _PATIENT_ID, _ISSUER = 0x00100020, 0x00100021
 
 
@@ -101,10 +102,8 @@ def deidentify_file(source: Path, target: Path, context: Context) -> Released | 
     try:
         with mapped(source) as content:
             return _deidentify_file(content, temporary, target, context)
-    except (StopError, DecodingError) as error:
+    except _WAITS as error:
         return Quarantined(error.code, str(error))
-    except UnusablePatientIDError as error:
-        return Quarantined("unusable_patient_id", str(error))
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -125,10 +124,8 @@ def deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]]
     try:
         released, chunks = _deidentify(content, context)
         refuse_residue(content, b"".join(chunks), released.pseudonym, context)
-    except (StopError, DecodingError) as error:
+    except _WAITS as error:
         return Quarantined(error.code, str(error))
-    except UnusablePatientIDError as error:
-        return Quarantined("unusable_patient_id", str(error))
     return released, chunks
 
 

@@ -8,6 +8,8 @@ class AnonymizerError(Exception):
 class UnusablePatientIDError(AnonymizerError):
     """A PatientID that cannot name one person: empty, a placeholder, or multi-valued."""
 
+    code = "unusable_patient_id"
+
 
 class SealError(AnonymizerError):
     """A sealed vault entry does not open with this key and context."""

@@ -29,6 +29,7 @@ _SUBSTRING_LENGTH: Final = 6
 _DIGITS_EVERYWHERE: Final = 8
 _VARIETY: Final = 4
 _AROUND: Final = 160
+_REMEMBERED: Final = 4096  # surroundings that were searched: patterns of pixels repeat
 
 
 @dataclass(frozen=True)
@@ -196,16 +197,22 @@ class Search:
 
     def in_pixels(self, where: str, raw: Bytes) -> Iterator[Sought]:
         """Search uncompressed pixels for printed identifiers; what smooth pixels could spell is no hit."""
+        varied = [needle for needle in self._needles if _is_varied(needle)]
         view, hits = memoryview(raw), set()
-        for place in self._grams().places(view):
+        searched: set[bytes] = set()
+        for place in self._grams(varied).places(view):
             lowered = bytes(view[max(place - _AROUND, 0) : place + _AROUND]).lower()
-            hits |= {n.number for n in self._needles if _is_varied(n) and n.in_raw(lowered)}
+            if lowered in searched:
+                continue
+            if len(searched) < _REMEMBERED:
+                searched.add(lowered)
+            hits |= {needle.number for needle in varied if needle.in_raw(lowered)}
             hits |= {self._uids[uid] for uid in set(_UID.findall(lowered)) & self._uids.keys()}
         for number in sorted(hits):
             yield Sought(where, number)
 
-    def _grams(self) -> Grams:
-        forms = [form for needle in self._needles if _is_varied(needle) for form in needle.forms]
+    def _grams(self, varied: Sequence[_Needle]) -> Grams:
+        forms = [form for needle in varied for form in needle.forms]
         return Grams([*(form for form in forms if b"\0" not in form), *self._uids])
 
     def in_frame(self, where: str, raw: Bytes) -> Iterator[Sought]:

@@ -1,7 +1,6 @@
 """``cloister user``: people who sign in to the panel."""
 
 import json
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from appliance.cli import WRONG_USE, ConfigOption, read_settings, user_token
-from appliance.errors import ApplianceError
+from appliance.cli.passwords import PasswordStdin, ask_password
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,10 +16,6 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from appliance.node import ClinicalZone
-
-_PasswordOption = Annotated[
-    bool, typer.Option("--password-stdin", help="Read the password from standard input instead of asking.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -42,7 +37,7 @@ def add(
         list[str] | None, typer.Option(help="operator, radiologist, privacy, gateway, admin.")
     ] = None,
     right: Annotated[list[str] | None, typer.Option(help="A single right; may be repeated.")] = None,
-    password_stdin: _PasswordOption = False,
+    password_stdin: PasswordStdin = False,
 ) -> None:
     """Add a user."""
     from appliance.auth import ROLES, Right, users  # noqa: PLC0415 - other commands start without
@@ -53,7 +48,7 @@ def add(
         typer.echo(f"expected --role ({', '.join(ROLES)}) or --right ({', '.join(Right)})", err=True)
         raise typer.Exit(WRONG_USE)
     rights = {Right(item) for item in right or []}.union(*(ROLES[item] for item in role or []))
-    secret = _ask_password(from_stdin=password_stdin)
+    secret = ask_password(from_stdin=password_stdin, confirm=True)
     with changing(config) as (zone, session):
         users.add_user(session, zone.ledger, name=name, password=secret, rights=rights)
     typer.echo(f"{name}: added")
@@ -88,12 +83,12 @@ def enable(name: Annotated[str, typer.Argument()], config: ConfigOption) -> None
 
 
 def password(
-    name: Annotated[str, typer.Argument()], config: ConfigOption, password_stdin: _PasswordOption = False
+    name: Annotated[str, typer.Argument()], config: ConfigOption, password_stdin: PasswordStdin = False
 ) -> None:
     """Give a user a new password and end all sessions."""
     from appliance.auth import users  # noqa: PLC0415 - other commands start without it
 
-    secret = _ask_password(from_stdin=password_stdin)
+    secret = ask_password(from_stdin=password_stdin, confirm=True)
     with changing(config) as (zone, session):
         users.set_password(session, zone.ledger, users.find_user(session, name), password=secret)
     typer.echo(f"{name}: changed")
@@ -119,11 +114,3 @@ def changing(config: Path) -> "Iterator[tuple[ClinicalZone, Session]]":
             yield zone, session
     finally:
         zone.engine.dispose()
-
-
-def _ask_password(*, from_stdin: bool) -> str:
-    if from_stdin:
-        return sys.stdin.readline().rstrip("\n")
-    if not sys.stdin.isatty():
-        raise ApplianceError("no terminal to ask for the password; use --password-stdin")
-    return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from appliance.cli import WORK_FAILED, ConfigOption, read_settings
+from appliance.cli.passwords import PasswordStdin, ask_password
 from appliance.errors import ApplianceError
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
 _Reason = Annotated[str, typer.Option(help="Why; the ledger keeps a commitment to it.")]
 _User = Annotated[str, typer.Option(help="Who asks; needs the right reidentify.")]
-_PasswordStdin = Annotated[
-    bool, typer.Option("--password-stdin", help="Read the password from standard input instead of asking.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -55,7 +53,7 @@ def reidentify(
     config: ConfigOption,
     reason: _Reason,
     user: _User,
-    password_stdin: _PasswordStdin = False,
+    password_stdin: PasswordStdin = False,
 ) -> None:
     """Say who is behind a pseudonym; recorded, whatever the answer."""
     from appliance import reidentification  # noqa: PLC0415 - other commands start without it
@@ -76,7 +74,7 @@ def export(
     recipient: Annotated[Path, typer.Option(help="The recipient's public key (PEM; X25519 or RSA).")],
     reason: _Reason,
     user: _User,
-    password_stdin: _PasswordStdin = False,
+    password_stdin: PasswordStdin = False,
 ) -> None:
     """Write all identities to a file that only the recipient can open; recorded."""
     from anonymizer import escrow  # noqa: PLC0415 - other commands start without it
@@ -135,12 +133,7 @@ def _signed_in(config: Path, name: str, *, from_stdin: bool) -> Iterator[tuple["
     from appliance.db.base import now  # noqa: PLC0415 - as above
 
     zone = node.open_clinical(read_settings(config))
-    if from_stdin:
-        password = sys.stdin.readline().rstrip("\n")
-    elif sys.stdin.isatty():
-        password = str(typer.prompt("Password", hide_input=True))
-    else:
-        raise ApplianceError("no terminal to ask for the password; use --password-stdin")
+    password = ask_password(from_stdin=from_stdin)
     signed = auth.sign_in(zone.engine, zone.ledger, name=name, password=password, hours=1, at=now())
     try:
         yield zone, signed.principal
