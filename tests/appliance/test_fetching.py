@@ -19,7 +19,7 @@ from dicom_node.scu import Destination
 from tests.appliance.fetch_node import add_archive, finish, indexing, load, rows, step, study_files
 from tests.dicom_node.archives import fill, odd_archive, orthanc_archive, running_dcmqrscp
 from tests.dicom_node.dicomweb.web_archive import orthanc_web_archive
-from tests.dicom_node.support import free_port
+from tests.dicom_node.support import free_port, wait_until
 from tests.dicom_node.test_retrieve_scu import data_of
 
 if TYPE_CHECKING:
@@ -377,6 +377,7 @@ def test_our_own_node_is_an_archive_to_another(
     here = Destination("CLOISTER", "127.0.0.1", running.port)
     with indexing(running.zone), indexing(other):
         fill(here, files)
+        wait_until(lambda: sum(held(running.zone).values()) == len(files), "every file is filed", 60)
         add_archive(other, here)
         fetch_id = fetching.order(other, Order("archive", {"PatientID": "P1"}, AT_ONCE), actor="staff")
         assert finish(other, fetch_id).state == "done"
