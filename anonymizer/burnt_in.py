@@ -59,8 +59,9 @@ class Cleaned:
     """Pixel elements that may leave, and what was done to them.
 
     ``elements`` replace those of the item, by tag. ``boxes`` are what was masked; each says in ``source``
-    where it comes from: ``table``, ``header``, ``detection`` or who drew it. ``searched``: whether the picture
-    was searched for text. ``header_regions``: whether the header names ultrasound regions that fit the image.
+    where it comes from: ``table``, ``header``, ``detection`` or ``person``. ``searched``: whether the
+    picture was searched for text. ``header_regions``: whether the header names ultrasound regions that fit
+    the image.
     """
 
     elements: Item

@@ -25,7 +25,7 @@ from anonymizer.pseudonyms import pseudonym
 from anonymizer.residue import refuse_residue
 from anonymizer.subject import Subject
 from anonymizer.text import CHARSET, Charset
-from anonymizer.transform import transform
+from anonymizer.transform import transform, without
 from anonymizer.uids import well_known
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]
     others = {tag: element for tag, element in file.item.items() if tag not in WRITTEN}
     item = transform(others, decisions, patient, charset)
     picture = cleaning.cleaned(file, item, sop_class_uid, context.profile, context.beat, context.verdict)
-    item = verdicts.without(item | picture.elements, decisions, context.verdict, patient)
+    item = without(item | picture.elements, decisions, context.verdict.removed, patient)
     item.update(identity_elements(name, context.profile, looked=picture.looked))
     study, series, sop_instance = (patient.uid(uid) for uid in originals)
     chunks = part10.write(item, sop_class_uid, sop_instance, picture.transfer_syntax_uid)

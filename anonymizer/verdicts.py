@@ -11,16 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from anonymizer.boxes import Box
-from anonymizer.elements import Element
 from anonymizer.errors import VerdictError
-from anonymizer.transform import dummy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from anonymizer.elements import Item
-    from anonymizer.keep_list import Decision
-    from anonymizer.patient import Patient
 
 PICTURE: Final = frozenset(
     {
@@ -55,7 +49,7 @@ class Verdict:
     boxes : tuple of Box
         What is blacked out in all frames.
     removed : frozenset of str
-        Places that are emptied, such as ``(0008,1110)>(0008,1155)``; a required one gets a dummy.
+        Places of attributes that go, such as ``(0008,1110)>(0008,1155)``.
     standing : frozenset of str
         Places that say nothing of the patient although the check found something there.
     """
@@ -141,29 +135,3 @@ def _box(content: object) -> Box:
         if 0 <= left < right <= _LARGEST and 0 <= top < bottom <= _LARGEST:
             return Box(left, top, right, bottom, DRAWN)
     raise VerdictError("boxes: expected left, top, right, bottom in pixels, right and bottom outside")
-
-
-def without(item: Item, decisions: Mapping[int, Decision], verdict: Verdict, patient: Patient) -> Item:
-    """Return a data set without what a verdict removes; what must be there is emptied or gets a dummy."""
-    for place in sorted(verdict.removed):
-        tags = tuple(int(tag[1:5] + tag[6:10], 16) for tag in place.split(">"))
-        item = _without(item, decisions, tags, patient)
-    return item
-
-
-def _without(item: Item, decisions: Mapping[int, Decision], tags: tuple[int, ...], patient: Patient) -> Item:
-    tag, *inner = tags
-    element, decision = item.get(tag), decisions.get(tag)
-    if element is None:
-        return item
-    if inner:
-        if not isinstance(element.value, tuple):
-            return item
-        children = decision.children if decision is not None else {}
-        items = tuple(_without(child, children, tuple(inner), patient) for child in element.value)
-        return item | {tag: Element(tag, element.vr, items)}
-    if decision is None or decision.type == "3":
-        return {other: kept for other, kept in item.items() if other != tag}
-    if decision.type in {"1", "1C"}:
-        return item | {tag: dummy(tag, decision, patient)}
-    return item | {tag: Element(tag, element.vr, () if element.vr == "SQ" else b"")}
