@@ -1,4 +1,4 @@
-"""Pictures of results: a Secondary Capture as PNG. Only for instances that this node made itself."""
+"""Pictures: a result's Secondary Capture as PNG, and what a trial of a quarantined instance drew."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import io
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from appliance.db.clinical import Result
+from appliance.db.clinical import Decision, Result
 from appliance.db.engine import reading
 from appliance.errors import ApplianceError
+from appliance.review import folders
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +48,15 @@ def png(zone: ClinicalZone, result_id: str, *, small: bool = False) -> bytes:
     if not path.is_relative_to(zone.root.resolve()) or not path.is_file():
         raise PictureError("result: its file is gone")
     return _thumbnail(path) if small else render(path)
+
+
+def of_trial(zone: ClinicalZone, item_id: str, decision_id: str, name: str) -> bytes | None:
+    """Return a picture of a trial on an item (``before-0``, ``after-0``); None where there is none."""
+    with reading(zone.engine) as session:
+        row = session.get(Decision, decision_id)
+    if row is None or row.quarantine_item_id != item_id:
+        return None
+    return folders.picture_of(zone.root, row.study_id, row.id, name)
 
 
 @lru_cache(maxsize=256)
