@@ -23,14 +23,21 @@ _DARKEST, _BRIGHTEST = 0.5, 99.8  # percentiles of what is shown as black and as
 
 @dataclass(frozen=True)
 class Shown:
-    """What was drawn: numbers of frames from zero, and their size in pixels before scaling."""
+    """What was drawn: frames from zero with the values shown as black and white, size before scaling."""
 
-    frames: tuple[int, ...]
+    windows: dict[int, tuple[float, float]]
     rows: int
     columns: int
 
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """Numbers of the frames."""
+        return tuple(self.windows)
 
-def draw(source: Path, folder: Path, name: str, wanted: Collection[int] = ()) -> Shown | None:
+
+def draw(
+    source: Path, folder: Path, name: str, wanted: Collection[int] = (), like: Shown | None = None
+) -> Shown | None:
     """Write frames of a Part 10 file as ``NAME-FRAME.png``; return None where there is no picture to draw.
 
     Parameters
@@ -40,6 +47,8 @@ def draw(source: Path, folder: Path, name: str, wanted: Collection[int] = ()) ->
         Beginning of the files' names.
     wanted : collection of int
         Frames from zero that are drawn before others; at most :data:`MAX_FRAMES` are.
+    like : Shown or None
+        Draw the same frames as before, in the same brightness.
     """
     with mapped(source) as content:
         try:
@@ -49,14 +58,15 @@ def draw(source: Path, folder: Path, name: str, wanted: Collection[int] = ()) ->
                 return None
             data = frames.read(found, file.item, file.transfer_syntax_uid, file.syntax)
             description = data.description
-            chosen = _chosen(description.frames, wanted)
-            for index in chosen:
+            windows = {} if like is None else dict(like.windows)
+            for index in tuple(windows) or _chosen(description.frames, wanted):
                 values, layout = data.frame(index)
                 shown = renderings.displayed(values, layout, file.item, little=data.little)
-                _write(_as_bytes(shown), folder / f"{name}-{index}.png")
+                windows.setdefault(index, _window(shown))
+                _write(_as_bytes(shown, *windows[index]), folder / f"{name}-{index}.png")
         except AnonymizerError:  # what cannot be decoded cannot be shown; the page says so
             return None
-    return Shown(chosen, description.rows, description.columns)
+    return Shown(windows, description.rows, description.columns)
 
 
 def _chosen(count: int, wanted: Collection[int]) -> tuple[int, ...]:
@@ -67,11 +77,15 @@ def _chosen(count: int, wanted: Collection[int]) -> tuple[int, ...]:
     return tuple(sorted(list(chosen)[:MAX_FRAMES]))
 
 
-def _as_bytes(shown: Any) -> Any:
-    """Return 8-bit values: colours as they are, brightness from darkest to brightest."""
+def _window(shown: Any) -> tuple[float, float]:
+    """Return what is shown as black and as white; colours are shown as they are."""
     if shown.ndim == 3:
-        return np.clip(shown, 0, 255).astype(np.uint8)
-    low, high = (float(at) for at in np.percentile(shown, (_DARKEST, _BRIGHTEST)))
+        return 0.0, 255.0
+    low, high = np.percentile(shown, (_DARKEST, _BRIGHTEST))
+    return float(low), float(high)
+
+
+def _as_bytes(shown: Any, low: float, high: float) -> Any:
     return np.clip((shown - low) * (255.0 / max(high - low, 1e-6)), 0, 255).astype(np.uint8)
 
 

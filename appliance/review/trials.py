@@ -120,7 +120,7 @@ def _shown(subject: _Subject, folder: Path, outcome: Released | Quarantined) -> 
             "reason": outcome.reason,
             "places": list(dict.fromkeys(verdicts.PLACE.findall(outcome.reason))),
         }
-    pictures.draw(folder / "after.dcm", folder, AFTER, before.frames if before is not None else ())
+    pictures.draw(folder / "after.dcm", folder, AFTER, like=before)
     with mapped(subject.path) as original, mapped(folder / "after.dcm") as output:
         pairs = side_by_side(original, output)
     (folder / HEADER).write_text(json.dumps([asdict(pair) for pair in pairs[:MAX_LINES]]), encoding="utf-8")

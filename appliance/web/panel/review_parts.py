@@ -200,7 +200,7 @@ def _header(view: ReviewView) -> Markup | None:
 def _lines(caption: str, lines: Sequence[Line], view: ReviewView) -> Markup:
     columns = [Column("Attribute", "wide"), Column("Change", "tight")]
     if view.sees:
-        columns += [Column("As received"), Column("As it would leave")]
+        columns += [Column("As received", "wide"), Column("As it would leave", "wide")]
     rows = []
     for line in lines:
         words: list[object] = [
@@ -208,7 +208,7 @@ def _lines(caption: str, lines: Sequence[Line], view: ReviewView) -> Markup:
             badge(line.change, tone=_CHANGES.get(line.change, "idle")),
         ]
         if view.sees:
-            words += [el("span", line.before or DASH, class_="value"), el("span", line.after or DASH)]
+            words += [el("span", text or DASH, class_="value") for text in (line.before, line.after)]
         rows.append(tuple(words))
     return table(caption, columns, rows, empty=nothing("None."))
 
@@ -278,7 +278,7 @@ def _form(view: ReviewView) -> Markup:
         el("input", type="hidden", name=f"{FIELD}item_id", value=view.id),
         boxes if view.machine is not None and view.machine.rows else None,
         (_place_field(place, trial) for place in places),
-        el("button", "Show what would leave", type="submit", class_="button"),
+        el("div", el("button", "Show what would leave", type="submit", class_="button"), class_="buttons"),
         data_action="try",
         class_="fields-list",
         id="draft",
