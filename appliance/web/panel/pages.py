@@ -26,6 +26,7 @@ from appliance.web.panel import (
     studies,
     study,
     users,
+    vault,
 )
 
 if TYPE_CHECKING:
@@ -52,5 +53,6 @@ PAGES: Final[tuple[Page[Any], ...]] = (
     rules.PAGE,
     retention.PAGE,
     ledger.PAGE,
+    vault.PAGE,
     users.PAGE,
 )
