@@ -54,6 +54,7 @@ def cleaned(file: File, item: Item, sop_class_uid: str, profile: Profile, beat: 
     ultrasound = sop_class_uid in keep_list.ULTRASOUND
     options = PixelOptions(
         detect_text=ultrasound or profile.detect == "always" or _is_likely(file.item, sop_class_uid),
+        regions=(*regions.known(), *profile.regions),
         ultrasound_regions=ultrasound,
         recompress=profile.recompress,
         beat=beat,

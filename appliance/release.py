@@ -13,8 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from anonymizer.engine import Context, Quarantined, Released, deidentify_file, read_patient
 from anonymizer.keys import ProjectKeys
-from anonymizer.profiles import load_profile
-from appliance import logs, merges, vault
+from appliance import logs, merges, text_regions, vault
 from appliance.crossing import INSTANCES, BundleWriter, InstanceItem
 from appliance.db.clinical import Instance, QuarantineItem, Result, Series, StudyRevision, VaultEntry
 from appliance.db.engine import reading, writing
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import DeclarativeBase, Session
 
+    from anonymizer.profiles import Profile
     from appliance.node import ClinicalZone
     from appliance.work import Claim
 
@@ -107,9 +107,10 @@ def release_study(zone: ClinicalZone, claim: Claim) -> None:
     if disputed:
         claim.postpone(merges.DISPUTED, DISPUTED_S)
         return
+    profile = text_regions.profile_in_force(zone)
     bundle_id = bundle_id_of(revision.id, project)
     writer = BundleWriter(zone.settings.crossing_out, bundle_id)
-    outcomes = _of_one_patient(_deidentify(zone, claim, sources, writer), writer)
+    outcomes = _of_one_patient(_deidentify(zone, claim, sources, writer, profile), writer)
     claim.heartbeat()
     if outcomes.released:
         _seal_identities(zone, project, outcomes)
@@ -117,7 +118,7 @@ def release_study(zone: ClinicalZone, claim: Claim) -> None:
     else:
         writer.discard()
     with writing(zone.engine) as session:
-        _store(zone, session, revision.id, bundle_id, outcomes)
+        _store(zone, session, revision.id, bundle_id, outcomes, profile.hash)
         claim.finish(session)
     _logger.info(
         STUDY_RELEASED,
@@ -147,7 +148,7 @@ def _sources(session: Session, revision: StudyRevision) -> list[_Source]:
 
 
 def _deidentify(
-    zone: ClinicalZone, claim: Claim, sources: Sequence[_Source], writer: BundleWriter
+    zone: ClinicalZone, claim: Claim, sources: Sequence[_Source], writer: BundleWriter, profile: Profile
 ) -> _Outcomes:
     settings = zone.settings.deidentification
     beat = _Beat(claim, len(sources))
@@ -155,7 +156,7 @@ def _deidentify(
         project_keys(zone),
         settings.project,
         settings.max_date_shift_days,
-        profile=load_profile(settings.profile),
+        profile=profile,
         beat=beat,
     )
     outcomes = _Outcomes()
@@ -221,7 +222,12 @@ def _seal_identities(zone: ClinicalZone, project: str, outcomes: _Outcomes) -> N
 
 
 def _store(
-    zone: ClinicalZone, session: Session, revision_id: str, bundle_id: str, outcomes: _Outcomes
+    zone: ClinicalZone,
+    session: Session,
+    revision_id: str,
+    bundle_id: str,
+    outcomes: _Outcomes,
+    profile_hash: str,
 ) -> None:
     revision = session.get_one(StudyRevision, revision_id)
     for source, outcome in outcomes.stopped:
@@ -244,7 +250,7 @@ def _store(
     body = {
         "released": len(outcomes.released),
         "quarantined": len(outcomes.stopped),
-        "profile": load_profile(zone.settings.deidentification.profile).hash,
+        "profile": profile_hash,
         "bundle": bundle_id if outcomes.released else None,
         "content": sha256("".join(sorted(i.sha256 for _, i in outcomes.released)).encode()).hexdigest(),
     }
