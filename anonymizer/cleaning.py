@@ -69,6 +69,7 @@ def cleaned(
         or ultrasound
         or profile.detect == "always"
         or _is_likely(file.item, sop_class_uid),
+        regions=(*regions.known(), *profile.regions),
         ultrasound_regions=ultrasound,
         recompress=profile.recompress,
         drawn=verdict.boxes,

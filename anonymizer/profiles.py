@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
@@ -25,6 +25,9 @@ from anonymizer import options as option_names
 from anonymizer.errors import ProfileError
 from anonymizer.options import Option
 from anonymizer.text import Charset, fits
+
+if TYPE_CHECKING:
+    from anonymizer.regions import Region
 
 DEFAULT: Final = "research-default"
 RELEASABLE: Final = frozenset(
@@ -87,7 +90,10 @@ class AttributeRule:
 
 @dataclass(frozen=True)
 class Profile:
-    """A resolved profile."""
+    """A resolved profile.
+
+    ``regions`` are rows of the table of machines beside those that come with the product.
+    """
 
     name: str
     options: frozenset[Option]
@@ -95,18 +101,21 @@ class Profile:
     release: frozenset[str] = frozenset()
     detect: str = "likely"
     recompress: str = "lossless"
+    regions: tuple[Region, ...] = ()
     description: str = field(default="", compare=False)
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 (64 hexadecimal digits) of what the profile resolves to and of the rule tables."""
-        content = {
+        content: dict[str, Any] = {
             "options": sorted(self.options),
             "rules": [asdict(rule) for rule in sorted(self.rules)],
             "release": sorted(self.release),
             "pixels": [self.detect, self.recompress],
             "tables": _tables_digest(),
         }
+        if self.regions:
+            content["regions"] = sorted(json.dumps(asdict(row), sort_keys=True) for row in self.regions)
         return sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
 
     @cached_property
@@ -218,7 +227,8 @@ def _resolve(content: dict[str, Any], where: str, below: frozenset[str]) -> Prof
         options,
         tuple(sorted([*inherited, *own])),
         release,
-        **chosen_pixels,
+        chosen_pixels["detect"],
+        chosen_pixels["recompress"],
         description=str(content.get("description", "")),
     )
 

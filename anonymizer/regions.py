@@ -113,6 +113,16 @@ def known() -> tuple[Region, ...]:
     return parse(rules.read_table("regions.json"))
 
 
+def names_of(original: Item) -> tuple[str, str, str]:
+    """Return modality, manufacturer and model of the machine that made an instance."""
+    charset = Charset.of(_bytes_of(original, _CHARSET))
+    return (
+        _text(original, _MODALITY, charset),
+        _text(original, _MANUFACTURER, charset),
+        _text(original, _MODEL, charset),
+    )
+
+
 def of_machine(original: Item, table: Iterable[Region], rows: int, columns: int) -> list[Box]:
     """Return the boxes that a table has for the machine that made an instance.
 
@@ -125,12 +135,7 @@ def of_machine(original: Item, table: Iterable[Region], rows: int, columns: int)
     rows, columns : int
         Size of the image in pixels.
     """
-    charset = Charset.of(_bytes_of(original, _CHARSET))
-    machine = (
-        _text(original, _MODALITY, charset),
-        _text(original, _MANUFACTURER, charset),
-        _text(original, _MODEL, charset),
-    )
+    machine = names_of(original)
     found = [box for row in table if row.fits(machine, rows, columns) for box in row.boxes]
     clipped = (box.clipped(rows, columns) for box in found)
     return list(dict.fromkeys(box for box in clipped if box is not None))

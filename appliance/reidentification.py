@@ -1,12 +1,14 @@
 """Who is behind a pseudonym: told to a person who may ask, for a reason, and recorded before it is told.
 
-The ledger keeps who asked, and commitments to the pseudonym and the reason: an auditor who is told both can
-check them, nobody can read them.
+The ledger keeps who asked and for which purpose, and commitments to the pseudonym and the reason: an auditor
+who is told both can check them, nobody can read them.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import select
@@ -14,9 +16,10 @@ from sqlalchemy import select
 from anonymizer import escrow
 from appliance import vault
 from appliance.auth.rights import Right
-from appliance.db.clinical import VaultEntry
+from appliance.db.clinical import ClinicalLedgerEntry, VaultEntry
 from appliance.db.engine import reading, writing
 from appliance.errors import ApplianceError
+from appliance.purposes import Purpose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +38,18 @@ REASON_LENGTHS: Final = range(5, 501)
 _EXPORT: Final = "cloister.vault.export/1"
 
 
+@dataclass(frozen=True)
+class Question:
+    """What the ledger says of a question to the vault; never about whom."""
+
+    sequence: int
+    at: datetime
+    kind: str
+    user_id: str
+    purpose: str  # empty: a refusal, an export, or recorded before purposes were
+    found: int  # identities told or exported
+
+
 class ReidentificationError(ApplianceError):
     """The question cannot be answered; never says who."""
 
@@ -43,7 +58,13 @@ class NotAllowedError(ReidentificationError):
     """The person may not ask; that it was asked is recorded."""
 
 
-def reidentify(zone: ClinicalZone, person: Principal, pseudonym: str, reason: str) -> list[Identity]:
+def reidentify(
+    zone: ClinicalZone,
+    person: Principal,
+    pseudonym: str,
+    reason: str,
+    purpose: Purpose = Purpose.OTHER,
+) -> list[Identity]:
     """Return who is behind a pseudonym, one for each project that knows it.
 
     Parameters
@@ -54,6 +75,7 @@ def reidentify(zone: ClinicalZone, person: Principal, pseudonym: str, reason: st
     pseudonym : str
     reason : str
         Why, in 5 to 500 printable characters.
+    purpose : Purpose
 
     Raises
     ------
@@ -67,9 +89,10 @@ def reidentify(zone: ClinicalZone, person: Principal, pseudonym: str, reason: st
     _check(zone, person, reason)
     with reading(zone.engine) as session:
         found = list(_opened(zone, session, VaultEntry.pseudonym == pseudonym))
-    body = {
+    body: dict[str, object] = {
         "pseudonym": zone.ledger.commitment(REIDENTIFIED, pseudonym),
         "reason": zone.ledger.commitment(person.user_id, reason),
+        "purpose": purpose.value,
         "found": len(found),
     }
     _record(zone, person, REIDENTIFIED, body)
@@ -105,6 +128,26 @@ def export(
     }
     _record(zone, person, EXPORTED, body)
     return sealed, len(entries)
+
+
+def questions(session: Session, limit: int) -> list[Question]:
+    """Return what was asked of the vault, or refused, the newest first."""
+    kinds = (REIDENTIFIED, EXPORTED, REFUSED)
+    chosen = select(ClinicalLedgerEntry).where(ClinicalLedgerEntry.kind.in_(kinds))
+    entries = session.scalars(chosen.order_by(ClinicalLedgerEntry.sequence.desc()).limit(limit))
+    return [_question(entry) for entry in entries]
+
+
+def _question(entry: ClinicalLedgerEntry) -> Question:
+    body = json.loads(entry.body)
+    return Question(
+        sequence=entry.sequence,
+        at=datetime.fromisoformat(entry.at),
+        kind=entry.kind,
+        user_id=entry.actor,
+        purpose=body.get("purpose", ""),
+        found=body.get("found", body.get("entries", 0)),
+    )
 
 
 def record_refusal(zone: ClinicalZone, person: Principal) -> None:

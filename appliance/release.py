@@ -13,8 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from anonymizer.engine import Context, Quarantined, Released, deidentify_file, read_patient
 from anonymizer.keys import ProjectKeys
-from anonymizer.profiles import load_profile
-from appliance import logs, merges, quarantine, vault
+from appliance import logs, merges, quarantine, text_regions, vault
 from appliance.crossing import INSTANCES, BundleWriter, InstanceItem
 from appliance.db.base import now
 from appliance.db.clinical import Instance, QuarantineItem, Result, Series, StudyRevision, VaultEntry
@@ -60,6 +59,7 @@ class _Outcomes:
 
     released: list[tuple[_Source, InstanceItem]] = field(default_factory=list)
     stopped: list[tuple[_Source, Quarantined]] = field(default_factory=list)
+    profile_hash: str = ""
 
 
 @dataclass
@@ -90,7 +90,7 @@ def context_of(zone: ClinicalZone, beat: Callable[[], None]) -> Context:
         project_keys(zone),
         settings.project,
         settings.max_date_shift_days,
-        profile=load_profile(settings.profile),
+        profile=text_regions.profile_in_force(zone),
         beat=beat,
     )
 
@@ -178,7 +178,7 @@ def _deidentify(
 ) -> _Outcomes:
     beat = Beat(claim, len(sources))
     context = context_of(zone, beat)
-    outcomes = _Outcomes()
+    outcomes = _Outcomes(profile_hash=context.profile.hash)
     for number, source in enumerate(sources):
         beat.done = number
         beat()
@@ -239,7 +239,8 @@ def _of_one_patient(outcomes: _Outcomes, writer: BundleWriter) -> _Outcomes:
     reason = Quarantined("several_patients", "the instances of the study name different patients")
     for _, item in outcomes.released:
         (writer.folder / item.file).unlink()
-    return _Outcomes([], [*outcomes.stopped, *((source, reason) for source, _ in outcomes.released)])
+    stopped = [*outcomes.stopped, *((source, reason) for source, _ in outcomes.released)]
+    return _Outcomes([], stopped, outcomes.profile_hash)
 
 
 def _seal_identities(zone: ClinicalZone, project: str, outcomes: _Outcomes) -> None:
@@ -272,7 +273,7 @@ def _store(
     body = {
         "released": len(outcomes.released),
         "quarantined": len(outcomes.stopped),
-        "profile": load_profile(zone.settings.deidentification.profile).hash,
+        "profile": outcomes.profile_hash,
         "decisions": sorted(standing.used),
         "bundle": bundle_id if outcomes.released else None,
         "content": sha256("".join(sorted(i.sha256 for _, i in outcomes.released)).encode()).hexdigest(),

@@ -12,6 +12,7 @@ import json
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import func, select, text
@@ -48,6 +49,25 @@ class Identity:
     project: str
     patient_id: str
     issuer: str
+
+
+@dataclass(frozen=True)
+class KeyUse:
+    """A key by its name, and the entries that are sealed with it."""
+
+    name: str
+    role: str  # current, following (during a rotation), missing
+    entries: int
+
+
+@dataclass(frozen=True)
+class VaultState:
+    """How many entries the vault has, and under which keys."""
+
+    entries: int
+    projects: int
+    keys: tuple[KeyUse, ...]
+    rotated_at: datetime | None  # end of the last rotation
 
 
 def vault_context(project: str, pseudonym: str) -> bytes:
@@ -92,6 +112,27 @@ def open_entry(zone: ClinicalZone, session: Session, pseudonym: str, project: st
         session.rollback()  # a new transaction sees what a rotation wrote meanwhile
     raise VaultError(
         "vault: an entry is sealed with a key that is not here; expected keys/vault.key of its time"
+    )
+
+
+def state(zone: ClinicalZone) -> VaultState:
+    """Return the state of the vault; opens nothing. Raises KeyFileError like :func:`keys.load_vault_keys`."""
+    with reading(zone.engine) as session:
+        found = keys.load_vault_keys(zone.root)
+        counted = select(VaultEntry.key_id, func.count()).group_by(VaultEntry.key_id)
+        sealed = {str(name): int(number) for name, number in session.execute(counted)}
+        projects = session.scalar(select(func.count(VaultEntry.project.distinct()))) or 0
+        rotated = select(func.max(ClinicalLedgerEntry.at)).where(ClinicalLedgerEntry.kind == ROTATED)
+        rotated_at = session.scalar(rotated)
+    roles = {sealing.key_id(found.current): "current"}
+    if found.following is not None:
+        roles[sealing.key_id(found.following)] = "following"
+    roles |= dict.fromkeys(sorted(sealed.keys() - roles.keys()), "missing")
+    return VaultState(
+        entries=sum(sealed.values()),
+        projects=projects,
+        keys=tuple(KeyUse(name, role, sealed.get(name, 0)) for name, role in roles.items()),
+        rotated_at=None if rotated_at is None else datetime.fromisoformat(rotated_at),
     )
 
 

@@ -13,6 +13,7 @@ import typer
 from appliance.cli import WORK_FAILED, ConfigOption, read_settings
 from appliance.cli.passwords import PasswordStdin, ask_password
 from appliance.errors import ApplianceError
+from appliance.purposes import Purpose
 
 if TYPE_CHECKING:
     from appliance.auth import Principal
@@ -53,13 +54,14 @@ def reidentify(
     config: ConfigOption,
     reason: _Reason,
     user: _User,
+    purpose: Annotated[Purpose, typer.Option(help="What for; stands in the ledger.")] = Purpose.OTHER,
     password_stdin: PasswordStdin = False,
 ) -> None:
     """Say who is behind a pseudonym; recorded, whatever the answer."""
     from appliance import reidentification  # noqa: PLC0415 - other commands start without it
 
     with _signed_in(config, user, from_stdin=password_stdin) as (zone, person):
-        found = reidentification.reidentify(zone, person, pseudonym, reason)
+        found = reidentification.reidentify(zone, person, pseudonym, reason, purpose)
     for identity in found:
         typer.echo(
             json.dumps(

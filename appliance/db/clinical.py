@@ -345,6 +345,22 @@ class Delivery(ClinicalBase):
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
 
 
+class TextRegion(ClinicalBase):
+    """Where a machine writes text into its pictures, as staff drew it: a row of the anonymizer's table."""
+
+    __tablename__ = "text_region"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    modality: Mapped[str] = mapped_column(String(16))
+    manufacturer: Mapped[str] = mapped_column(String(64))
+    model: Mapped[str] = mapped_column(String(64))
+    rows: Mapped[int] = mapped_column(Integer)
+    columns: Mapped[int] = mapped_column(Integer)
+    boxes: Mapped[list[list[int]]] = mapped_column(JSON)  # left, top, right, bottom; the last two outside
+    note: Mapped[str] = mapped_column(String(200), default="")
+    created_by: Mapped[str] = mapped_column(String(32))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
 class VaultEntry(ClinicalBase):
     """Pseudonym to identity, encrypted (AES-256-GCM) with the vault's own key file."""
 

@@ -18,7 +18,7 @@ from anonymizer.differences import differences
 from anonymizer.engine import Context, Quarantined, deidentify
 from anonymizer.mapping import mapped
 from anonymizer.options import codes_of
-from anonymizer.profiles import load_profile
+from appliance import text_regions
 from appliance.db.base import now
 from appliance.db.clinical import ClinicalLedgerEntry, Instance, QuarantineItem, Series, StudyRevision
 from appliance.db.engine import reading
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from anonymizer.profiles import Profile
+    from anonymizer.regions import Region
     from appliance.node import ClinicalZone
 
 FORMAT: Final = "cloister-evidence/1"
@@ -50,7 +51,7 @@ def gather(zone: ClinicalZone, samples: int) -> dict[str, Any]:
         If the profile that is set cannot be loaded.
     """
     settings = zone.settings.deidentification
-    profile = load_profile(settings.profile)
+    profile = text_regions.profile_in_force(zone)
     with reading(zone.engine) as session:
         facts = {
             "format": FORMAT,
@@ -77,8 +78,15 @@ def _profile(profile: Profile, max_date_shift_days: int) -> dict[str, Any]:
         "codes": [{"value": value, "meaning": meaning} for value, meaning in codes_of(profile.options)],
         "rules": [{**asdict(rule), "tag": f"{rule.tag:08X}"} for rule in profile.rules],
         "released_all_the_same": sorted(profile.release),
+        "text_regions_of_staff": [_region(region) for region in profile.regions],
         "max_date_shift_days": max_date_shift_days,
     }
+
+
+def _region(region: Region) -> dict[str, Any]:
+    boxes = [[box.left, box.top, box.right, box.bottom] for box in region.boxes]
+    names = {"modality": region.modality, "manufacturer": region.manufacturer, "model": region.model}
+    return {**names, "rows": region.rows, "columns": region.columns, "boxes": boxes}
 
 
 def _tables() -> list[dict[str, str]]:

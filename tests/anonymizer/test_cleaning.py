@@ -10,6 +10,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import XRayAngiographicImageStorage
 
+from anonymizer import regions
 from anonymizer.engine import Context, Quarantined, deidentify, deidentify_file
 from anonymizer.profiles import load_profile
 from tests.anonymizer.material import CONTEXT, DEFAULT, ct, encode, release
@@ -51,6 +52,18 @@ def test_an_ultrasound_picture_keeps_its_regions_and_loses_what_is_written_aroun
     assert len(np.unique(new[:50])) == 1
     assert len(np.unique(old[:50])) > 1
     assert (old[100:400, 200:600] == new[100:400, 200:600]).mean() > 0.8
+
+
+@pytest.mark.real_data
+def test_an_ultrasound_picture_of_a_machine_that_staff_drew_is_released_masked(tmp_path: Path) -> None:
+    source, target = real("examples_rgb_color.dcm"), tmp_path / "out.dcm"
+    before = dcmread(source)
+    row = {"modality": "US", "manufacturer": before.Manufacturer, "model": before.ManufacturerModelName}
+    row |= {"rows": before.Rows, "columns": before.Columns, "boxes": [[0, 0, 100, 50]], "source": "seen"}
+    profile = replace(DEFAULT.profile, regions=regions.parse({"rows": [row]}))
+    outcome = deidentify_file(source, target, replace(DEFAULT, profile=profile))
+    assert not isinstance(outcome, Quarantined), outcome
+    assert len(np.unique(dcmread(target).pixel_array[:50, :100])) == 1
 
 
 @pytest.mark.real_data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from anonymizer import regions
 from anonymizer.boxes import Box
 from anonymizer.elements import Element, Item, Syntax
 from anonymizer.errors import TableError
+from anonymizer.profiles import load_profile
 
 LITTLE = Syntax(implicit=False, little=True)
 ROW: dict[str, Any] = {
@@ -143,3 +145,13 @@ def test_a_region_without_bounds_is_not_believed() -> None:
     assert regions.of_header({0x00186011: Element(0x00186011, "UN", b"")}, LITTLE, 90, 120) is None
     assert regions.of_header({}, LITTLE, 90, 120) is None
     assert regions.of_header(item, LITTLE, 90, 120) is not None
+
+
+def test_the_rows_of_a_profile_count_for_its_hash_whatever_their_order() -> None:
+    first = regions.parse({"rows": [ROW]})
+    both = regions.parse({"rows": [ROW, {**ROW, "boxes": [[1, 1, 2, 2]]}]})
+    plain = load_profile()
+    digests = {replace(plain, regions=rows).hash for rows in ((), first, both)}
+    assert len(digests) == 3
+    assert replace(plain, regions=()).hash == plain.hash
+    assert replace(plain, regions=both).hash == replace(plain, regions=both[::-1]).hash

@@ -16,6 +16,7 @@ from appliance import ledger, node, reidentification, vault
 from appliance.auth import Principal, Right, rights, users
 from appliance.db.clinical import ClinicalLedgerEntry
 from appliance.db.engine import reading, writing
+from appliance.purposes import Purpose
 from appliance.reidentification import NotAllowedError, ReidentificationError
 from appliance.settings import load_settings
 from appliance.vault import Identity
@@ -64,14 +65,37 @@ def _records(zone: ClinicalZone, kind: str) -> list[tuple[str, dict[str, object]
 
 def test_who_may_ask_is_told_and_the_ledger_keeps_commitments(zone: ClinicalZone) -> None:
     person = _person(zone, "privacy")
-    assert reidentification.reidentify(zone, person, "PSEUDONYM", REASON) == WHO
+    asked = ("PSEUDONYM", REASON, Purpose.INCIDENTAL_FINDING)
+    assert reidentification.reidentify(zone, person, *asked) == WHO
     [(actor, body)] = _records(zone, reidentification.REIDENTIFIED)
     assert actor == person.user_id
     assert body == {
         "pseudonym": ledger.commitment(zone.keys.ledger_salt, f"{reidentification.REIDENTIFIED}\0PSEUDONYM"),
         "reason": ledger.commitment(zone.keys.ledger_salt, f"{person.user_id}\0{REASON}"),
+        "purpose": "incidental_finding",
         "found": 2,
     }
+
+
+def test_what_was_asked_is_listed_without_a_value(zone: ClinicalZone) -> None:
+    person, other = _person(zone, "privacy"), _person(zone, "viewer")
+    reidentification.reidentify(zone, person, "PSEUDONYM", REASON, Purpose.WITHDRAWAL)
+    with pytest.raises(ReidentificationError):
+        reidentification.reidentify(zone, person, "NOBODY", REASON)
+    with pytest.raises(NotAllowedError):
+        reidentification.reidentify(zone, other, "PSEUDONYM", REASON)
+    reidentification.export(zone, person, X25519PrivateKey.generate().public_key(), REASON)
+    with reading(zone.engine) as session:
+        listed = reidentification.questions(session, 10)
+        assert reidentification.questions(session, 1) == listed[:1]
+    assert [(one.kind, one.user_id, one.purpose, one.found) for one in listed] == [
+        (reidentification.EXPORTED, person.user_id, "", 2),
+        (reidentification.REFUSED, other.user_id, "", 0),
+        (reidentification.REIDENTIFIED, person.user_id, "other", 0),
+        (reidentification.REIDENTIFIED, person.user_id, "withdrawal", 2),
+    ]
+    assert "PSEUDONYM" not in repr(listed)
+    assert "MRN" not in repr(listed)
 
 
 def test_a_question_without_the_right_is_refused_and_recorded(zone: ClinicalZone) -> None:
@@ -105,7 +129,7 @@ def test_what_cannot_be_recorded_is_not_told(zone: ClinicalZone, monkeypatch: py
 
 def test_the_command_asks_for_a_person_and_tells(zone: ClinicalZone, config: str) -> None:
     words = ("vault", "reidentify", "PSEUDONYM", "--reason", REASON, "--password-stdin", "--config", config)
-    told = cloister(*words, "--user", "privacy", stdin=PASSWORD)
+    told = cloister(*words, "--user", "privacy", "--purpose", "patient_safety", stdin=PASSWORD)
     assert told.exit_code == 0, told.output
     assert [json.loads(line)["patient_id"] for line in told.output.splitlines()] == ["MRN-4711"] * 2
     for user, password in (("viewer", PASSWORD), ("privacy", "a wrong password"), ("nobody", PASSWORD)):
@@ -113,6 +137,8 @@ def test_the_command_asks_for_a_person_and_tells(zone: ClinicalZone, config: str
         assert refused.exit_code == 1
         assert "MRN" not in refused.output
     assert len(_records(zone, reidentification.REFUSED)) == 1
+    [(_, body)] = _records(zone, reidentification.REIDENTIFIED)
+    assert body["purpose"] == "patient_safety"
 
 
 def _key_files(folder: Path) -> tuple[Path, Path]:

@@ -109,6 +109,25 @@ def test_what_is_sealed_within_a_rotation_gets_the_new_key(node: Node) -> None:
     assert _known(node) == ALL
 
 
+def test_the_state_counts_entries_by_key_before_within_and_after_a_rotation(node: Node) -> None:
+    def state() -> list[tuple[str, int]]:
+        return [(use.role, use.entries) for use in vault.state(node.clinical).keys]
+
+    before = vault.state(node.clinical)
+    assert (before.entries, before.projects, before.rotated_at) == (ENTRIES, 1, None)
+    assert state() == [("current", ENTRIES)]
+    seen = []
+    vault.rotate(node.clinical, batch=4, on_progress=lambda _done, _of: seen.append(state()))
+    assert seen[1] == [("current", ENTRIES - 4), ("following", 4)]
+    after = vault.state(node.clinical)
+    assert state() == [("current", ENTRIES)]
+    assert after.keys[0].name != before.keys[0].name
+    assert after.rotated_at is not None
+    with writing(node.clinical.engine) as session:
+        session.execute(update(VaultEntry).where(VaultEntry.pseudonym == "P5").values(key_id="0" * 16))
+    assert state() == [("current", ENTRIES - 1), ("missing", 1)]
+
+
 def test_two_rotations_at_once_are_refused(node: Node) -> None:
     def again(_done: int, _of: int) -> None:
         with pytest.raises(VaultError, match="another rotation"):

@@ -17,7 +17,7 @@ from appliance.web.api import tryout
 from appliance.web.api.problems import problem
 from appliance.web.gate import VISIT
 from appliance.web.panel import live
-from appliance.web.panel.page import NotThereError, Page, Query
+from appliance.web.panel.page import NotThereError, Page, Query, Told
 from appliance.web.panel.pages import PAGES
 
 if TYPE_CHECKING:
@@ -84,12 +84,11 @@ def _view(desk: Desk, page: Page[Any]) -> Callable[[Request], Any]:
 def _action(desk: Desk, page: Page[Any]) -> Callable[[Request, str], Any]:
     async def act(request: Request, action: str) -> Response:
         visit: Visit = request.scope[VISIT]
-        declared = page.actions.get(action)
-        if declared is None:
+        if action not in page.actions:
             return problem(404, "There is no such action here.")
-        if not visit.viewer.may(page.right) or not visit.viewer.may(declared.right):
-            return problem(403, _FORBIDDEN)
         try:
+            if not await to_thread.run_sync(live.may_act, desk, page, visit.viewer, action):
+                return problem(403, _FORBIDDEN)
             body = bodies.parsed(await bodies.read(request, MAX_BODY_BYTES))
             fields = {**live.fields_of(body), **live.fields_of(request.path_params)}
         except bodies.BodyError:
@@ -101,9 +100,15 @@ def _action(desk: Desk, page: Page[Any]) -> Callable[[Request, str], Any]:
         except Exception:
             _logger.exception(API_FAILED, page=page.path, action=action)
             return problem(500, "This did not work; the node's log says why.")
-        return JSONResponse({"done": True, "message": said}) if done else problem(409, said)
+        return _answer(done, said)
 
     return act
+
+
+def _answer(done: bool, said: str | Told) -> Response:
+    if isinstance(said, Told):
+        return JSONResponse({"done": done, "message": said.message, **said.content})
+    return JSONResponse({"done": True, "message": said}) if done else problem(409, said)
 
 
 def _picture(desk: Desk) -> Callable[[Request, str], Any]:

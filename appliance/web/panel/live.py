@@ -21,14 +21,14 @@ from appliance.web.api.problems import problem
 from appliance.web.gate import VISIT
 from appliance.web.panel import shell
 from appliance.web.panel.markup import el
-from appliance.web.panel.page import ActionRefusedError, Drawing, NotThereError, Page, Query
+from appliance.web.panel.page import ActionRefusedError, Drawing, NotThereError, Page, Query, Told
 from appliance.web.panel.pages import PAGES
 from appliance.web.panel.parts import link, nothing, page_head
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from appliance.web.desk import Desk, Visit
+    from appliance.web.desk import Desk, Viewer, Visit
 
 PAGE_FAILED: Final = "web.page_failed"
 ACTION_DONE: Final = "web.action_done"
@@ -71,22 +71,39 @@ def render(desk: Desk, page: Page[Any], query: Query, token: str) -> Drawn:
     return Drawn(shell.top(frame, viewer), shell.side(frame, viewer, page.menu or page.path), sections)
 
 
-def act(desk: Desk, page: Page[Any], visit: Visit, name: str, fields: Mapping[str, str]) -> tuple[bool, str]:
+def may_act(desk: Desk, page: Page[Any], viewer: Viewer, name: str) -> bool:
+    """Whether a person may do an action of a page; who may not is written down. Blocks.
+
+    Parameters
+    ----------
+    desk, page, viewer : Desk, Page, Viewer
+    name : str
+        Of the action; one that the page does not have, nobody may do.
+    """
+    action = page.actions.get(name)
+    if action is not None and viewer.may(page.right) and viewer.may(action.right):
+        return True
+    known = name if action else "unknown"
+    _logger.warning(ACTION_REFUSED, action=known, user_id=viewer.user_id, reason="right")
+    if action is not None and action.refused is not None:
+        action.refused(desk, viewer)
+    return False
+
+
+def act(
+    desk: Desk, page: Page[Any], visit: Visit, name: str, fields: Mapping[str, str]
+) -> tuple[bool, str | Told]:
     """Do one action of a page for the one behind a visit; return whether it was done, and what to say.
 
     The person and the right are asked anew each time. Blocks: runs off the event loop.
     """
     viewer = desk.asks(visit)
-    action = page.actions.get(name)
     if viewer is None:
         raise SessionEndedError("session: over")
-    if action is None or not viewer.may(page.right) or not viewer.may(action.right):
-        _logger.warning(
-            ACTION_REFUSED, action=name if action else "unknown", user_id=viewer.user_id, reason="right"
-        )
+    if not may_act(desk, page, viewer, name):
         return False, "You do not have the right to do this."
     try:
-        said = action.run(desk, viewer, fields)
+        said = page.actions[name].run(desk, viewer, fields)
     except ActionRefusedError as refused:
         _logger.info(ACTION_REFUSED, action=name, user_id=viewer.user_id, reason="state")
         return False, str(refused)
@@ -125,7 +142,8 @@ class _Open:
 
     def build(self, drawn: Drawn) -> None:
         client = ui.context.client
-        ui.add_head_html(_HEAD)
+        own = "".join(f'<script defer src="/static/{name}"></script>' for name in self.page.scripts)
+        ui.add_head_html(_HEAD + own)
         with client.layout:
             self._add("top", drawn.top, "header", "top").move(target_index=0)
             self._add("side", drawn.side, "nav", "side").props('aria-label="Pages"').move(target_index=1)
@@ -171,6 +189,7 @@ class _Open:
     async def on_action(self, event: Any) -> None:
         message = event.args if isinstance(event.args, Mapping) else {}
         name = str(message.get("action", ""))
+        outcome: tuple[bool, str | Told] | None
         try:
             fields = fields_of(message.get("fields"))
             outcome = await run.io_bound(act, self.desk, self.page, self.visit, name, fields)
@@ -186,6 +205,7 @@ class _Open:
             done, said = outcome
             number = message.get("number")
             number = number if isinstance(number, int) else 0
+            said = said.message if isinstance(said, Told) else said
             ui.run_javascript(f"cloisterDone({number}, {json.dumps(done)}, {json.dumps(said)})")
         await self.refresh()
 

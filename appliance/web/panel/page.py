@@ -48,11 +48,23 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What an action answers to the request that asked, and to nothing else: a socket gets the message."""
+
+    message: str
+    content: Mapping[str, object] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Action:
-    """Something a person does on a page; runs off the event loop, returns what to say."""
+    """Something a person does on a page; runs off the event loop, returns what to say.
+
+    ``refused`` writes down that a person asked who lacks the right.
+    """
 
     right: Right
-    run: Callable[[Desk, Viewer, Mapping[str, str]], str]
+    run: Callable[[Desk, Viewer, Mapping[str, str]], str | Told]
+    refused: Callable[[Desk, Viewer], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,5 +77,6 @@ class Page(Generic[V]):
     load: Callable[[Desk, Viewer, Query], V]
     draw: Callable[[V, Viewer], Drawing]
     actions: Mapping[str, Action] = field(default_factory=dict)
+    scripts: tuple[str, ...] = ()  # names of static files, beside those of every page
     menu: str = ""  # the menu entry that is lit; empty: this page's own path
     refresh_s: float = 2.0

@@ -27,6 +27,7 @@ from appliance.web.panel import (
     studies,
     study,
     users,
+    vault,
 )
 
 if TYPE_CHECKING:
@@ -54,5 +55,6 @@ PAGES: Final[tuple[Page[Any], ...]] = (
     rules.PAGE,
     retention.PAGE,
     ledger.PAGE,
+    vault.PAGE,
     users.PAGE,
 )

@@ -49,6 +49,7 @@ _HALF_MOON: Final = "M12 4v16M12 4a8 8 0 1 0 0 16 8 8 0 0 0 0-16zM12 7a5 5 0 0 1
 _FEDERATION: Final = (
     "M12 8v5M12 13l-5 4M12 13l5 4M12 4a2 2 0 1 0 .01 0M6 17a2 2 0 1 0 .01 0M18 17a2 2 0 1 0 .01 0"
 )
+_LOCK: Final = "M5 11h14v9H5zM8 11V8a4 4 0 0 1 8 0v3M12 14.5v2.5"
 _PEOPLE: Final = (
     "M9 11a3.5 3.5 0 1 0-.01 0M3 20c.5-4 3-6 6-6s5.5 2 6 6M16 5a3 3 0 0 1 0 6M17.5 14.5c2 .8 3.2 2.5 3.5 5.5"
 )
@@ -86,6 +87,7 @@ MENU: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
         "Record",
         (
             Entry("/ledger", "Ledger", "M6 3h12v18H6zM9 8h6M9 12h6M9 16h4"),
+            Entry("/vault", "Vault", _LOCK),
             Entry("/users", "Users", _PEOPLE, Right.MANAGE_USERS),
         ),
     ),

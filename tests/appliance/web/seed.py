@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from sqlalchemy import select
 
-from appliance.auth import Right, users
+from appliance.auth import ROLES, Right, users
 from appliance.db.base import WorkState, now
 from appliance.db.clinical import (
     ClinicalJob,
@@ -100,9 +100,10 @@ def seed(settings: Settings) -> Seed:
 
 
 def add_users(zone: ClinicalZone) -> str:
-    """Add one user for each right on top of ``view``, one with none, one with all, whose id is returned."""
+    """Add one user for each right on top of ``view`` and for each role, one with none; return the admin."""
     wanted: dict[str, list[Right]] = {"ada": list(Right), "viewer": [Right.VIEW], "nobody": []}
     wanted |= {right.value: [Right.VIEW, right] for right in Right if right != Right.VIEW}
+    wanted |= {f"role.{name}": sorted(rights) for name, rights in ROLES.items()}
     with writing(zone.engine) as session:
         made = {
             name: users.add_user(session, zone.ledger, name=name, password=PASSWORD, rights=rights).id
