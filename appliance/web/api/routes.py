@@ -47,6 +47,9 @@ def router(desk: Desk) -> APIRouter:
             )
     routes.add_api_route("/results/{result_id}/picture.png", _picture(desk), methods=["GET"])
     routes.add_api_route("/api/v1/results/{result_id}/picture.png", _picture(desk), methods=["GET"])
+    for before in ("", "/api/v1"):
+        path = f"{before}/instances/{{instance_id}}/picture.png"
+        routes.add_api_route(path, _frame(desk), methods=["GET"])
     routes.add_api_route(tryout.PATH, tryout.route(desk), methods=["POST"])
     routes.add_api_route("/livez", _livez, methods=["GET"])
     routes.add_api_route("/readyz", _readyz(desk), methods=["GET"])
@@ -116,6 +119,21 @@ def _picture(desk: Desk) -> Callable[[Request, str], Any]:
         small = "small" in request.query_params
         try:
             content = await to_thread.run_sync(lambda: pictures.png(desk.zone, result_id, small=small))
+        except pictures.PictureError:
+            return problem(404, "There is no picture.")
+        return Response(content, media_type="image/png")
+
+    return picture
+
+
+def _frame(desk: Desk) -> Callable[[Request, str], Any]:
+    async def picture(request: Request, instance_id: str) -> Response:
+        viewer = _viewer(request)
+        if viewer is None or not viewer.may(Right.VIEW) or not viewer.may(Right.VIEW_IDENTITY):
+            return problem(403, _FORBIDDEN)
+        number = Query(request.query_params).number("frame")
+        try:
+            content = await to_thread.run_sync(pictures.frame, desk.zone, instance_id, number)
         except pictures.PictureError:
             return problem(404, "There is no picture.")
         return Response(content, media_type="image/png")
