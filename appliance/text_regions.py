@@ -109,6 +109,18 @@ def profile_in_force(zone: ClinicalZone) -> Profile:
         return _profile(zone, session)
 
 
+def are_used(zone: ClinicalZone) -> bool:
+    """Whether the node's profile cleans pixels; one that cannot be loaded releases nothing."""
+    from anonymizer.errors import ProfileError  # noqa: PLC0415 - see machine_of
+    from anonymizer.options import Option  # noqa: PLC0415 - as above
+    from anonymizer.profiles import load_profile  # noqa: PLC0415 - as above
+
+    try:
+        return Option.CLEAN_PIXELS in load_profile(zone.settings.deidentification.profile).options
+    except ProfileError:
+        return False
+
+
 def _profile(zone: ClinicalZone, session: Session) -> Profile:
     from anonymizer.profiles import load_profile  # noqa: PLC0415 - see machine_of
 

@@ -1,4 +1,4 @@
-"""Pictures: a result's Secondary Capture as PNG, and what a trial of a quarantined instance drew."""
+"""Pictures as PNG: of results that this node made, frames of what it received, what a trial drew."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from appliance.db.clinical import Decision, Result
+from appliance.db.clinical import Decision, Instance, Result
 from appliance.db.engine import reading
 from appliance.errors import ApplianceError
 from appliance.review import folders
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 SMALL_WIDTH: Final = 112
 MAX_PIXELS: Final = 40_000_000
+MAX_SIDE: Final = 2048  # of a frame as it is shown; a longer one is made smaller
 SECONDARY_CAPTURE: Final = "sc"
 
 
 class PictureError(ApplianceError):
-    """A result has no picture that can be shown."""
+    """A result or an instance has no picture that can be shown."""
 
 
 def png(zone: ClinicalZone, result_id: str, *, small: bool = False) -> bytes:
@@ -44,9 +45,7 @@ def png(zone: ClinicalZone, result_id: str, *, small: bool = False) -> bytes:
         result = session.get(Result, result_id)
     if result is None or result.kind != SECONDARY_CAPTURE:
         raise PictureError("result: expected one with a picture")
-    path = (zone.root / result.path).resolve()
-    if not path.is_relative_to(zone.root.resolve()) or not path.is_file():
-        raise PictureError("result: its file is gone")
+    path = _file(zone, result.path)
     return _thumbnail(path) if small else render(path)
 
 
@@ -57,6 +56,43 @@ def of_trial(zone: ClinicalZone, item_id: str, decision_id: str, name: str) -> b
     if row is None or row.quarantine_item_id != item_id:
         return None
     return folders.picture_of(zone.root, row.study_id, row.id, name)
+
+
+def frame(zone: ClinicalZone, instance_id: str, number: int) -> bytes:
+    """Render a frame of a received instance, with all that is written in it.
+
+    Parameters
+    ----------
+    zone : ClinicalZone
+    instance_id : str
+        Row id.
+    number : int
+        Of the frame, counted from 1.
+
+    Raises
+    ------
+    PictureError
+        If there is no such instance or frame, or it cannot be decoded.
+    """
+    from dicom_node.images import Image, ImageError, Look  # noqa: PLC0415 - heavy, for the first picture
+
+    with reading(zone.engine) as session:
+        instance = session.get(Instance, instance_id)
+    if instance is None:
+        raise PictureError("instance: expected one that is stored here")
+    too_long = max(instance.rows or 0, instance.columns or 0) > MAX_SIDE
+    look = Look(box=(MAX_SIDE, MAX_SIDE) if too_long else None, kind="image/png")
+    try:
+        return Image(_file(zone, instance.path)).rendered(number, look)
+    except (ImageError, FileNotFoundError) as error:
+        raise PictureError(f"instance: {error}") from error
+
+
+def _file(zone: ClinicalZone, name: str) -> Path:
+    path = (zone.root / name).resolve()
+    if not path.is_relative_to(zone.root.resolve()) or not path.is_file():
+        raise PictureError("its file is gone")
+    return path
 
 
 @lru_cache(maxsize=256)

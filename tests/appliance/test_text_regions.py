@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -184,3 +185,14 @@ def test_the_evidence_pack_lists_what_staff_drew(node: Node) -> None:
     region = {"modality": "CT", "manufacturer": "Maker", "model": "Model 1", "rows": 8, "columns": 8}
     assert facts["profile"]["text_regions_of_staff"] == [{**region, "boxes": BOXES}]
     assert facts["profiles_used"] == [{"hash": facts["profile"]["hash"], "revisions": 1}]
+
+
+@pytest.mark.parametrize(
+    ("profile", "used"),
+    [("research-default", True), ("modified-dates", False), ("no-such-profile", False)],
+    ids=["cleans pixels", "cleans none", "missing"],
+)
+def test_the_panel_is_told_when_the_profile_uses_no_region(profile: str, used: bool, node: Node) -> None:
+    deidentification = node.settings.deidentification.model_copy(update={"profile": profile})
+    settings = node.settings.model_copy(update={"deidentification": deidentification})
+    assert text_regions.are_used(replace(node.clinical, settings=settings)) is used

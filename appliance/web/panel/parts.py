@@ -292,12 +292,12 @@ def select_field(
     return el("label", el("span", label), el("select", items, name=prefix + name), class_="field")
 
 
-def filters(path: str, *fields: object) -> Markup:
+def filters(path: str, *fields: object, submit: str = "Filter") -> Markup:
     """Draw a filter form: it changes the address, so that a view can be shared and gone back to."""
     return el(
         "form",
         *fields,
-        el("button", "Filter", type="submit", class_="button"),
+        el("button", submit, type="submit", class_="button"),
         method="get",
         action=path,
         class_="filters",

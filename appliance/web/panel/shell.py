@@ -75,6 +75,7 @@ MENU: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
         (
             Entry("/jobs", "Jobs", "M5 6h14M5 12h14M5 18h9"),
             Entry("/quarantine", "Quarantine", "M12 3l8 3v6c0 5-3.5 8-8 9-4.5-1-8-4-8-9V6zM12 8v5M12 16v.01"),
+            Entry("/regions", "Text regions", "M4 5h16v14H4zM7 8h10v3H7zM7 15h5"),
             Entry("/deliveries", "Deliveries", "M3 12h13M11 6l6 6-6 6M20 5v14"),
             Entry("/peers", "Peers", "M3 5h8v6H3zM13 13h8v6h-8zM7 11v5h6"),
             Entry("/sources", "Sources", "M4 19h16M6 16v-5M10 16V6M14 16v-8M18 16v-3"),

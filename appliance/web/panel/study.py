@@ -219,11 +219,11 @@ def _stopped(session: Session, study_id: str) -> tuple[StoppedRow, ...]:
 
 def draw(view: StudyView, viewer: Viewer) -> Drawing:
     """Draw the study."""
-    priors = study_actions.priors_link(view.id, viewer)
+    links = study_actions.links(view.id, viewer)
     title = (view.identity.patient_name if view.identity else "") or study_rows.study_name(view.id)
     return {
         "head": page_head(
-            title, priors, _buttons(view), marks=_marks(view), lead=view.reason, back=("/studies", "Studies")
+            title, links, _buttons(view), marks=_marks(view), lead=view.reason, back=("/studies", "Studies")
         ),
         "body": grid(
             el("div", _journey(view), study_results.draw(view.results), _quarantine(view), class_="column"),

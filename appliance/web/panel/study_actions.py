@@ -10,6 +10,7 @@ from appliance.auth.rights import Right
 from appliance.conditions import RuleError
 from appliance.db.engine import writing
 from appliance.quarantine import QuarantineError
+from appliance.web.panel import regions
 from appliance.web.panel.markup import count
 from appliance.web.panel.page import Action, ActionRefusedError
 from appliance.web.panel.parts import link, url
@@ -78,11 +79,14 @@ def take(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
     return f"The stored study is deleted; {count(number, 'instance')} will be filed in a moment."
 
 
-def priors_link(study_id: str, viewer: Viewer) -> Markup | None:
-    """Draw the way to ordering earlier studies of the same patient."""
-    if not viewer.may(Right.FETCH_STUDIES):
-        return None
-    return link(url("/fetch", study=study_id), "Fetch priors", class_="button")
+def links(study_id: str, viewer: Viewer) -> list[Markup]:
+    """Draw the ways to ordering earlier studies of the patient, and to drawing on this study's pictures."""
+    shown = []
+    if viewer.may(Right.FETCH_STUDIES):
+        shown.append(link(url("/fetch", study=study_id), "Fetch priors", class_="button"))
+    if regions.may_draw(viewer):
+        shown.append(link(url("/regions", study=study_id), "Text regions", class_="button"))
+    return shown
 
 
 ACTIONS: Final[Mapping[str, Action]] = MappingProxyType(

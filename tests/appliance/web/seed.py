@@ -43,7 +43,7 @@ from appliance.demo.hospitals import HOSPITALS
 from appliance.node import open_clinical, open_research
 from inference.results import sc
 from tests.appliance.training_node import make_plan
-from tests.appliance.web import seed_fetches
+from tests.appliance.web import seed_fetches, seed_pictures
 from tests.inference.material import make_context, make_instance
 from tests.trainer.samples import small_task
 from trainer.federation import receipt as receipts
@@ -82,6 +82,7 @@ class Seed:
     caller: str
     destination: str
     fetch: str
+    instance: str  # whose file is there
     pending_protocol: str
     run_id: str
     dead_round: str
@@ -138,6 +139,7 @@ def _clinical(zone: ClinicalZone) -> dict[str, Any]:
         dead = _jobs(session, studies, at)
         item = _quarantine(session, studies[6], at)
         fetch = seed_fetches.plant(session, studies, admin, at)
+        instance = seed_pictures.plant(zone, session, studies[4])
         for study in studies:
             body = {"instances": study.instance_count}
             zone.ledger.append(session, kind="study.assembled", subject_id=study.id, body=body)
@@ -152,6 +154,7 @@ def _clinical(zone: ClinicalZone) -> dict[str, Any]:
         "caller": caller.id,
         "destination": peers["workstation"].id,
         "fetch": fetch,
+        "instance": instance,
     }
 
 

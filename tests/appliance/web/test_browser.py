@@ -111,6 +111,7 @@ def _paths(panel: PanelServer) -> list[str]:
         "model_id": panel.seed.models["active"],
         "peer_id": panel.seed.destination,
         "fetch_id": panel.seed.fetch,
+        "instance_id": panel.seed.instance,
         "run_id": panel.seed.run_id,
     }
     return [page.path.format(**ids) for page in PAGES]

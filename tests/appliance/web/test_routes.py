@@ -43,6 +43,7 @@ def _concrete(path: str, panel: PanelServer) -> str:
         "model_id": panel.seed.models["evaluated"],
         "peer_id": panel.seed.destination,
         "fetch_id": panel.seed.fetch,
+        "instance_id": panel.seed.instance,
         "run_id": panel.seed.run_id,
         "action": "verify",
         "name": "panel.js",
