@@ -40,13 +40,15 @@ def _no_beat() -> None:
 class PixelOptions:
     """What is looked for.
 
-    ``detect_text``: search the picture. ``regions``: rows of the table, those that come with the product if
-    left out. ``ultrasound_regions``: mask what lies outside the regions of the header. ``recompress``: see
-    ``masking.target_syntax``. ``drawn``: boxes that a person drew. ``beat``: called for each frame that is
-    searched.
+    ``detect_text``: search the picture. ``read``: mask only lines in which letters can be read, and search on
+    only where a first look finds one: for pictures in which bone looks like text. ``regions``: rows of the
+    table, those that come with the product if left out. ``ultrasound_regions``: mask what lies outside the
+    regions of the header. ``recompress``: see ``masking.target_syntax``. ``drawn``: boxes that a person drew.
+    ``beat``: called for each frame that is searched.
     """
 
     detect_text: bool = True
+    read: bool = False
     regions: tuple[Region, ...] = field(default_factory=regions.known)
     ultrasound_regions: bool = True
     recompress: str = masking.LOSSLESS
@@ -107,7 +109,7 @@ def clean(
     if options.detect_text:
         boxes += [
             box
-            for box in text_boxes(source, item, options.beat)
+            for box in text_boxes(source, item, options.beat, read=options.read)
             if not any(known.contains(box) for known in boxes)
         ]
     masked = masking.mask(source, found, item, boxes, options.recompress)
@@ -120,7 +122,9 @@ def clean(
     )
 
 
-def text_boxes(source: PixelData, item: Item, beat: Callable[[], None] = _no_beat) -> list[Box]:
+def text_boxes(
+    source: PixelData, item: Item, beat: Callable[[], None] = _no_beat, *, read: bool = False
+) -> list[Box]:
     """Return boxes around text, with a margin: of single frames, and of all where it stands still.
 
     Parameters
@@ -131,6 +135,8 @@ def text_boxes(source: PixelData, item: Item, beat: Callable[[], None] = _no_bea
         The description, for palettes.
     beat : callable
         Called for each frame.
+    read : bool
+        See :class:`PixelOptions`.
     """
     description = source.description
     if min(description.rows, description.columns) < _SMALLEST:
@@ -148,12 +154,14 @@ def text_boxes(source: PixelData, item: Item, beat: Callable[[], None] = _no_bea
             continue
         seen[digest] = [index]
         shown = renderings.displayed(values, layout, item, little=source.little)
-        by_frame[index] = _searched(shown)
+        by_frame[index] = _searched(shown, read=read)
         brightest = shown if brightest is None else np.maximum(brightest, shown)
         darkest = shown if darkest is None else np.minimum(darkest, shown)
     if description.frames == 1:
         return by_frame[0]
-    still = [box for shown in (brightest, darkest) if shown is not None for box in _searched(shown)]
+    still = [
+        box for shown in (brightest, darkest) if shown is not None for box in _searched(shown, read=read)
+    ]
     same = {indices[0]: tuple(indices) for indices in seen.values()}
     return still + [
         replace(box, frames=same[index])
@@ -163,17 +171,27 @@ def text_boxes(source: PixelData, item: Item, beat: Callable[[], None] = _no_bea
     ]
 
 
-def _searched(shown: Array) -> list[Box]:
+def _searched(shown: Array, *, read: bool) -> list[Box]:
     rows, columns = shown.shape[:2]
+    if read and not _lines(*renderings.first_look(shown), read=True):
+        return []
     found: list[detection.Rectangle] = []
     for picture, long_side in renderings.pictures(shown):
-        found += detection.find_text(picture, long_side)
+        found += _lines(picture, long_side, read=read)
         if long_side == renderings.COARSE:  # upright text is missed more often; turned it lies
-            turned = detection.find_text(np.rot90(picture), long_side)
+            turned = _lines(np.rot90(picture), long_side, read=read)
             found += [(columns - bottom, left, columns - top, right) for left, top, right, bottom in turned]
-    lines = (rectangle for rectangle in found if _is_line(rectangle, rows, columns))
-    padded = (_padded(*rectangle).clipped(rows, columns) for rectangle in lines)
+    padded = (_padded(*rectangle).clipped(rows, columns) for rectangle in found)
     return _joined(box for box in padded if box is not None)
+
+
+def _lines(picture: Array, long_side: int, *, read: bool) -> list[detection.Rectangle]:
+    rows, columns = picture.shape[:2]
+    return [
+        rectangle
+        for rectangle in detection.find_text(picture, long_side)
+        if _is_line(rectangle, rows, columns) and (not read or detection.is_readable(picture, rectangle))
+    ]
 
 
 def _is_line(rectangle: detection.Rectangle, rows: int, columns: int) -> bool:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from anonymizer.verdicts import Verdict
 
 _IMAGE_TYPE, _BURNED_IN = 0x00080008, 0x00280301
+RADIOGRAPHS: Final = frozenset(
+    f"1.2.840.10008.5.1.4.1.1.1{tail}" for tail in ("", ".1", ".1.1", ".2", ".2.1", ".3", ".3.1")
+)
 _CAPTURES: Final = frozenset(f"1.2.840.10008.5.1.4.1.1.7{tail}" for tail in ("", ".1", ".2", ".3", ".4"))
 
 
@@ -64,11 +67,11 @@ def cleaned(
         found = pixels.cleaned(file.item, item, file.transfer_syntax_uid, file.syntax)
         return Pixels(found, file.transfer_syntax_uid, looked=False)
     ultrasound = sop_class_uid in keep_list.ULTRASOUND
+    anywhere = verdict.looked or ultrasound or profile.detect == "always"
+    anywhere = anywhere or _is_likely(file.item, sop_class_uid)
     options = PixelOptions(
-        detect_text=verdict.looked
-        or ultrasound
-        or profile.detect == "always"
-        or _is_likely(file.item, sop_class_uid),
+        detect_text=anywhere or sop_class_uid in RADIOGRAPHS,
+        read=not anywhere,
         regions=(*regions.known(), *profile.regions),
         ultrasound_regions=ultrasound,
         recompress=profile.recompress,
@@ -98,7 +101,8 @@ def _refuse_without_regions(file: File, item: Item, options: PixelOptions) -> No
 def _is_likely(item: Item, sop_class_uid: str) -> bool:
     """Tell whether text in the picture is likely: a capture, one that says so, one made of others.
 
-    Radiographs are none of these: what the detector takes for text in them is mostly bone.
+    Radiographs are none of these: what the detector takes for text in them is mostly bone, so that text is
+    masked in them where it can be read.
     """
     image_type = pixels.text_of(item, _IMAGE_TYPE).upper().split("\\")
     declared = pixels.text_of(item, _BURNED_IN).upper() == "YES"

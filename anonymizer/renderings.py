@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _PERCENTILES: Final = (5, 95)
 COARSE: Final = 512  # pixels
 _FINE, _FINEST = 1024, 2048
+_TWICE: Final = 2
 _LARGE: Final = 1400  # pixels; small letters of a larger image are lost at the fine size
 
 
@@ -62,6 +63,13 @@ def _rgb(ybr: Array) -> Array:
     colours = [y + 1.402 * red, y - 0.344136 * blue - 0.714136 * red, y + 1.772 * blue]
     found: Array = np.clip(np.stack(colours, axis=2), 0, 255)
     return found
+
+
+def first_look(shown: Array) -> tuple[Array, int]:
+    """Return one picture of :func:`pictures`, and the long side at which most text in it is found."""
+    grey = shown if shown.ndim == 2 else shown.max(axis=2)
+    low, high = (float(at) for at in np.percentile(grey, _PERCENTILES))
+    return _in_colour(_window(grey, low, high)), min(_FINE, _TWICE * max(grey.shape))
 
 
 def pictures(shown: Array) -> list[tuple[Array, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from pydicom.uid import XRayAngiographicImageStorage
 from anonymizer import regions
 from anonymizer.engine import Context, Quarantined, deidentify, deidentify_file
 from anonymizer.profiles import load_profile
+from tests.anonymizer import burnt_text
 from tests.anonymizer.material import CONTEXT, DEFAULT, ct, encode, release
 from tests.shared_data import shared_data_dir
 
@@ -108,3 +110,24 @@ def test_a_long_instance_gives_signs_of_life() -> None:
     looking = replace(DEFAULT, beat=lambda: beats.append(1))
     assert not isinstance(deidentify(encode(ds), looking), Quarantined)
     assert len(beats) == 3
+
+
+@pytest.mark.real_data
+def test_a_radiograph_loses_what_can_be_read_in_it_and_nothing_else(tmp_path: Path) -> None:
+    ds, values = burnt_text.one_frame("dx_image.dcm")
+    ds.PatientID = "MRN-4711"
+    clean, written = tmp_path / "clean.dcm", tmp_path / "written.dcm"
+    clean.write_bytes(burnt_text.encoded(ds, values.copy()))
+    largest = 2.0 ** int(ds.BitsStored) - 1
+    lines = burnt_text.draw(values, Random("dx_image.dcm2"), 6, largest=largest)  # noqa: S311
+    written.write_bytes(burnt_text.encoded(ds, values))
+    outcomes = [deidentify_file(path, path.with_suffix(".out"), DEFAULT) for path in (clean, written)]
+    without, with_text = outcomes
+    assert not isinstance(without, Quarantined), without
+    assert not isinstance(with_text, Quarantined), with_text
+    assert without.boxes == ()
+    assert np.array_equal(dcmread(clean).pixel_array, dcmread(clean.with_suffix(".out")).pixel_array)
+    shape = (int(ds.Rows), int(ds.Columns))
+    hidden = [burnt_text.covered(line.box, list(with_text.boxes), shape) >= 0.8 for line in lines]
+    assert sum(hidden) >= len(lines) - 1
+    assert "113101" in codes(dcmread(clean.with_suffix(".out")))

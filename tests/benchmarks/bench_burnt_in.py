@@ -29,8 +29,13 @@ SEEDS: Final = 4
 LINES: Final = 6
 COVERED: Final = 0.8
 DETECTION: Final = PixelOptions(regions=(), ultrasound_regions=False)
+READING: Final = PixelOptions(regions=(), ultrasound_regions=False, read=True)
 TABLE: Final = PixelOptions(detect_text=False, ultrasound_regions=False)
 WANTED_RECALL, WANTED_FALSE_AREA = 0.97, 0.02
+WANTED_READ: Final = (
+    0.9  # of the lines in radiographs, those of scripts that the reader does not know included
+)
+RADIOGRAPHS: Final = ("dx_image.dcm", "RG1_J2KI.dcm", "RG2_JLSN", "RG3_JLSL")
 TEMPLATES: Final = ("US1_UNCR.dcm", "OBXXXX1A.dcm", "examples_palette.dcm", "gdcm-US-ALOKA-16.dcm")
 
 
@@ -93,6 +98,28 @@ def _false_area() -> dict[str, Any]:
     return {"mean": round(statistics.fmean(by_kind.values()), 4), "by_image": by_kind}
 
 
+def _radiographs(seeds: int) -> dict[str, Any]:
+    """Return which lines are masked in radiographs, where only what can be read is; and what is without."""
+    hits: list[bool] = []
+    seconds: list[float] = []
+    false_area: list[float] = []
+    for name in RADIOGRAPHS:
+        content, _, shape = _image(name, None)
+        boxes, took = boxes_of(content, READING)
+        false_area.append(round(_area(boxes, shape), 4))
+        seconds.append(took)
+        for seed in range(seeds):
+            content, lines, shape = _image(name, seed)
+            boxes, _ = boxes_of(content, READING)
+            hits += [burnt_text.covered(line.box, boxes, shape) >= COVERED for line in lines]
+    return {
+        "lines": len(hits),
+        "recall": round(statistics.fmean(hits), 4),
+        "false_area": max(false_area),
+        "seconds_without_text": round(statistics.median(seconds), 2),
+    }
+
+
 def _templated() -> dict[str, Any]:
     """Return which part of the regions of the table is masked on real images of their machines."""
     found: list[float] = []
@@ -110,12 +137,15 @@ def run(json_path: Path | None = None, seeds: int = SEEDS) -> dict[str, Any]:
     """Measure, write the figures to ``json_path`` if given, and return them."""
     figures: dict[str, Any] = {
         "detection": _detected(seeds),
+        "radiographs": _radiographs(seeds),
         "false_mask_area": _false_area(),
         "templated_regions": _templated(),
     }
     figures["ok"] = (
         figures["detection"]["recall"] >= WANTED_RECALL
         and figures["false_mask_area"]["mean"] < WANTED_FALSE_AREA
+        and figures["radiographs"]["recall"] >= WANTED_READ
+        and figures["radiographs"]["false_area"] < WANTED_FALSE_AREA
         and figures["templated_regions"]["covered"] == 1
     )
     if json_path is not None:
