@@ -14,6 +14,7 @@ from anonymizer.options import Option
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from anonymizer.areas import Area
     from anonymizer.elements import Item
     from anonymizer.part10 import File
     from anonymizer.profiles import Profile
@@ -32,7 +33,14 @@ class Pixels:
     masked: int
 
 
-def cleaned(file: File, item: Item, sop_class_uid: str, profile: Profile, beat: Callable[[], None]) -> Pixels:
+def cleaned(
+    file: File,
+    item: Item,
+    sop_class_uid: str,
+    profile: Profile,
+    beat: Callable[[], None],
+    areas: tuple[Area, ...] = (),
+) -> Pixels:
     """Return the pixel data of an instance as its profile wants it.
 
     Parameters
@@ -41,6 +49,8 @@ def cleaned(file: File, item: Item, sop_class_uid: str, profile: Profile, beat: 
         The original, and what is left of its data set.
     beat : callable
         Called for each frame that was searched: a sign of life.
+    areas : tuple of Area
+        What is blacked out besides text.
 
     Raises
     ------
@@ -48,14 +58,26 @@ def cleaned(file: File, item: Item, sop_class_uid: str, profile: Profile, beat: 
         Of :func:`anonymizer.burnt_in.clean`; code ``ultrasound_without_regions`` where neither the header nor
         the table of machines says which part of an ultrasound picture is the patient's data.
     """
-    if Option.CLEAN_PIXELS not in profile.options:
+    looks = Option.CLEAN_PIXELS in profile.options
+    if not looks and not areas:
         found = pixels.cleaned(file.item, item, file.transfer_syntax_uid, file.syntax)
         return Pixels(found, file.transfer_syntax_uid, looked=False, masked=0)
+    if not looks:
+        blind = PixelOptions(
+            detect_text=False,
+            regions=(),
+            ultrasound_regions=False,
+            recompress=profile.recompress,
+            areas=areas,
+        )
+        made = burnt_in.clean(file.item, item, file.transfer_syntax_uid, file.syntax, blind)
+        return Pixels(made.elements, made.transfer_syntax_uid, looked=False, masked=0)
     ultrasound = sop_class_uid in keep_list.ULTRASOUND
     options = PixelOptions(
         detect_text=ultrasound or profile.detect == "always" or _is_likely(file.item, sop_class_uid),
         ultrasound_regions=ultrasound,
         recompress=profile.recompress,
+        areas=areas,
         beat=beat,
     )
     if ultrasound:

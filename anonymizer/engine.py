@@ -15,6 +15,7 @@ from anonymizer import cleaning, keep_list, part10, pixels
 from anonymizer.dates import shift_days
 from anonymizer.elements import MAX_INFLATED_BYTES
 from anonymizer.errors import DecodingError, StopError, UnusablePatientIDError
+from anonymizer.faces import decision
 from anonymizer.identity import WRITTEN, identity_elements
 from anonymizer.judgement import refuse_unjudgeable
 from anonymizer.mapping import mapped
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anonymizer.elements import Bytes, Item
+    from anonymizer.faces.decision import FaceFinder
     from anonymizer.keys import ProjectKeys
 
 _SOP_CLASS, _MODALITY = 0x00080016, 0x00080060
@@ -53,7 +55,8 @@ def _no_beat() -> None:
 class Context:
     """What de-identification needs besides the instance.
 
-    ``beat`` is called now and then while one instance takes long.
+    ``beat`` is called now and then while one instance takes long. ``faces`` finds what is removed of a head,
+    which takes all instances of its series (:class:`anonymizer.faces.series.Faces`).
     """
 
     keys: ProjectKeys
@@ -62,6 +65,7 @@ class Context:
     max_inflated_bytes: int = MAX_INFLATED_BYTES
     profile: Profile = field(default_factory=load_profile)
     beat: Callable[[], None] = field(default=_no_beat, compare=False)
+    faces: FaceFinder | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -149,9 +153,10 @@ def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]
     name, patient = _patient(file.item, charset, context)
     others = {tag: element for tag, element in file.item.items() if tag not in WRITTEN}
     item = transform(others, decisions, patient, charset)
-    picture = cleaning.cleaned(file, item, sop_class_uid, context.profile, context.beat)
+    face = decision.face_areas(file, context.profile, context.faces)
+    picture = cleaning.cleaned(file, item, sop_class_uid, context.profile, context.beat, face or ())
     item.update(picture.elements)
-    item.update(identity_elements(name, context.profile, looked=picture.looked))
+    item.update(identity_elements(name, context.profile, looked=picture.looked, faceless=face is not None))
     study, series, sop_instance = (patient.uid(uid) for uid in originals)
     chunks = part10.write(item, sop_class_uid, sop_instance, picture.transfer_syntax_uid)
     digest = sha256()

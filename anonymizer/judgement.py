@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from anonymizer import keep_list
 from anonymizer.errors import StopError
+from anonymizer.faces import decision
+from anonymizer.options import Option
 from anonymizer.pixels import ALL as PIXELS
 from anonymizer.pixels import text_of
 
@@ -63,7 +65,8 @@ def refuse_unjudgeable(item: Item, sop_class_uid: str, profile: Profile) -> None
     released = profile.release
     if "burned_in_annotation" not in released and text_of(item, _BURNED_IN).upper() not in {"", "NO"}:
         raise StopError("burned_in_annotation", "BurnedInAnnotation (0028,0301): expected NO")
-    if text_of(item, _RECOGNIZABLE).upper() not in {"", "NO"}:
+    removed = Option.CLEAN_FACES in profile.options and sop_class_uid in decision.CLEANED
+    if not removed and text_of(item, _RECOGNIZABLE).upper() not in {"", "NO"}:
         raise StopError("recognizable_features", "RecognizableVisualFeatures (0028,0302): expected NO")
     if text_of(item, _LABEL_IN_IMAGE).upper() not in {"", "NO"}:
         raise StopError("burnt_in_text_likely", "SpecimenLabelInImage (0048,0010): expected NO")

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from anonymizer.engine import Context, Quarantined, Released, deidentify_file, read_patient
 from anonymizer.keys import ProjectKeys
 from anonymizer.profiles import load_profile
-from appliance import logs, merges, vault
+from appliance import faces, logs, merges, vault
 from appliance.crossing import INSTANCES, BundleWriter, InstanceItem
 from appliance.db.clinical import Instance, QuarantineItem, Result, Series, StudyRevision, VaultEntry
 from appliance.db.engine import reading, writing
@@ -151,12 +151,14 @@ def _deidentify(
 ) -> _Outcomes:
     settings = zone.settings.deidentification
     beat = _Beat(claim, len(sources))
+    profile = load_profile(settings.profile)
     context = Context(
         project_keys(zone),
         settings.project,
         settings.max_date_shift_days,
-        profile=load_profile(settings.profile),
+        profile=profile,
         beat=beat,
+        faces=faces.finder(profile, zone.root, [source.path for source in sources], beat),
     )
     outcomes = _Outcomes()
     for number, source in enumerate(sources):

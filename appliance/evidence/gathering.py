@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +19,7 @@ from anonymizer.engine import Context, Quarantined, deidentify
 from anonymizer.mapping import mapped
 from anonymizer.options import codes_of
 from anonymizer.profiles import load_profile
+from appliance import faces
 from appliance.db.base import now
 from appliance.db.clinical import ClinicalLedgerEntry, Instance, QuarantineItem, Series, StudyRevision
 from appliance.db.engine import reading
@@ -64,8 +65,12 @@ def gather(zone: ClinicalZone, samples: int) -> dict[str, Any]:
             "ledger": _ledger(session),
         }
         chosen = _chosen(session, samples)
+        beside = {row_id: faces.paths_beside(session, row_id) for row_id, _ in chosen}
     context = Context(project_keys(zone), settings.project, settings.max_date_shift_days, profile=profile)
-    facts["samples"] = [_sample(zone, row_id, path, context) for row_id, path in chosen]
+    facts["samples"] = [
+        _sample(zone, row_id, path, replace(context, faces=faces.finder(profile, zone.root, beside[row_id])))
+        for row_id, path in chosen
+    ]
     return facts
 
 
