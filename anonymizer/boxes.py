@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from anonymizer.frames import Array
+
 
 @dataclass(frozen=True, order=True)
 class Box:
@@ -37,6 +39,11 @@ class Box:
         if left >= right or top >= bottom:
             return None
         return replace(self, left=left, top=top, right=right, bottom=bottom)
+
+    def paint(self, values: Array, shade: object, *, halves: bool) -> None:
+        """Set its pixels; with ``halves`` two columns of the image are one of the array."""
+        left, right = (self.left // 2, (self.right + 1) // 2) if halves else (self.left, self.right)
+        values[self.top : self.bottom, left:right] = shade
 
     def contains(self, other: Box) -> bool:
         """Tell whether another box lies within this one, in all of its frames."""

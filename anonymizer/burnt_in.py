@@ -20,6 +20,7 @@ from anonymizer.boxes import Box
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from anonymizer.areas import Area
     from anonymizer.elements import Item, Syntax
     from anonymizer.frames import Array, PixelData
     from anonymizer.regions import Region
@@ -44,7 +45,7 @@ class PixelOptions:
     only where a first look finds one: for pictures in which bone looks like text. ``regions``: rows of the
     table, those that come with the product if left out. ``ultrasound_regions``: mask what lies outside the
     regions of the header. ``recompress``: see ``masking.target_syntax``. ``drawn``: boxes that a person drew.
-    ``beat``: called for each frame that is searched.
+    ``areas``: what else is blacked out. ``beat``: called for each frame that is searched.
     """
 
     detect_text: bool = True
@@ -53,6 +54,7 @@ class PixelOptions:
     ultrasound_regions: bool = True
     recompress: str = masking.LOSSLESS
     drawn: tuple[Box, ...] = ()
+    areas: tuple[Area, ...] = ()
     beat: Callable[[], None] = field(default=_no_beat, compare=False)
 
 
@@ -103,7 +105,7 @@ def clean(
     boxes = [*options.drawn, *regions.of_machine(original, options.regions, rows, columns)]
     header = regions.of_header(original, syntax, rows, columns) if options.ultrasound_regions else None
     boxes += header or []
-    if not boxes and not options.detect_text:
+    if not boxes and not options.areas and not options.detect_text:
         return Cleaned(found, transfer_syntax_uid, (), searched=False, header_regions=header is not None)
     source = frames.read(found, item, transfer_syntax_uid, syntax)
     if options.detect_text:
@@ -112,11 +114,11 @@ def clean(
             for box in text_boxes(source, item, options.beat, read=options.read)
             if not any(known.contains(box) for known in boxes)
         ]
-    masked = masking.mask(source, found, item, boxes, options.recompress)
+    masked = masking.mask(source, found, item, [*boxes, *options.areas], options.recompress)
     return Cleaned(
         masked.elements,
         masked.transfer_syntax_uid,
-        masked.boxes,
+        tuple(box for box in masked.boxes if isinstance(box, Box)),
         searched=options.detect_text,
         header_regions=header is not None,
     )

@@ -15,6 +15,7 @@ from anonymizer.verdicts import NONE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from anonymizer.areas import Area
     from anonymizer.boxes import Box
     from anonymizer.elements import Item
     from anonymizer.part10 import File
@@ -35,7 +36,7 @@ class Pixels:
     elements: Item
     transfer_syntax_uid: str
     looked: bool
-    boxes: tuple[Box, ...] = ()
+    boxes: tuple[Box | Area, ...] = ()
 
 
 def cleaned(
@@ -45,6 +46,7 @@ def cleaned(
     profile: Profile,
     beat: Callable[[], None],
     verdict: Verdict = NONE,
+    areas: tuple[Area, ...] = (),
 ) -> Pixels:
     """Return the pixel data of an instance as its profile wants it.
 
@@ -56,6 +58,8 @@ def cleaned(
         Called for each frame that was searched: a sign of life.
     verdict : Verdict
         What a person has decided: a picture that was looked at is searched as well.
+    areas : tuple of Area
+        What is blacked out besides text.
 
     Raises
     ------
@@ -63,9 +67,20 @@ def cleaned(
         Of :func:`anonymizer.burnt_in.clean`; code ``ultrasound_without_regions`` where neither the header nor
         the table of machines says which part of an ultrasound picture is the patient's data.
     """
-    if Option.CLEAN_PIXELS not in profile.options and not verdict.looked:
+    looks = Option.CLEAN_PIXELS in profile.options or verdict.looked
+    if not looks and not areas:
         found = pixels.cleaned(file.item, item, file.transfer_syntax_uid, file.syntax)
         return Pixels(found, file.transfer_syntax_uid, looked=False)
+    if not looks:
+        blind = PixelOptions(
+            detect_text=False,
+            regions=(),
+            ultrasound_regions=False,
+            recompress=profile.recompress,
+            areas=areas,
+        )
+        made = burnt_in.clean(file.item, item, file.transfer_syntax_uid, file.syntax, blind)
+        return Pixels(made.elements, made.transfer_syntax_uid, looked=False)
     ultrasound = sop_class_uid in keep_list.ULTRASOUND
     anywhere = verdict.looked or ultrasound or profile.detect == "always"
     anywhere = anywhere or _is_likely(file.item, sop_class_uid)
@@ -76,6 +91,7 @@ def cleaned(
         ultrasound_regions=ultrasound,
         recompress=profile.recompress,
         drawn=verdict.boxes,
+        areas=areas,
         beat=beat,
     )
     if ultrasound and "ultrasound_without_regions" not in verdict.accepted:

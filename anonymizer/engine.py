@@ -12,9 +12,11 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from anonymizer import cleaning, keep_list, part10, pixels, verdicts
+from anonymizer.boxes import Box
 from anonymizer.dates import shift_days
 from anonymizer.elements import MAX_INFLATED_BYTES
 from anonymizer.errors import DecodingError, StopError, UnusablePatientIDError
+from anonymizer.faces import decision
 from anonymizer.identity import WRITTEN, identity_elements
 from anonymizer.judgement import refuse_unjudgeable
 from anonymizer.mapping import mapped
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from anonymizer.boxes import Box
     from anonymizer.elements import Bytes, Item
+    from anonymizer.faces.decision import FaceFinder
     from anonymizer.keys import ProjectKeys
     from anonymizer.verdicts import Verdict
 
@@ -58,6 +60,8 @@ class Context:
     ``verdict`` is what a person decided of the instance. ``beat`` is called now and then while one instance
     takes long. ``also`` is what is known of the patient beside the instance: tag, VR and text of attributes
     of other instances of its study.
+    ``faces`` finds what is removed of a head, which takes all instances of its series
+    (:class:`anonymizer.faces.series.Faces`).
     """
 
     keys: ProjectKeys
@@ -68,6 +72,7 @@ class Context:
     verdict: Verdict = verdicts.NONE
     also: tuple[tuple[int, str, str], ...] = ()
     beat: Callable[[], None] = field(default=_no_beat, compare=False)
+    faces: FaceFinder | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -155,9 +160,12 @@ def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]
     name, patient = _patient(file.item, charset, context)
     others = {tag: element for tag, element in file.item.items() if tag not in WRITTEN}
     item = transform(others, decisions, patient, charset)
-    picture = cleaning.cleaned(file, item, sop_class_uid, context.profile, context.beat, context.verdict)
+    face = decision.face_areas(file, context.profile, context.faces)
+    picture = cleaning.cleaned(
+        file, item, sop_class_uid, context.profile, context.beat, context.verdict, face or ()
+    )
     item = without(item | picture.elements, decisions, context.verdict.removed, patient)
-    item.update(identity_elements(name, context.profile, looked=picture.looked))
+    item.update(identity_elements(name, context.profile, looked=picture.looked, faceless=face is not None))
     study, series, sop_instance = (patient.uid(uid) for uid in originals)
     chunks = part10.write(item, sop_class_uid, sop_instance, picture.transfer_syntax_uid)
     digest = sha256()
@@ -172,7 +180,7 @@ def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]
         modality=pixels.text_of(item, _MODALITY),
         size_bytes=sum(map(len, chunks)),
         sha256=digest.hexdigest(),
-        boxes=picture.boxes,
+        boxes=tuple(box for box in picture.boxes if isinstance(box, Box)),
     )
     return released, chunks
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _PATIENT_NAME, _PATIENT_ID = 0x00100010, 0x00100020
 _IDENTITY_REMOVED, _METHOD, _METHOD_CODES = 0x00120062, 0x00120063, 0x00120064
-_LONGITUDINAL: Final = 0x00280303
+_LONGITUDINAL, _RECOGNIZABLE = 0x00280303, 0x00280302
 WRITTEN: Final = frozenset(
     {_PATIENT_NAME, _PATIENT_ID, _IDENTITY_REMOVED, _METHOD, _METHOD_CODES, _LONGITUDINAL}
 )
@@ -38,15 +38,19 @@ def _dates(profile: Profile) -> str:
     return "MODIFIED" if Option.MODIFIED_DATES in profile.options else "REMOVED"
 
 
-def identity_elements(pseudonym: str, profile: Profile, *, looked: bool = True) -> Item:
+def identity_elements(
+    pseudonym: str, profile: Profile, *, looked: bool = True, faceless: bool = False
+) -> Item:
     """Return the elements that replace the identity, and say by which profile (name, hash, codes).
 
-    An instance whose pixels were not searched for text does not claim the Clean Pixel Data Option; one that
-    a person looked at was searched.
+    An instance whose pixels were not searched for text does not claim the Clean Pixel Data Option (one that a
+    person looked at was searched), and one of which no face was removed (``faceless``) not the Clean
+    Recognizable Visual Features Option.
     """
+    done = profile.options | {Option.CLEAN_PIXELS} if looked else profile.options - {Option.CLEAN_PIXELS}
+    done -= frozenset() if faceless else {Option.CLEAN_FACES}
     method = f"{METHOD}\\{profile.hash}\\profile {profile.name}"  # the padding falls on the shorter value
-    options = profile.options | {Option.CLEAN_PIXELS} if looked else profile.options - {Option.CLEAN_PIXELS}
-    codes = tuple(_code(*code) for code in codes_of(options))
+    codes = tuple(_code(*code) for code in codes_of(done))
     written = (
         _text(_PATIENT_NAME, "PN", pseudonym),
         _text(_PATIENT_ID, "LO", pseudonym),
@@ -55,4 +59,5 @@ def identity_elements(pseudonym: str, profile: Profile, *, looked: bool = True) 
         Element(_METHOD_CODES, "SQ", codes),
         _text(_LONGITUDINAL, "CS", _dates(profile)),
     )
-    return {element.tag: element for element in written}
+    found = {element.tag: element for element in written}
+    return found | {_RECOGNIZABLE: _text(_RECOGNIZABLE, "CS", "NO")} if faceless else found

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from anonymizer import keep_list
 from anonymizer.errors import StopError
+from anonymizer.faces import decision
+from anonymizer.options import Option
 from anonymizer.pixels import ALL as PIXELS
 from anonymizer.pixels import text_of
 
@@ -70,7 +72,9 @@ def refuse_unjudgeable(
     released = profile.release | accepted
     if "burned_in_annotation" not in released and text_of(item, _BURNED_IN).upper() not in {"", "NO"}:
         raise StopError("burned_in_annotation", "BurnedInAnnotation (0028,0301): expected NO")
-    if "recognizable_features" not in released and text_of(item, _RECOGNIZABLE).upper() not in {"", "NO"}:
+    removed = Option.CLEAN_FACES in profile.options and sop_class_uid in decision.CLEANED
+    shows = not removed and "recognizable_features" not in released
+    if shows and text_of(item, _RECOGNIZABLE).upper() not in {"", "NO"}:
         raise StopError("recognizable_features", "RecognizableVisualFeatures (0028,0302): expected NO")
     screens = "burnt_in_text_likely" not in released
     if screens and text_of(item, _LABEL_IN_IMAGE).upper() not in {"", "NO"}:

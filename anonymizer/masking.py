@@ -1,4 +1,4 @@
-"""Blacking out boxes of pixel data, in every transfer syntax that can be decoded (PS3.15 E.3.1).
+"""Blacking out boxes and areas of pixel data, in every transfer syntax that can be decoded (PS3.15 E.3.1).
 
 Nothing is decoded unless there is a box. Uncompressed frames are changed in place in a copy. Compressed ones
 are decoded, masked and encoded one by one; what was encoded is decoded again and compared, and pixel data
@@ -23,6 +23,7 @@ from anonymizer.shades import black
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from anonymizer.areas import Area
     from anonymizer.boxes import Box
     from anonymizer.elements import Item
     from anonymizer.frames import Array, Layout, PixelData
@@ -55,7 +56,7 @@ class Masked:
 
     elements: Item
     transfer_syntax_uid: str
-    boxes: tuple[Box, ...]
+    boxes: tuple[Box | Area, ...]
 
 
 def target_syntax(transfer_syntax_uid: str, recompress: str) -> str:
@@ -86,7 +87,7 @@ def target_syntax(transfer_syntax_uid: str, recompress: str) -> str:
     return _FAMILY.get(transfer_syntax_uid, EXPLICIT)
 
 
-def mask(source: PixelData, found: Item, item: Item, boxes: Iterable[Box], recompress: str) -> Masked:
+def mask(source: PixelData, found: Item, item: Item, boxes: Iterable[Box | Area], recompress: str) -> Masked:
     """Black out boxes.
 
     Parameters
@@ -97,8 +98,8 @@ def mask(source: PixelData, found: Item, item: Item, boxes: Iterable[Box], recom
         The cleaned pixel elements, from ``pixels.cleaned``.
     item : Item
         The description, of which changed attributes are returned.
-    boxes : iterable of Box
-        Parts outside the image are ignored.
+    boxes : iterable of Box or Area
+        Parts of boxes outside the image are ignored.
     recompress : str
         See ``target_syntax``.
 
@@ -124,7 +125,7 @@ def mask(source: PixelData, found: Item, item: Item, boxes: Iterable[Box], recom
     return _compressed(source, item, wanted, uid)
 
 
-def _in_frames(box: Box, source: PixelData) -> bool:
+def _in_frames(box: Box | Area, source: PixelData) -> bool:
     return box.frames is None or any(0 <= frame < source.description.frames for frame in box.frames)
 
 
@@ -134,18 +135,15 @@ def _refuse_copies(item: Item) -> None:
         raise StopError("picture_left_over", "an icon, overlay or curve beside masked pixel data")
 
 
-def _paint(values: Array, layout: Layout, item: Item, boxes: Sequence[Box], source: PixelData) -> None:
+def _paint(values: Array, layout: Layout, item: Item, boxes: Sequence[Box | Area], source: PixelData) -> None:
     """Black out boxes of one frame in place."""
     shade = black(values, layout, item, little=source.little)
     halves = source.native and layout.photometric == "YBR_FULL_422"
     for box in boxes:
-        if halves:  # two pixels share their colour
-            values[box.top : box.bottom, box.left // 2 : (box.right + 1) // 2] = shade
-        else:
-            values[box.top : box.bottom, box.left : box.right] = shade
+        box.paint(values, shade, halves=halves)  # halves: two pixels share their colour
 
 
-def _native(source: PixelData, item: Item, boxes: Sequence[Box]) -> bytearray:
+def _native(source: PixelData, item: Item, boxes: Sequence[Box | Area]) -> bytearray:
     content = bytearray(source.content if not isinstance(source.content, list) else b"")
     for index in range(source.description.frames):
         of_frame = [box for box in boxes if box.applies_to(index)]
@@ -177,7 +175,7 @@ def _put_back(content: bytearray, index: int, values: Array, source: PixelData) 
         content[:] = target.reshape(-1, 2)[:, ::-1].tobytes()
 
 
-def _compressed(source: PixelData, item: Item, boxes: Sequence[Box], uid: str) -> Masked:
+def _compressed(source: PixelData, item: Item, boxes: Sequence[Box | Area], uid: str) -> Masked:
     layout = source.frame(min(_first_frame(box) for box in boxes))[1]
     if uid != EXPLICIT:
         coded = _encoded(source, item, boxes, uid)
@@ -191,11 +189,13 @@ def _compressed(source: PixelData, item: Item, boxes: Sequence[Box], uid: str) -
     return Masked(elements | _described(source, layout, item, boxes, EXPLICIT), EXPLICIT, tuple(boxes))
 
 
-def _first_frame(box: Box) -> int:
+def _first_frame(box: Box | Area) -> int:
     return min((frame for frame in box.frames if frame >= 0), default=0) if box.frames is not None else 0
 
 
-def _masked_frame(source: PixelData, index: int, item: Item, boxes: Sequence[Box]) -> tuple[Array, Layout]:
+def _masked_frame(
+    source: PixelData, index: int, item: Item, boxes: Sequence[Box | Area]
+) -> tuple[Array, Layout]:
     values, layout = source.frame(index)
     values = values if values.flags.writeable else values.copy()
     _paint(values, layout, item, [box for box in boxes if box.applies_to(index)], source)
@@ -203,7 +203,7 @@ def _masked_frame(source: PixelData, index: int, item: Item, boxes: Sequence[Box
 
 
 def _encoded(
-    source: PixelData, item: Item, boxes: Sequence[Box], uid: str
+    source: PixelData, item: Item, boxes: Sequence[Box | Area], uid: str
 ) -> tuple[list[bytes], Layout] | None:
     """Encode all frames, or return None when the encoder does not keep them as they are."""
     codec = _MAY_HOLD_LOSSLESS.get(uid, uid)
@@ -251,7 +251,7 @@ def _without_comments(codestream: bytes, codec: str) -> bytes:
 
 
 def _decompressed(
-    source: PixelData, item: Item, boxes: Sequence[Box], first: Layout
+    source: PixelData, item: Item, boxes: Sequence[Box | Area], first: Layout
 ) -> tuple[bytearray, Layout]:
     """Return all frames uncompressed, one behind the other, colour by pixel."""
     description = source.description
@@ -267,7 +267,7 @@ def _decompressed(
     return content + b"\0" * (len(content) % 2), first
 
 
-def _described(source: PixelData, layout: Layout, item: Item, boxes: Sequence[Box], uid: str) -> Item:
+def _described(source: PixelData, layout: Layout, item: Item, boxes: Sequence[Box | Area], uid: str) -> Item:
     """Return the attributes that are true of decoded and written frames."""
     changed: Item = {}
     if layout.photometric != source.layout.photometric:
@@ -291,7 +291,7 @@ def _short(tag: int, value: int) -> Element:
     return Element(tag, "US", struct.pack("<H", value))
 
 
-def _extremes(source: PixelData, layout: Layout, item: Item, boxes: Sequence[Box]) -> Item:
+def _extremes(source: PixelData, layout: Layout, item: Item, boxes: Sequence[Box | Area]) -> Item:
     """Widen the smallest and largest pixel values where black lies beyond them (PS3.3 C.7.6.3)."""
     size = 2 if layout.bits_allocated <= 16 and not layout.floating else 0
     order = struct.Struct(("<" if source.little else ">") + ("h" if layout.signed else "H"))

@@ -62,7 +62,7 @@ _IDENTITY: Final = frozenset(
 )  # fmt: skip
 _TABLES: Final = (
     "annex_e.json", "modules.json", "stricter.json", "sop_classes.json", "safe_private.json", "sr_codes.json",
-    "vocabulary.json", "body_parts.json", "regions.json",
+    "vocabulary.json", "body_parts.json", "regions.json", "head.json",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from anonymizer.engine import Context, Quarantined, Released, deidentify_file, read_patient
 from anonymizer.keys import ProjectKeys
-from appliance import logs, merges, quarantine, said, text_regions, vault
+from appliance import faces, logs, merges, quarantine, said, text_regions, vault
 from appliance.crossing import INSTANCES, BundleWriter, InstanceItem
 from appliance.db.base import now
 from appliance.db.clinical import Instance, QuarantineItem, Result, Series, StudyRevision, VaultEntry
@@ -22,7 +22,7 @@ from appliance.review.scopes import Standing, place
 from appliance.work import LeaseLostError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from sqlalchemy.orm import DeclarativeBase, Session
@@ -96,16 +96,26 @@ def project_keys(zone: ClinicalZone) -> ProjectKeys:
     return ProjectKeys.derive(zone.keys.pseudonym_master, zone.settings.deidentification.project)
 
 
-def context_of(zone: ClinicalZone, beat: Callable[[], None], also: Said = ()) -> Context:
-    """Return what the node's settings say of de-identification, and its rows of the patient."""
+def context_of(
+    zone: ClinicalZone, beat: Callable[[], None], also: Said = (), paths: Iterable[str] = ()
+) -> Context:
+    """Return what the node's settings say of de-identification, and its rows of the patient.
+
+    Parameters
+    ----------
+    paths : iterable of str
+        All instances of the series that are worked on, below the zone's folder: a face takes them all.
+    """
+    profile = text_regions.profile_in_force(zone)
     settings = zone.settings.deidentification
     return Context(
         project_keys(zone),
         settings.project,
         settings.max_date_shift_days,
-        profile=text_regions.profile_in_force(zone),
+        profile=profile,
         also=also,
         beat=beat,
+        faces=faces.finder(profile, zone.root, paths, beat),
     )
 
 
@@ -191,7 +201,7 @@ def _deidentify(
     zone: ClinicalZone, claim: Claim, sources: Sequence[_Source], writer: BundleWriter, terms: _Terms
 ) -> _Outcomes:
     beat = Beat(claim, len(sources))
-    context = context_of(zone, beat, terms.also)
+    context = context_of(zone, beat, terms.also, [source.path for source in sources])
     outcomes = _Outcomes(profile_hash=context.profile.hash)
     for number, source in enumerate(sources):
         beat.done = number

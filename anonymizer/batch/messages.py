@@ -17,6 +17,7 @@ FAILED: Final = "failed"
 SKIPPED: Final = "skipped"
 OUTCOMES: Final = (RELEASED, DUPLICATE, QUARANTINED, FAILED, SKIPPED)
 SAME: Final = "same"  # of a process alone: as the record of an earlier run says
+LOOKED: Final = "looked"  # of a process alone: which series the file belongs to
 FATAL: Final = "fatal"  # of a process alone: OUT takes no more
 
 
@@ -34,6 +35,8 @@ class Known:
         Where it came out below OUT; empty when it did not.
     sop_instance_uid, sha256 : str
         Of the output.
+    series : str
+        Name of the series whose other files decided about the output; empty when none did.
     """
 
     size_bytes: int
@@ -45,20 +48,34 @@ class Known:
     output: tuple[str, ...] = ()
     sop_instance_uid: str = ""
     sha256: str = ""
+    series: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """The files of a series below IN; ``name`` is a keyed hash of their paths, sizes and times."""
+
+    files: tuple[tuple[str, ...], ...]
+    name: str
 
 
 @dataclass(frozen=True)
 class Task:
-    """One source to de-identify."""
+    """One source to de-identify, or with ``look`` to be told which series it belongs to."""
 
     number: int
     parts: tuple[str, ...]
     known: Known | None = None
+    series: Series | None = None
+    look: bool = False
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a process made of a task; ``staged`` names the new file, ``missing`` what a DICOMDIR lacks."""
+    """What a process made of a task; ``staged`` names the new file, ``missing`` what a DICOMDIR lacks.
+
+    ``series`` is the keyed hash of a series when the task was to look, else the series' name.
+    """
 
     number: int
     outcome: str
@@ -72,6 +89,7 @@ class Answer:
     sop_instance_uid: str = ""
     sha256: str = ""
     missing: tuple[tuple[str, str, str], ...] = field(default=())
+    series: str = ""
 
     def encode(self) -> bytes:
         """Return the answer as JSON."""

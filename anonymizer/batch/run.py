@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from anonymizer.batch import placing, sources
 from anonymizer.batch.below import contains, open_folder
 from anonymizer.batch.crew import Crew
+from anonymizer.batch.hashes import keyed_hash
 from anonymizer.batch.journal import Journal, RefusedRunError
 from anonymizer.batch.messages import (
     DUPLICATE,
@@ -31,7 +32,9 @@ from anonymizer.batch.messages import (
     Task,
 )
 from anonymizer.batch.report import Entry, Report
-from anonymizer.batch.worker import Setting, keyed_hash
+from anonymizer.batch.serial import Gathered
+from anonymizer.batch.worker import Setting
+from anonymizer.options import Option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -174,11 +177,14 @@ class _Run:
             if known.outcome == RELEASED
         }
         self.entries: list[Entry] = []
+        self._series = Gathered((), (), setting.secret)
 
     def go(self, jobs: int) -> str:
         """Work through all files; return why it ended early, or an empty text."""
         crew = Crew(self._setting, jobs)
         try:
+            if Option.CLEAN_FACES in self._setting.context.profile.options:
+                self._series = self._gathered(crew, jobs * _AHEAD)
             for number, answer in enumerate(self._in_order(crew, jobs * _AHEAD)):
                 self._settle(self._found[number], self._keys[number], answer)
                 self._on_progress(number + 1, len(self._found))
@@ -187,6 +193,21 @@ class _Run:
         finally:
             crew.close()
         return ""
+
+    def _gathered(self, crew: Crew, ahead: int) -> Gathered:
+        """Have every file looked at, so that those of a series are known before the first of them."""
+        looks = [
+            Task(number, tuple(source.relative.split("/")), look=True)
+            for number, source in enumerate(self._found)
+            if not source.code
+        ]
+        answers: list[Answer] = []
+        for begin in range(0, len(looks), ahead):
+            for task in looks[begin : begin + ahead]:
+                crew.add(task)
+            while crew.outstanding:
+                answers += crew.answers()
+        return Gathered(looks, answers, self._setting.secret)
 
     def _in_order(self, crew: Crew, ahead: int) -> Iterator[Answer]:
         answers: dict[int, Answer] = {}
@@ -209,7 +230,8 @@ class _Run:
         if source.code:
             kind = SKIPPED if source.code in sources.SKIPPED else FAILED
             return Answer(number, kind, source.code, source.reason)
-        return Task(number, tuple(source.relative.split("/")), self._known.get(self._keys[number]))
+        known = self._known.get(self._keys[number])
+        return Task(number, tuple(source.relative.split("/")), known, self._series.of(number))
 
     def _settle(self, source: Source, key: str, answer: Answer) -> None:
         """Give an answer its place in OUT, in the record and in the report."""
@@ -278,6 +300,7 @@ def _known(answer: Answer) -> Known:
         output=answer.output,
         sop_instance_uid=answer.sop_instance_uid,
         sha256=answer.sha256,
+        series=answer.series,
     )
 
 

@@ -8,7 +8,6 @@ once.
 from __future__ import annotations
 
 import errno
-import hmac
 import mmap
 import os
 import queue
@@ -23,12 +22,27 @@ from typing import TYPE_CHECKING, Final
 
 from anonymizer.batch import dicomdir, sources
 from anonymizer.batch.below import digest_below, open_file_below
-from anonymizer.batch.messages import FAILED, FATAL, QUARANTINED, RELEASED, SAME, SKIPPED, Answer, Known, Task
+from anonymizer.batch.hashes import keyed_hash
+from anonymizer.batch.messages import (
+    FAILED,
+    FATAL,
+    LOOKED,
+    QUARANTINED,
+    RELEASED,
+    SAME,
+    SKIPPED,
+    Answer,
+    Known,
+    Task,
+)
+from anonymizer.batch.serial import Remembered
 from anonymizer.engine import Context, Quarantined, Released, deidentify_file
 from anonymizer.errors import AnonymizerError
+from anonymizer.faces.series import series_of
 
 if TYPE_CHECKING:
-    from anonymizer.elements import Bytes
+    from anonymizer.batch.messages import Series
+    from anonymizer.faces.series import Faces
 
 _OF_OUT: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENOENT, errno.EACCES, errno.EPERM}
@@ -70,15 +84,10 @@ class _WriteError(Exception):
         self.error = error
 
 
-def keyed_hash(secret: bytes, content: Bytes) -> str:
-    """Return 64 hexadecimal digits that name bytes to who has the key, and say nothing to others."""
-    return hmac.digest(secret, content, "sha256").hex()
-
-
-def answer(task: Task, setting: Setting) -> Answer:
+def answer(task: Task, setting: Setting, remembered: Remembered) -> Answer:
     """De-identify one file; whatever happens becomes an answer."""
     try:
-        return _answer(task, setting)
+        return _answer(task, setting, remembered.of(task.series))
     except _WriteError as error:
         code = FAILED if error.error.errno in _ONE_FILE_ALONE else FATAL
         reason = f"OUT cannot be written ({error.error.strerror})"
@@ -93,21 +102,31 @@ def answer(task: Task, setting: Setting) -> Answer:
         return Answer(task.number, FAILED, "internal_error", f"the anonymizer failed on this file ({where})")
 
 
-def _answer(task: Task, setting: Setting) -> Answer:
+def _answer(task: Task, setting: Setting, faces: Faces | None) -> Answer:
     descriptor, status = open_file_below(setting.source, task.parts)
     try:
         if status.st_size == 0:
             return Answer(task.number, SKIPPED, "not_dicom", "an empty file")
         content = memoryview(mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ))
-        named = Answer(task.number, SAME, size_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
-        known = task.known
+        named = Answer(
+            task.number,
+            SAME,
+            size_bytes=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            series=_name(task.series),
+        )
+        if task.look:
+            return _looked(named, content, setting)
+        known = task.known if task.known is not None and task.known.series == named.series else None
         if known is not None and _is_untouched(known, status):
             named = replace(named, content=known.content)
         else:
             named = replace(named, content=keyed_hash(setting.secret, content))
         if known is not None and known.content == named.content and _still_there(known, setting.target):
             return named
-        made = _made(task, named, content, descriptor, setting)
+        made = _made(
+            task, named, content, descriptor, replace(setting, context=_seeing(setting.context, faces))
+        )
         after = os.fstat(descriptor)
         if (after.st_size, after.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
             _discard(made.staged, setting.staging)
@@ -115,6 +134,20 @@ def _answer(task: Task, setting: Setting) -> Answer:
         return made
     finally:
         os.close(descriptor)
+
+
+def _name(series: Series | None) -> str:
+    return "" if series is None else series.name
+
+
+def _seeing(context: Context, faces: Faces | None) -> Context:
+    return context if faces is None else replace(context, faces=faces)
+
+
+def _looked(named: Answer, content: memoryview, setting: Setting) -> Answer:
+    uid = series_of(content, setting.context.max_inflated_bytes)
+    hashed = keyed_hash(setting.secret, uid.encode("ascii", "replace")) if uid else ""
+    return replace(named, outcome=LOOKED, series=hashed)
 
 
 def _is_untouched(known: Known, status: os.stat_result) -> bool:
@@ -202,6 +235,7 @@ def _discard(name: str, staging: int) -> None:
 def serve(connection: Connection) -> None:
     """Answer tasks until the run closes the connection."""
     setting: Setting = connection.recv()
+    remembered = Remembered(setting.source, setting.context.max_inflated_bytes)
     tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
 
     def listen() -> None:
@@ -213,7 +247,7 @@ def serve(connection: Connection) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     while True:
-        connection.send_bytes(answer(tasks.get(), setting).encode())
+        connection.send_bytes(answer(tasks.get(), setting, remembered).encode())
 
 
 if __name__ == "__main__":

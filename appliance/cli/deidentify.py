@@ -56,8 +56,8 @@ def deidentify(  # noqa: PLR0913 - each is an option of the command
     --key-file a run that was stopped goes on when it is repeated. Exit code 0 when all came out, 1 when
     anything was quarantined or failed, 2 for wrong use.
     """
+    from anonymizer.batch.hashes import keyed_hash  # noqa: PLC0415 - see above
     from anonymizer.batch.run import path_secret  # noqa: PLC0415 - the start of other commands stays light
-    from anonymizer.batch.worker import keyed_hash  # noqa: PLC0415 - see above
 
     _check_places(source, target, key_file, report)
     context = _context(profile, key_file, project, max_date_shift_days)

@@ -66,7 +66,7 @@ STAGES: Final = (
         "deidentify",
         "The only door out: de-identification",
         "What can be judged crosses to research under a pseudonym; the rest is stopped, with a reason.",
-        300,
+        600,
         stages_intake.deidentify,
     ),
     Stage(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +18,7 @@ from anonymizer.differences import differences
 from anonymizer.engine import Quarantined, deidentify
 from anonymizer.mapping import mapped
 from anonymizer.options import codes_of
-from appliance import quarantine, said, text_regions
+from appliance import faces, quarantine, said, text_regions
 from appliance.db.base import now
 from appliance.db.clinical import (
     ClinicalLedgerEntry,
@@ -44,6 +44,16 @@ FORMAT: Final = "cloister-evidence/1"
 CHECK: Final = "residual_identifier"
 _OPEN: Final = ("", quarantine.PROPOSED, quarantine.RELEASING)
 _CHANGES: Final = ("kept", "changed", "emptied", "removed", "added")
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """An instance, and what is needed to de-identify it once more."""
+
+    row_id: str
+    path: str
+    also: Said
+    beside: list[str]
 
 
 def _no_beat() -> None:
@@ -178,7 +188,7 @@ def _ledger(session: Session) -> dict[str, Any]:
     return {"entries": head.sequence, "head": head.entry_hash}
 
 
-def _chosen(session: Session, samples: int) -> list[tuple[str, str, Said]]:
+def _chosen(session: Session, samples: int) -> list[_Chosen]:
     stopped = select(QuarantineItem.instance_id).where(
         QuarantineItem.stage == STAGE, QuarantineItem.instance_id.is_not(None)
     )
@@ -190,15 +200,18 @@ def _chosen(session: Session, samples: int) -> list[tuple[str, str, Said]]:
         .distinct()
     )
     rows = sorted(found, key=lambda row: sha256(row.id.encode()).digest())[:samples]
-    return [(row.id, row.path, said.of_study(session, row.study_id)) for row in rows]
+    return [
+        _Chosen(row.id, row.path, said.of_study(session, row.study_id), faces.paths_beside(session, row.id))
+        for row in rows
+    ]
 
 
-def _sample(zone: ClinicalZone, chosen: tuple[str, str, Said]) -> dict[str, Any]:
+def _sample(zone: ClinicalZone, chosen: _Chosen) -> dict[str, Any]:
     """De-identify an instance once more, check it, and say what became of each attribute."""
-    row_id, path, also = chosen
-    context = context_of(zone, _no_beat, also)
+    row_id = chosen.row_id
+    context = context_of(zone, _no_beat, chosen.also, chosen.beside)
     try:
-        with mapped(zone.root / path) as content:
+        with mapped(zone.root / chosen.path) as content:
             outcome = deidentify(content, context)
             if isinstance(outcome, Quarantined):
                 return {"instance": row_id, "outcome": outcome.reason_code}

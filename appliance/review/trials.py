@@ -17,7 +17,7 @@ from anonymizer.differences import side_by_side
 from anonymizer.engine import Quarantined, Released
 from anonymizer.mapping import mapped
 from anonymizer.verdicts import PICTURE, Verdict
-from appliance import logs, said
+from appliance import faces, logs, said
 from appliance.db.clinical import Decision, DecisionState, Instance
 from appliance.db.engine import reading, writing
 from appliance.release import Beat, context_of, deidentify_one
@@ -46,6 +46,7 @@ class _Subject:
     path: Path
     folder: Path
     also: Said
+    beside: list[str]
 
 
 def try_out(zone: ClinicalZone, claim: Claim) -> None:
@@ -92,13 +93,14 @@ def _subject(zone: ClinicalZone, decision_id: str) -> _Subject | None:
             zone.root / instance.path,
             folder_of(zone.root, row.study_id, row.id),
             said.of_study(session, row.study_id or ""),
+            faces.paths_beside(session, row.instance_id),
         )
 
 
 def _deidentified(
     zone: ClinicalZone, claim: Claim, subject: _Subject, target: Path
 ) -> tuple[Released | Quarantined, Verdict]:
-    context = context_of(zone, Beat(claim, 1), subject.also)
+    context = context_of(zone, Beat(claim, 1), subject.also, subject.beside)
     verdict = subject.verdict
     while True:
         outcome = deidentify_one(subject.path, target, replace(context, verdict=verdict), subject.path.stem)
