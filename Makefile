@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CI ?=
-COMPUTING := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not e2e'
+COMPUTING := -n 2 --dist loadfile --no-loadscope-reorder -m 'not e2e'
 export TORCH_INDEX_URL GPU
 
 .PHONY: install run test coverage fast check format clean
@@ -45,13 +45,13 @@ fast: $(VENV)/.tools
 # starts several processes.
 test: $(VENV)/.tools
 	bash tests/peers.sh
-	$(COMPUTING) --durations=15
+	bash tests/twice.sh computing $(COMPUTING) --durations=15
 	bash tests/several.sh
 
 coverage: $(VENV)/.tools
 	bash tests/peers.sh
 	rm -f .coverage .coverage.*
-	$(COMPUTING) --cov --cov-report=term:skip-covered
+	$(BIN)/pytest $(COMPUTING) --cov --cov-report=term:skip-covered
 
 clean:
 	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -42,13 +42,15 @@ class PixelOptions:
 
     ``detect_text``: search the picture. ``regions``: rows of the table, those that come with the product if
     left out. ``ultrasound_regions``: mask what lies outside the regions of the header. ``recompress``: see
-    ``masking.target_syntax``. ``beat``: called for each frame that is searched.
+    ``masking.target_syntax``. ``drawn``: boxes that a person drew. ``beat``: called for each frame that is
+    searched.
     """
 
     detect_text: bool = True
     regions: tuple[Region, ...] = field(default_factory=regions.known)
     ultrasound_regions: bool = True
     recompress: str = masking.LOSSLESS
+    drawn: tuple[Box, ...] = ()
     beat: Callable[[], None] = field(default=_no_beat, compare=False)
 
 
@@ -57,8 +59,9 @@ class Cleaned:
     """Pixel elements that may leave, and what was done to them.
 
     ``elements`` replace those of the item, by tag. ``boxes`` are what was masked; each says in ``source``
-    where it comes from: ``table``, ``header`` or ``detection``. ``searched``: whether the picture was
-    searched for text. ``header_regions``: whether the header names ultrasound regions that fit the image.
+    where it comes from: ``table``, ``header``, ``detection`` or ``person``. ``searched``: whether the
+    picture was searched for text. ``header_regions``: whether the header names ultrasound regions that fit
+    the image.
     """
 
     elements: Item
@@ -95,7 +98,7 @@ def clean(
         return Cleaned(found, transfer_syntax_uid, (), searched=False, header_regions=False)
     description = pixels.describe(item, syntax)
     rows, columns = description.rows, description.columns
-    boxes = regions.of_machine(original, options.regions, rows, columns)
+    boxes = [*options.drawn, *regions.of_machine(original, options.regions, rows, columns)]
     header = regions.of_header(original, syntax, rows, columns) if options.ultrasound_regions else None
     boxes += header or []
     if not boxes and not options.detect_text:

@@ -10,13 +10,16 @@ from anonymizer.burnt_in import PixelOptions
 from anonymizer.elements import Element
 from anonymizer.errors import StopError
 from anonymizer.options import Option
+from anonymizer.verdicts import NONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from anonymizer.boxes import Box
     from anonymizer.elements import Item
     from anonymizer.part10 import File
     from anonymizer.profiles import Profile
+    from anonymizer.verdicts import Verdict
 
 _IMAGE_TYPE, _BURNED_IN = 0x00080008, 0x00280301
 _CAPTURES: Final = frozenset(f"1.2.840.10008.5.1.4.1.1.7{tail}" for tail in ("", ".1", ".2", ".3", ".4"))
@@ -24,15 +27,22 @@ _CAPTURES: Final = frozenset(f"1.2.840.10008.5.1.4.1.1.7{tail}" for tail in ("",
 
 @dataclass(frozen=True)
 class Pixels:
-    """Pixel elements that may leave; ``looked``: whether text was searched for; ``masked``: boxes."""
+    """Pixel elements that may leave; ``looked``: text was searched for; ``boxes``: what was masked."""
 
     elements: Item
     transfer_syntax_uid: str
     looked: bool
-    masked: int
+    boxes: tuple[Box, ...] = ()
 
 
-def cleaned(file: File, item: Item, sop_class_uid: str, profile: Profile, beat: Callable[[], None]) -> Pixels:
+def cleaned(
+    file: File,
+    item: Item,
+    sop_class_uid: str,
+    profile: Profile,
+    beat: Callable[[], None],
+    verdict: Verdict = NONE,
+) -> Pixels:
     """Return the pixel data of an instance as its profile wants it.
 
     Parameters
@@ -41,6 +51,8 @@ def cleaned(file: File, item: Item, sop_class_uid: str, profile: Profile, beat: 
         The original, and what is left of its data set.
     beat : callable
         Called for each frame that was searched: a sign of life.
+    verdict : Verdict
+        What a person has decided: a picture that was looked at is searched as well.
 
     Raises
     ------
@@ -48,24 +60,28 @@ def cleaned(file: File, item: Item, sop_class_uid: str, profile: Profile, beat: 
         Of :func:`anonymizer.burnt_in.clean`; code ``ultrasound_without_regions`` where neither the header nor
         the table of machines says which part of an ultrasound picture is the patient's data.
     """
-    if Option.CLEAN_PIXELS not in profile.options:
+    if Option.CLEAN_PIXELS not in profile.options and not verdict.looked:
         found = pixels.cleaned(file.item, item, file.transfer_syntax_uid, file.syntax)
-        return Pixels(found, file.transfer_syntax_uid, looked=False, masked=0)
+        return Pixels(found, file.transfer_syntax_uid, looked=False)
     ultrasound = sop_class_uid in keep_list.ULTRASOUND
     options = PixelOptions(
-        detect_text=ultrasound or profile.detect == "always" or _is_likely(file.item, sop_class_uid),
+        detect_text=verdict.looked
+        or ultrasound
+        or profile.detect == "always"
+        or _is_likely(file.item, sop_class_uid),
         regions=(*regions.known(), *profile.regions),
         ultrasound_regions=ultrasound,
         recompress=profile.recompress,
+        drawn=verdict.boxes,
         beat=beat,
     )
-    if ultrasound:
+    if ultrasound and "ultrasound_without_regions" not in verdict.accepted:
         _refuse_without_regions(file, item, options)
     made = burnt_in.clean(file.item, item, file.transfer_syntax_uid, file.syntax, options)
     elements = dict(made.elements)
     if made.searched and pixels.text_of(item, _BURNED_IN):
         elements[_BURNED_IN] = Element(_BURNED_IN, "CS", b"NO")
-    return Pixels(elements, made.transfer_syntax_uid, made.searched, len(made.boxes))
+    return Pixels(elements, made.transfer_syntax_uid, made.searched, made.boxes)
 
 
 def _refuse_without_regions(file: File, item: Item, options: PixelOptions) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-from anonymizer import cleaning, keep_list, part10, pixels
+from anonymizer import cleaning, keep_list, part10, pixels, verdicts
 from anonymizer.dates import shift_days
 from anonymizer.elements import MAX_INFLATED_BYTES
 from anonymizer.errors import DecodingError, StopError, UnusablePatientIDError
@@ -25,15 +25,17 @@ from anonymizer.pseudonyms import pseudonym
 from anonymizer.residue import refuse_residue
 from anonymizer.subject import Subject
 from anonymizer.text import CHARSET, Charset
-from anonymizer.transform import transform
+from anonymizer.transform import transform, without
 from anonymizer.uids import well_known
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from anonymizer.boxes import Box
     from anonymizer.elements import Bytes, Item
     from anonymizer.keys import ProjectKeys
+    from anonymizer.verdicts import Verdict
 
 _SOP_CLASS, _MODALITY = 0x00080016, 0x00080060
 _UIDS: Final = (
@@ -53,7 +55,8 @@ def _no_beat() -> None:
 class Context:
     """What de-identification needs besides the instance.
 
-    ``beat`` is called now and then while one instance takes long.
+    ``verdict`` is what a person decided of the instance. ``beat`` is called now and then while one instance
+    takes long.
     """
 
     keys: ProjectKeys
@@ -61,12 +64,13 @@ class Context:
     max_date_shift_days: int = 365
     max_inflated_bytes: int = MAX_INFLATED_BYTES
     profile: Profile = field(default_factory=load_profile)
+    verdict: Verdict = verdicts.NONE
     beat: Callable[[], None] = field(default=_no_beat, compare=False)
 
 
 @dataclass(frozen=True)
 class Released:
-    """What came out; all UIDs are the mapped ones."""
+    """What came out; all UIDs are the mapped ones. ``boxes`` were blacked out."""
 
     pseudonym: str
     study_instance_uid: str
@@ -76,7 +80,7 @@ class Released:
     modality: str
     size_bytes: int
     sha256: str
-    masked_boxes: int = 0
+    boxes: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]
         raise StopError(
             "malformed", "MediaStorageSOPClassUID (0002,0002): expected the data set's SOPClassUID"
         )
-    refuse_unjudgeable(file.item, sop_class_uid, context.profile)
+    refuse_unjudgeable(file.item, sop_class_uid, context.profile, context.verdict.accepted)
     if keep_list.requires_pixel_data(sop_class_uid) and not pixels.ALL & file.item.keys():
         raise StopError("pixel_data_missing", "an image without pixel data; expected a whole instance")
     decisions = keep_list.decisions(sop_class_uid, context.profile)
@@ -149,8 +153,8 @@ def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]
     name, patient = _patient(file.item, charset, context)
     others = {tag: element for tag, element in file.item.items() if tag not in WRITTEN}
     item = transform(others, decisions, patient, charset)
-    picture = cleaning.cleaned(file, item, sop_class_uid, context.profile, context.beat)
-    item.update(picture.elements)
+    picture = cleaning.cleaned(file, item, sop_class_uid, context.profile, context.beat, context.verdict)
+    item = without(item | picture.elements, decisions, context.verdict.removed, patient)
     item.update(identity_elements(name, context.profile, looked=picture.looked))
     study, series, sop_instance = (patient.uid(uid) for uid in originals)
     chunks = part10.write(item, sop_class_uid, sop_instance, picture.transfer_syntax_uid)
@@ -166,7 +170,7 @@ def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]
         modality=pixels.text_of(item, _MODALITY),
         size_bytes=sum(map(len, chunks)),
         sha256=digest.hexdigest(),
-        masked_boxes=picture.masked,
+        boxes=picture.boxes,
     )
     return released, chunks
 

@@ -23,6 +23,10 @@ class ProfileError(AnonymizerError):
     """A profile file is not one: an unknown option, rule or key."""
 
 
+class VerdictError(AnonymizerError):
+    """A person's decision that is none; the message names the field."""
+
+
 class DecodingError(AnonymizerError):
     """The bytes are not the DICOM encoding that they claim to be (PS3.5, PS3.10)."""
 

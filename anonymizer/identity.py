@@ -41,13 +41,12 @@ def _dates(profile: Profile) -> str:
 def identity_elements(pseudonym: str, profile: Profile, *, looked: bool = True) -> Item:
     """Return the elements that replace the identity, and say by which profile (name, hash, codes).
 
-    An instance whose pixels were not looked at for text does not claim the Clean Pixel Data Option.
+    An instance whose pixels were not searched for text does not claim the Clean Pixel Data Option; one that
+    a person looked at was searched.
     """
     method = f"{METHOD}\\{profile.hash}\\profile {profile.name}"  # the padding falls on the shorter value
-    codes = tuple(
-        _code(*code)
-        for code in codes_of(profile.options - (frozenset() if looked else {Option.CLEAN_PIXELS}))
-    )
+    options = profile.options | {Option.CLEAN_PIXELS} if looked else profile.options - {Option.CLEAN_PIXELS}
+    codes = tuple(_code(*code) for code in codes_of(options))
     written = (
         _text(_PATIENT_NAME, "PN", pseudonym),
         _text(_PATIENT_ID, "LO", pseudonym),

@@ -49,8 +49,15 @@ GREY_CLASSES: Final = tuple(
 """Classes whose images have one sample per pixel; a coloured one is a screen."""
 
 
-def refuse_unjudgeable(item: Item, sop_class_uid: str, profile: Profile) -> None:
+def refuse_unjudgeable(
+    item: Item, sop_class_uid: str, profile: Profile, accepted: frozenset[str] = frozenset()
+) -> None:
     """Stop an instance that may show or hold identity where no attribute rule reaches.
+
+    Parameters
+    ----------
+    accepted : frozenset of str
+        Codes that a person has overruled for this instance.
 
     Raises
     ------
@@ -58,18 +65,19 @@ def refuse_unjudgeable(item: Item, sop_class_uid: str, profile: Profile) -> None
         With the reason's code.
     """
     waiting = keep_list.waits(sop_class_uid, profile)
-    if waiting is not None:
+    if waiting is not None and waiting[0] not in accepted:
         raise StopError(*waiting)
-    released = profile.release
+    released = profile.release | accepted
     if "burned_in_annotation" not in released and text_of(item, _BURNED_IN).upper() not in {"", "NO"}:
         raise StopError("burned_in_annotation", "BurnedInAnnotation (0028,0301): expected NO")
-    if text_of(item, _RECOGNIZABLE).upper() not in {"", "NO"}:
+    if "recognizable_features" not in released and text_of(item, _RECOGNIZABLE).upper() not in {"", "NO"}:
         raise StopError("recognizable_features", "RecognizableVisualFeatures (0028,0302): expected NO")
-    if text_of(item, _LABEL_IN_IMAGE).upper() not in {"", "NO"}:
+    screens = "burnt_in_text_likely" not in released
+    if screens and text_of(item, _LABEL_IN_IMAGE).upper() not in {"", "NO"}:
         raise StopError("burnt_in_text_likely", "SpecimenLabelInImage (0048,0010): expected NO")
     if "secondary_capture" not in released and text_of(item, _CONVERSION_TYPE):
         raise StopError("secondary_capture", "ConversionType (0008,0064): the image was captured or scanned")
-    if PIXELS & item.keys():
+    if screens and PIXELS & item.keys():
         _refuse_screens(item, sop_class_uid)
     _refuse_embedded_overlays(item)
     if any(tag in item for tag in _GROUPS_OF_PATIENTS):

@@ -32,6 +32,7 @@ def refuse_residue(original: Bytes, output: Bytes, pseudonym: str, context: Cont
         found = verify.check(original, output, allowed, context.max_inflated_bytes)
     except verify.VerificationError as error:
         raise StopError("not_verified", f"the output could not be checked: {error}") from error
+    found = [finding for finding in found if finding.where not in context.verdict.standing]
     if found:
         places = ", ".join(f"{finding.where} ({finding.kind})" for finding in found)
         raise StopError("residual_identifier", f"what identifies in the original is still in {places}")

@@ -19,7 +19,7 @@ from anonymizer.rules import Action
 from anonymizer.text import CHARSET_VRS, Charset, fits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from anonymizer.elements import Bytes
     from anonymizer.keep_list import Decision
@@ -236,3 +236,35 @@ def _is_body_part(value: Bytes) -> bool:
 @lru_cache(maxsize=1)
 def _body_parts() -> frozenset[str]:
     return frozenset({"", *rules.read_table("body_parts.json")["terms"]})
+
+
+def without(item: Item, decisions: Mapping[int, Decision], places: Iterable[str], patient: Patient) -> Item:
+    """Return a data set without the attributes at some places; what must be there is emptied or a dummy.
+
+    Parameters
+    ----------
+    places : iterable of str
+        As a verdict names them, such as ``(0008,1110)>(0008,1155)``.
+    """
+    for place in sorted(places):
+        tags = tuple(int(tag[1:5] + tag[6:10], 16) for tag in place.split(">"))
+        item = _without(item, decisions, tags, patient)
+    return item
+
+
+def _without(item: Item, decisions: Mapping[int, Decision], tags: tuple[int, ...], patient: Patient) -> Item:
+    tag, *inner = tags
+    element, decision = item.get(tag), decisions.get(tag)
+    if element is None:
+        return item
+    if inner:
+        if not isinstance(element.value, tuple):
+            return item
+        children = decision.children if decision is not None else {}
+        items = tuple(_without(child, children, tuple(inner), patient) for child in element.value)
+        return item | {tag: Element(tag, element.vr, items)}
+    if decision is None or decision.type == "3":
+        return {other: kept for other, kept in item.items() if other != tag}
+    if decision.type in {"1", "1C"}:
+        return item | {tag: dummy(tag, decision, patient)}
+    return item | {tag: Element(tag, element.vr, () if element.vr == "SQ" else b"")}

@@ -24,6 +24,7 @@ ERASE_FILES: Final = "clinical.erase_files"
 FETCH_STUDIES: Final = "clinical.fetch_studies"
 INFER_STUDY: Final = "clinical.infer_study"
 REPORT_COMMITMENT: Final = "clinical.report_commitment"
+REVIEW_INSTANCE: Final = "clinical.review_instance"
 RUN_LOCAL_ROUND: Final = "research.run_local_round"
 
 # Job kind -> (Celery task, queue).
@@ -35,6 +36,7 @@ CLINICAL_KINDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "fetch": (FETCH_STUDIES, FETCH_QUEUE),
         "infer": (INFER_STUDY, INFERENCE_QUEUE),
         "report": (REPORT_COMMITMENT, CLINICAL_QUEUE),
+        "review": (REVIEW_INSTANCE, CLINICAL_QUEUE),
     }
 )
 

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from appliance import logs
 from appliance.db.clinical import ClinicalJob, Instance, Result
 from appliance.db.engine import reading, writing
+from appliance.review.folders import forget_study
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +47,7 @@ def erase(zone: ClinicalZone, claim: Claim) -> None:
         removed += 1
     for folder in folders:
         _remove_empty(zone.root, folder)
+    forget_study(zone.root, claim.subject_id)
     with writing(zone.engine) as session:
         session.get_one(ClinicalJob, claim.row_id).progress = {"files": removed}
         session.flush()

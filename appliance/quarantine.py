@@ -37,6 +37,9 @@ FILED: Final = "filed"
 SEEN: Final = "reviewed"
 DISCARDING: Final = "discarding"  # decided; its file goes next
 GONE: Final = "discarded"
+PROPOSED: Final = "proposed"  # a release that waits for a second person
+RELEASING: Final = "releasing"  # decided; its study is de-identified again
+RELEASED: Final = "released"
 LIMIT: Final = 200
 
 # Why an item is discarded: a fixed list, since words of a person could name a patient.

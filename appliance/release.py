@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from anonymizer.engine import Context, Quarantined, Released, deidentify_file, read_patient
 from anonymizer.keys import ProjectKeys
-from appliance import logs, merges, text_regions, vault
+from appliance import logs, merges, quarantine, text_regions, vault
 from appliance.crossing import INSTANCES, BundleWriter, InstanceItem
+from appliance.db.base import now
 from appliance.db.clinical import Instance, QuarantineItem, Result, Series, StudyRevision, VaultEntry
 from appliance.db.engine import reading, writing
+from appliance.review.scopes import Standing, place
 from appliance.work import LeaseLostError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from sqlalchemy.orm import DeclarativeBase, Session
 
-    from anonymizer.profiles import Profile
     from appliance.node import ClinicalZone
+    from appliance.review.scopes import Place
     from appliance.work import Claim
 
 STAGE: Final = "deidentify"
@@ -36,6 +38,7 @@ INSTANCE_STOPPED: Final = "release.instance_stopped"
 STUDY_RELEASED: Final = "release.done"
 DISPUTED_S: Final = 60.0  # until the next look whether a person has decided
 _RENEWALS: Final = 30  # in the length of a lease
+_CHUNK: Final = 500
 
 _logger = logs.logger(__name__)
 
@@ -47,6 +50,7 @@ class _Source:
     id: str
     path: str
     calling_ae_title: str
+    place: Place
 
 
 @dataclass
@@ -55,10 +59,11 @@ class _Outcomes:
 
     released: list[tuple[_Source, InstanceItem]] = field(default_factory=list)
     stopped: list[tuple[_Source, Quarantined]] = field(default_factory=list)
+    profile_hash: str = ""
 
 
 @dataclass
-class _Beat:
+class Beat:
     """Renews the lease by time: one long multi-frame instance may outlast it, as may many short ones."""
 
     claim: Claim
@@ -67,6 +72,7 @@ class _Beat:
     renewed_at: float = -math.inf
 
     def __call__(self) -> None:
+        """Renew the lease if it is time."""
         if time.monotonic() - self.renewed_at >= self.claim.lease_s / _RENEWALS:
             self.claim.heartbeat({"done": self.done, "of": self.total})
             self.renewed_at = time.monotonic()
@@ -77,9 +83,25 @@ def project_keys(zone: ClinicalZone) -> ProjectKeys:
     return ProjectKeys.derive(zone.keys.pseudonym_master, zone.settings.deidentification.project)
 
 
-def bundle_id_of(revision_id: str, project: str) -> str:
-    """Return the bundle's id: the same for the same revision, so that a repeated release is one bundle."""
-    return sha256(f"cloister bundle\0{revision_id}\0{project}".encode()).hexdigest()[:32]
+def context_of(zone: ClinicalZone, beat: Callable[[], None]) -> Context:
+    """Return what the node's settings say of de-identification."""
+    settings = zone.settings.deidentification
+    return Context(
+        project_keys(zone),
+        settings.project,
+        settings.max_date_shift_days,
+        profile=text_regions.profile_in_force(zone),
+        beat=beat,
+    )
+
+
+def bundle_id_of(revision_id: str, project: str, decision_id: str = "") -> str:
+    """Return the bundle's id: the same for the same revision, so that a repeated release is one bundle.
+
+    A revision that is released anew after a person's decision makes a bundle of its own.
+    """
+    after = f"\0{decision_id}" if decision_id else ""
+    return sha256(f"cloister bundle\0{revision_id}\0{project}{after}".encode()).hexdigest()[:32]
 
 
 def release_study(zone: ClinicalZone, claim: Claim) -> None:
@@ -101,16 +123,17 @@ def release_study(zone: ClinicalZone, claim: Claim) -> None:
         revision = session.get(StudyRevision, claim.subject_id)
         sources = [] if revision is None else _sources(session, revision)
         disputed = revision is not None and merges.is_disputed(session, revision.study_id)
+        standing = Standing([]) if revision is None else Standing.of_study(session, revision.study_id)
     if revision is None:
         claim.die("the study revision does not exist")
         return
     if disputed:
         claim.postpone(merges.DISPUTED, DISPUTED_S)
         return
-    profile = text_regions.profile_in_force(zone)
-    bundle_id = bundle_id_of(revision.id, project)
+    _, _, decision_id = claim.row.dedupe_key.removeprefix(f"{STAGE}:").partition(":")
+    bundle_id = bundle_id_of(revision.id, project, decision_id)
     writer = BundleWriter(zone.settings.crossing_out, bundle_id)
-    outcomes = _of_one_patient(_deidentify(zone, claim, sources, writer, profile), writer)
+    outcomes = _of_one_patient(_deidentify(zone, claim, sources, writer, standing), writer)
     claim.heartbeat()
     if outcomes.released:
         _seal_identities(zone, project, outcomes)
@@ -118,7 +141,7 @@ def release_study(zone: ClinicalZone, claim: Claim) -> None:
     else:
         writer.discard()
     with writing(zone.engine) as session:
-        _store(zone, session, revision.id, bundle_id, outcomes, profile.hash)
+        _store(zone, session, revision.id, bundle_id, outcomes, standing)
         claim.finish(session)
     _logger.info(
         STUDY_RELEASED,
@@ -135,7 +158,7 @@ def _sources(session: Session, revision: StudyRevision) -> list[_Source]:
     """
     own = select(Result.sop_instance_uid)
     rows = session.execute(
-        select(Instance.id, Instance.path, Instance.calling_ae_title)
+        select(Instance, Series)
         .join(Series)
         .where(
             Series.study_id == revision.study_id,
@@ -144,27 +167,23 @@ def _sources(session: Session, revision: StudyRevision) -> list[_Source]:
         )
         .order_by(Instance.id)
     )
-    return [_Source(*row) for row in rows]
+    return [
+        _Source(instance.id, instance.path, instance.calling_ae_title, place(instance, series))
+        for instance, series in rows
+    ]
 
 
 def _deidentify(
-    zone: ClinicalZone, claim: Claim, sources: Sequence[_Source], writer: BundleWriter, profile: Profile
+    zone: ClinicalZone, claim: Claim, sources: Sequence[_Source], writer: BundleWriter, standing: Standing
 ) -> _Outcomes:
-    settings = zone.settings.deidentification
-    beat = _Beat(claim, len(sources))
-    context = Context(
-        project_keys(zone),
-        settings.project,
-        settings.max_date_shift_days,
-        profile=profile,
-        beat=beat,
-    )
-    outcomes = _Outcomes()
+    beat = Beat(claim, len(sources))
+    context = context_of(zone, beat)
+    outcomes = _Outcomes(profile_hash=context.profile.hash)
     for number, source in enumerate(sources):
         beat.done = number
         beat()
         name = f"{source.id}.dcm"
-        outcome = _deidentify_one(zone.root / source.path, writer.folder / name, context, source.id)
+        outcome = _as_decided(zone.root / source.path, writer.folder / name, context, source, standing)
         if isinstance(outcome, Quarantined):
             _logger.info(INSTANCE_STOPPED, instance_id=source.id, reason_code=outcome.reason_code)
             outcomes.stopped.append((source, outcome))
@@ -173,7 +192,21 @@ def _deidentify(
     return outcomes
 
 
-def _deidentify_one(path: Path, target: Path, context: Context, instance_id: str) -> Released | Quarantined:
+def _as_decided(
+    path: Path, target: Path, context: Context, source: _Source, standing: Standing
+) -> Released | Quarantined:
+    """De-identify one instance; where it is stopped for a reason that a person decided on, as decided."""
+    outcome = deidentify_one(path, target, context, source.id)
+    while isinstance(outcome, Quarantined):
+        verdict = context.verdict | standing.release(source.place, outcome.reason_code)
+        if verdict == context.verdict:
+            break
+        context = replace(context, verdict=verdict)
+        outcome = deidentify_one(path, target, context, source.id)
+    return outcome
+
+
+def deidentify_one(path: Path, target: Path, context: Context, instance_id: str) -> Released | Quarantined:
     """De-identify one instance; an error that nobody foresaw stops this instance alone, and is shown."""
     try:
         return deidentify_file(path, target, context)
@@ -206,7 +239,8 @@ def _of_one_patient(outcomes: _Outcomes, writer: BundleWriter) -> _Outcomes:
     reason = Quarantined("several_patients", "the instances of the study name different patients")
     for _, item in outcomes.released:
         (writer.folder / item.file).unlink()
-    return _Outcomes([], [*outcomes.stopped, *((source, reason) for source, _ in outcomes.released)])
+    stopped = [*outcomes.stopped, *((source, reason) for source, _ in outcomes.released)]
+    return _Outcomes([], stopped, outcomes.profile_hash)
 
 
 def _seal_identities(zone: ClinicalZone, project: str, outcomes: _Outcomes) -> None:
@@ -227,34 +261,71 @@ def _store(
     revision_id: str,
     bundle_id: str,
     outcomes: _Outcomes,
-    profile_hash: str,
+    standing: Standing,
 ) -> None:
     revision = session.get_one(StudyRevision, revision_id)
     for source, outcome in outcomes.stopped:
-        insert_once(
-            session,
-            QuarantineItem,
-            "dedupe_key",
-            stage=STAGE,
-            reason_code=outcome.reason_code,
-            reason=outcome.reason,
-            study_id=revision.study_id,
-            instance_id=source.id,
-            dedupe_key=f"{STAGE}:{source.id}:{outcome.reason_code}",
-            path=source.path,
-            calling_ae_title=source.calling_ae_title,
-        )
+        _quarantine(session, revision.study_id, source, outcome, standing)
+    _close(session, [source.id for source, _ in outcomes.released])
     revision.released_count = len(outcomes.released)
     revision.quarantined_count = len(outcomes.stopped)
     revision.deidentification_state = _state(outcomes)
     body = {
         "released": len(outcomes.released),
         "quarantined": len(outcomes.stopped),
-        "profile": profile_hash,
+        "profile": outcomes.profile_hash,
+        "decisions": sorted(standing.used),
         "bundle": bundle_id if outcomes.released else None,
         "content": sha256("".join(sorted(i.sha256 for _, i in outcomes.released)).encode()).hexdigest(),
     }
     zone.ledger.append(session, kind=STUDY_DEIDENTIFIED, subject_id=revision_id, body=body)
+
+
+def _quarantine(
+    session: Session, study_id: str, source: _Source, outcome: Quarantined, standing: Standing
+) -> None:
+    """Leave an instance to a person, unless one has decided that such instances stay inside."""
+    key = f"{STAGE}:{source.id}:{outcome.reason_code}"
+    insert_once(
+        session,
+        QuarantineItem,
+        "dedupe_key",
+        stage=STAGE,
+        reason_code=outcome.reason_code,
+        reason=outcome.reason,
+        study_id=study_id,
+        instance_id=source.id,
+        dedupe_key=key,
+        path=source.path,
+        calling_ae_title=source.calling_ae_title,
+    )
+    open_items = update(QuarantineItem).where(
+        QuarantineItem.stage == STAGE,
+        QuarantineItem.instance_id == source.id,
+        QuarantineItem.resolved_at.is_(None),
+    )
+    still = open_items.where(QuarantineItem.dedupe_key == key)
+    if standing.keeps(source.place, outcome.reason_code):
+        session.execute(still.values(resolved_at=now(), resolution=quarantine.SEEN))
+    else:
+        decided = QuarantineItem.resolution == quarantine.RELEASING
+        session.execute(still.where(decided).values(resolution="", reason=outcome.reason))
+        others = open_items.where(decided, QuarantineItem.dedupe_key != key)
+        session.execute(others.values(resolved_at=now(), resolution=quarantine.SEEN))
+
+
+def _close(session: Session, instance_ids: Sequence[str]) -> None:
+    """Close what was open of instances that have left, and what waited for another reason at first."""
+    for start in range(0, len(instance_ids), _CHUNK):
+        session.execute(
+            update(QuarantineItem)
+            .where(
+                QuarantineItem.stage == STAGE,
+                QuarantineItem.instance_id.in_(instance_ids[start : start + _CHUNK]),
+                QuarantineItem.resolved_at.is_(None),
+            )
+            .values(resolved_at=now(), resolution=quarantine.RELEASED)
+        )
 
 
 def _state(outcomes: _Outcomes) -> str:

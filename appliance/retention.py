@@ -19,6 +19,7 @@ from appliance.conditions import Facts, RuleError
 from appliance.db.base import WorkState, new_id
 from appliance.db.clinical import (
     ClinicalJob,
+    Decision,
     Delivery,
     Instance,
     QuarantineItem,
@@ -320,4 +321,6 @@ def _forget(session: Session, study_id: str) -> None:
     items = update(QuarantineItem).where(QuarantineItem.study_id == study_id)
     session.execute(items.where(QuarantineItem.stage != INDEX_STAGE).values(path=None))
     session.execute(items.values(study_id=None, instance_id=None))
+    decisions = update(Decision).where(Decision.study_id == study_id)
+    session.execute(decisions.values(study_id=None, series_id=None, instance_id=None))
     session.execute(delete(Study).where(Study.id == study_id))

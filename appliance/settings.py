@@ -214,6 +214,7 @@ class DeidentificationSettings(_Section):
     project: Name = "default"
     profile: str = "research-default"
     max_date_shift_days: int = Field(default=365, ge=1, le=3650)
+    four_eyes: bool = False
 
 
 class InferenceSettings(_Section):

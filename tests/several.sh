@@ -3,13 +3,13 @@
 # They run without coverage, so that processes are as they are in use.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
-pytest=(.venv/bin/pytest -m e2e --durations=10)
+options=(-m e2e --durations=10)
 stories=$(mktemp)
 trap 'rm -f "$stories"' EXIT
-"${pytest[@]}" tests/e2e >"$stories" 2>&1 &
+bash tests/twice.sh stories "${options[@]}" tests/e2e >"$stories" 2>&1 &
 running=$!
-trap 'kill "$running" 2>/dev/null' INT TERM
-"${pytest[@]}" --ignore=tests/e2e
+trap 'pkill -TERM -P "$running"; kill "$running" 2>/dev/null' INT TERM
+bash tests/twice.sh parts "${options[@]}" --ignore=tests/e2e
 parts=$?
 wait "$running"
 whole=$?

@@ -207,8 +207,43 @@ class QuarantineItem(ClinicalBase):
     calling_ae_title: Mapped[str] = mapped_column(String(16), default="")
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
     resolved_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
-    # "", filing (open still), filed, reviewed, discarding, discarded; a code of why may follow a colon
+    # open still: "", filing, proposed, releasing; else: filed, released, reviewed, discarding, discarded; a
+    # code of why may follow a colon
     resolution: Mapped[str] = mapped_column(String(32), default="", index=True)
+
+
+class DecisionState(StrEnum):
+    """Where a person's decision on quarantined instances stands."""
+
+    DRAFTED = "drafted"  # tried out, not decided
+    PROPOSED = "proposed"  # waits for a second person
+    STANDING = "standing"
+    REFUSED = "refused"
+    WITHDRAWN = "withdrawn"
+
+
+class Decision(ClinicalBase):
+    """What a person decided of quarantined instances, for one, a series, or all of a machine."""
+
+    __tablename__ = "decision"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    quarantine_item_id: Mapped[str] = mapped_column(String(32), index=True)  # on which it was made
+    reason_code: Mapped[str] = mapped_column(String(48))
+    outcome: Mapped[str] = mapped_column(String(16), default="")  # release, keep; empty while drafted
+    scope: Mapped[str] = mapped_column(String(16), default="")  # instance, series, machine
+    state: Mapped[str] = mapped_column(String(16), default=DecisionState.DRAFTED, index=True)
+    verdict: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # of anonymizer.verdicts
+    machine: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # what an instance of it has
+    trial: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # what came of trying it out
+    study_id: Mapped[str | None] = mapped_column(String(32), index=True)
+    series_id: Mapped[str | None] = mapped_column(String(32))
+    instance_id: Mapped[str | None] = mapped_column(String(32))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+    decided_by: Mapped[str | None] = mapped_column(String(32))
+    decided_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    confirmed_by: Mapped[str | None] = mapped_column(String(32))
+    ended_by: Mapped[str | None] = mapped_column(String(32))  # who refused or withdrew it
+    ended_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
 
 class Rule(ClinicalBase):
@@ -485,7 +520,7 @@ class RetentionRule(ClinicalBase):
 
 
 class ClinicalJob(JobMixin, ClinicalBase):
-    """Work of the clinical zone. Kinds: deidentify, infer, deliver, evaluate, report, fetch, erase."""
+    """Work of the clinical zone. Kinds: those of :mod:`appliance.broker`."""
 
     __tablename__ = "job"
     __table_args__ = (Index("ix_job_due", "state", "next_try_at"),)

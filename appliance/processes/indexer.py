@@ -118,6 +118,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
     from appliance.db.base import now  # noqa: PLC0415
     from appliance.db.clinical import ClinicalJob  # noqa: PLC0415
     from appliance.habits import Week  # noqa: PLC0415
+    from appliance.review import folders  # noqa: PLC0415
 
     alive = _Paced(process.beat)
     looks = intake.Looks(zone)
@@ -167,6 +168,7 @@ def _duties(zone: ClinicalZone, inbox: Inbox, process: base.Process) -> list[Dut
         Duty("catch_up", lambda: routing.catch_up(zone, now()), CATCH_UP_EVERY_S),
         Duty("candidates", lambda: models.take_in_candidates(zone), HOUSEKEEPING_EVERY_S),
         Duty("quarantine", lambda: quarantine.settle(zone, inbox), HOUSEKEEPING_EVERY_S),
+        Duty("reviews", lambda: folders.sweep(zone), HOUSEKEEPING_EVERY_S),
         Duty("retention", lambda: sweeper.step(now()), RETENTION_EVERY_S),
         Duty("space", lambda: space_alarm.look(zone), SPACE_EVERY_S),
         Duty("silence", look_for_silence, SILENCE_EVERY_S),

@@ -29,3 +29,9 @@ def report_commitment(job_id: str) -> None:
 def erase_files(job_id: str) -> None:
     """Remove the files of a study whose rows are deleted."""
     run_job(job_id, broker.CLINICAL_QUEUE)
+
+
+@task(clinical_app, broker.REVIEW_INSTANCE)
+def review_instance(job_id: str) -> None:
+    """Show a person what would leave if an instance were released as they draft it."""
+    run_job(job_id, broker.CLINICAL_QUEUE)

@@ -31,6 +31,7 @@ CLINICAL_WORK: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "fetch": ("appliance.fetch_work", "fetch"),
         "infer": ("appliance.serving", "infer_study"),
         "report": ("appliance.commitment", "report"),
+        "review": ("appliance.review.trials", "try_out"),
     }
 )
 

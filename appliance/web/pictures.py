@@ -1,4 +1,4 @@
-"""Pictures as PNG: of results that this node made itself, and frames of what it received."""
+"""Pictures as PNG: a result's Secondary Capture, frames received, what a trial of a stopped one drew."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import io
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from appliance.db.clinical import Instance, Result
+from appliance.db.clinical import Decision, Instance, Result
 from appliance.db.engine import reading
 from appliance.errors import ApplianceError
+from appliance.review import folders
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,6 +84,15 @@ def _file(zone: ClinicalZone, name: str) -> Path:
     if not path.is_relative_to(zone.root.resolve()) or not path.is_file():
         raise PictureError("its file is gone")
     return path
+
+
+def of_trial(zone: ClinicalZone, item_id: str, decision_id: str, name: str) -> bytes | None:
+    """Return a picture of a trial on an item (``before-0``, ``after-0``); None where there is none."""
+    with reading(zone.engine) as session:
+        row = session.get(Decision, decision_id)
+    if row is None or row.quarantine_item_id != item_id:
+        return None
+    return folders.picture_of(zone.root, row.study_id, row.id, name)
 
 
 @lru_cache(maxsize=256)

@@ -18,6 +18,7 @@ from appliance.db.clinical import ClinicalJob, Instance, Series, Study, StudyRev
 from appliance.db.engine import reading, writing
 from appliance.node import ClinicalZone, ResearchZone, create_node, open_clinical, open_research
 from appliance.release import release_study
+from appliance.review.trials import try_out
 from appliance.settings import load_settings
 from appliance.work import claimed, enqueue, reconcile
 from tests.anonymizer.material import ct, encode
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from appliance.settings import Settings
 
 CONFIG = 'name = "test-node"\ndata_root = "data"\n[deidentification]\nproject = "trial"\n'
+
+_WORK = {"deidentify": release_study, "review": try_out}
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,13 @@ class Node:
                 instance_count=len(instances),
                 revision=1,
             )
-            series = Series(study=study, series_instance_uid=first.SeriesInstanceUID, modality="CT")
+            series = Series(
+                study=study,
+                series_instance_uid=first.SeriesInstanceUID,
+                modality=str(first.Modality),
+                manufacturer=str(first.get("Manufacturer", "")),
+                manufacturer_model_name=str(first.get("ManufacturerModelName", "")),
+            )
             session.add_all([study, series])
             session.flush()
             for ds in instances:
@@ -86,6 +95,8 @@ class Node:
             path=str(path.relative_to(self.clinical.root)),
             size_bytes=len(content),
             sha256=sha256(content).hexdigest(),
+            rows=ds.get("Rows"),
+            columns=ds.get("Columns"),
             calling_ae_title="MODALITY",
             received_at=now(),
         )
@@ -101,7 +112,7 @@ class Node:
         """Do a job as a worker would; return its row afterwards."""
         with claimed(self.clinical.engine, ClinicalJob, job_id, "test", 60) as claim:
             if claim is not None:
-                release_study(self.clinical, claim)
+                _WORK[claim.row.kind](self.clinical, claim)
         with reading(self.clinical.engine) as session:
             return session.get_one(ClinicalJob, job_id)
 

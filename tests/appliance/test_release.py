@@ -251,7 +251,7 @@ def _die_at(moment: str) -> None:
     def die(*_arguments: object, **_named: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    genuine_one, genuine_publish = appliance.release._deidentify_one, BundleWriter.publish
+    genuine_one, genuine_publish = appliance.release.deidentify_one, BundleWriter.publish
     calls: list[int] = []
 
     def second(*arguments: object) -> object:
@@ -265,7 +265,7 @@ def _die_at(moment: str) -> None:
         die()
 
     if moment == "second instance":
-        appliance.release._deidentify_one = second  # type: ignore[assignment]
+        appliance.release.deidentify_one = second  # type: ignore[assignment]
     elif moment == "before vault":
         appliance.release._seal_identities = die
     elif moment == "before publish":

@@ -217,6 +217,7 @@ _HEAD: Final = (
     '<link rel="stylesheet" href="/static/panel.css">'
     '<script src="/static/theme.js"></script>'
     '<script defer src="/static/panel.js"></script>'
+    '<script defer src="/static/draw.js"></script>'
 )
 
 

@@ -12,13 +12,12 @@ from appliance import merges, quarantine
 from appliance.auth.rights import Right
 from appliance.db.clinical import QuarantineItem
 from appliance.db.engine import reading, writing
-from appliance.web.panel import study_rows
+from appliance.web.panel import standing, study_rows
 from appliance.web.panel.markup import DASH, el, when
 from appliance.web.panel.page import Action, ActionRefusedError, Drawing, Page, Query
 from appliance.web.panel.parts import (
     Ask,
     Column,
-    badge,
     button,
     dialog,
     filters,
@@ -73,6 +72,7 @@ class QuarantineView:
     show: str
     reason_code: str
     can_review: bool
+    decisions: tuple[standing.DecisionRow, ...]
 
 
 def load(desk: Desk, viewer: Viewer, query: Query) -> QuarantineView:
@@ -100,6 +100,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> QuarantineView:
             .group_by(QuarantineItem.reason_code)
             .order_by(func.count().desc())
         ).all()
+        decided = standing.read(session)
     return QuarantineView(
         rows=tuple(_row(item) for item in items),
         reasons=tuple((str(code), int(number)) for code, number in reasons),
@@ -109,6 +110,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> QuarantineView:
         show=show,
         reason_code=reason_code,
         can_review=Right.REVIEW_QUARANTINE in viewer.rights,
+        decisions=decided,
     )
 
 
@@ -152,6 +154,7 @@ def draw(view: QuarantineView, viewer: Viewer) -> Drawing:
             pager("/quarantine", view.page, view.pages, show=view.show, reason=view.reason_code),
             class_="alone",
         ),
+        "decisions": el("div", standing.draw(view.decisions, can_review=view.can_review)),
         "dialogs": el("div", (_dialog(row) for row in view.rows if _is_undecided(view, row))),
     }
 
@@ -168,12 +171,12 @@ def _table(view: QuarantineView) -> Markup:
     )
     rows = [
         (
-            stack(row.reason, el("small", row.reason_code)),
+            stack(link(f"/quarantine/{row.id}", row.reason), el("small", row.reason_code)),
             row.stage,
             link(f"/studies/{row.study_id}", study_rows.study_name(row.study_id)) if row.study_id else DASH,
             row.calling_ae_title or DASH,
             when(row.created_at),
-            _state(row),
+            standing.state_of(row.resolved_at, row.resolution),
             _buttons(row) if _is_undecided(view, row) else None,
         )
         for row in view.rows
@@ -185,19 +188,6 @@ def _table(view: QuarantineView) -> Markup:
     else:
         empty = nothing("No item matches.", link("/quarantine", "Show open items"))
     return table("Quarantined items", columns, rows, empty=empty)
-
-
-def _state(row: ItemRow) -> Markup:
-    word, _, why = row.resolution.partition(":")
-    if word == quarantine.FILING:
-        return badge("queued", text="being filed")
-    if row.resolved_at is None:
-        return badge("open")
-    discarded = word in {quarantine.DISCARDING, quarantine.GONE}
-    name = "discarded" if discarded else "filed" if word == quarantine.FILED else "reviewed"
-    return stack(
-        badge(name), el("small", quarantine.WHY[why]) if discarded and why in quarantine.WHY else None
-    )
 
 
 def _is_undecided(view: QuarantineView, row: ItemRow) -> bool:
@@ -276,5 +266,6 @@ PAGE: Final = Page(
         "review": Action(Right.REVIEW_QUARANTINE, review),
         "discard": Action(Right.REVIEW_QUARANTINE, discard),
         "again": Action(Right.REVIEW_QUARANTINE, again),
+        "withdraw": Action(Right.REVIEW_QUARANTINE, standing.withdraw),
     },
 )

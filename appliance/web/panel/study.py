@@ -382,7 +382,7 @@ def _quarantine(view: StudyView) -> Markup | None:
     rows = [
         (
             row.stage,
-            stack(row.reason, el("small", row.reason_code)),
+            stack(link(f"/quarantine/{row.id}", row.reason), el("small", row.reason_code)),
             when(row.created_at),
             badge("reviewed" if row.resolved_at else "open"),
         )

@@ -106,6 +106,7 @@ def window(browser: Browser, panel: PanelServer) -> Iterator[Callable[..., Watch
 def _paths(panel: PanelServer) -> list[str]:
     ids = {
         "study_id": panel.seed.studies[4],
+        "item_id": panel.seed.quarantine,
         "result_id": panel.seed.pictures[0],
         "model_id": panel.seed.models["active"],
         "peer_id": panel.seed.destination,

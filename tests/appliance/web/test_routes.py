@@ -36,6 +36,9 @@ ACTIONS = [
 def _concrete(path: str, panel: PanelServer) -> str:
     given = {
         "study_id": panel.seed.studies[4],
+        "item_id": panel.seed.quarantine,
+        "decision_id": "0" * 32,
+        "picture": "before-0",
         "result_id": panel.seed.pictures[0],
         "model_id": panel.seed.models["evaluated"],
         "peer_id": panel.seed.destination,

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = '3afbf3826703'
-down_revision = 'b987df093f98'
+down_revision = '1e048a6411a7'
 branch_labels = None
 depends_on = None
 
