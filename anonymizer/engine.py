@@ -56,7 +56,8 @@ class Context:
     """What de-identification needs besides the instance.
 
     ``verdict`` is what a person decided of the instance. ``beat`` is called now and then while one instance
-    takes long.
+    takes long. ``also`` is what is known of the patient beside the instance: tag, VR and text of attributes
+    of other instances of its study.
     """
 
     keys: ProjectKeys
@@ -65,6 +66,7 @@ class Context:
     max_inflated_bytes: int = MAX_INFLATED_BYTES
     profile: Profile = field(default_factory=load_profile)
     verdict: Verdict = verdicts.NONE
+    also: tuple[tuple[int, str, str], ...] = ()
     beat: Callable[[], None] = field(default=_no_beat, compare=False)
 
 
@@ -219,4 +221,5 @@ def _patient(item: Item, charset: Charset, context: Context) -> tuple[str, Patie
     days = shift_days(context.keys, patient_id, issuer, context.max_date_shift_days)
     if Option.FULL_DATES in context.profile.options:
         days = 0
-    return name, Patient(context.keys, days, context.profile, Subject.of_item(item, charset))
+    subject = Subject.of_item(item, charset) | Subject.of_values(context.also)
+    return name, Patient(context.keys, days, context.profile, subject)

@@ -29,7 +29,7 @@ def refuse_residue(original: Bytes, output: Bytes, pseudonym: str, context: Cont
     constant = _allowed(context.profile)
     allowed = verify.Allowed(constant.tags, constant.written | {pseudonym}, constant.uids, constant.dates)
     try:
-        found = verify.check(original, output, allowed, context.max_inflated_bytes)
+        found = verify.check(original, output, allowed, context.max_inflated_bytes, context.also)
     except verify.VerificationError as error:
         raise StopError("not_verified", f"the output could not be checked: {error}") from error
     found = [finding for finding in found if finding.where not in context.verdict.standing]

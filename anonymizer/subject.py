@@ -53,11 +53,20 @@ class Subject:
         StopError
             If a name or number does not fit the declared character set.
         """
-        names: list[str] = []
-        numbers: list[str] = []
-        for tag, vr, text in _texts(item, charset):
-            (names if _is_name(tag, vr) else numbers).append(text)
-        return cls.of(names, numbers)
+        return cls.of_values(_texts(item, charset))
+
+    @classmethod
+    def of_values(cls, values: Iterable[tuple[int, str, str]]) -> Subject:
+        """Collect what values (tag, VR, text) say, those of them that name somebody or number something."""
+        said = [value for value in values if value[0] in _NUMBERS or _is_name(*value[:2])]
+        return cls.of(
+            [text for tag, vr, text in said if _is_name(tag, vr)],
+            [text for tag, vr, text in said if not _is_name(tag, vr)],
+        )
+
+    def __or__(self, other: Subject) -> Subject:
+        """Join what two say."""
+        return Subject(self.words | other.words) if other.words else self
 
     def is_in(self, text: str) -> bool:
         """Tell whether one of the words stands in a text; shorter ones than three letters are too common."""

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from anonymizer.engine import Context, Quarantined, Released, deidentify_file, read_patient
 from anonymizer.keys import ProjectKeys
-from appliance import logs, merges, quarantine, text_regions, vault
+from appliance import logs, merges, quarantine, said, text_regions, vault
 from appliance.crossing import INSTANCES, BundleWriter, InstanceItem
 from appliance.db.base import now
 from appliance.db.clinical import Instance, QuarantineItem, Result, Series, StudyRevision, VaultEntry
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from appliance.node import ClinicalZone
     from appliance.review.scopes import Place
+    from appliance.said import Said
     from appliance.work import Claim
 
 STAGE: Final = "deidentify"
@@ -51,6 +52,18 @@ class _Source:
     path: str
     calling_ae_title: str
     place: Place
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What counts for a study: decisions of people, and what its rows say of the patient."""
+
+    standing: Standing
+    also: Said = ()
+
+    @classmethod
+    def of_study(cls, session: Session, study_id: str) -> _Terms:
+        return cls(Standing.of_study(session, study_id), said.of_study(session, study_id))
 
 
 @dataclass
@@ -83,14 +96,15 @@ def project_keys(zone: ClinicalZone) -> ProjectKeys:
     return ProjectKeys.derive(zone.keys.pseudonym_master, zone.settings.deidentification.project)
 
 
-def context_of(zone: ClinicalZone, beat: Callable[[], None]) -> Context:
-    """Return what the node's settings say of de-identification."""
+def context_of(zone: ClinicalZone, beat: Callable[[], None], also: Said = ()) -> Context:
+    """Return what the node's settings say of de-identification, and its rows of the patient."""
     settings = zone.settings.deidentification
     return Context(
         project_keys(zone),
         settings.project,
         settings.max_date_shift_days,
         profile=text_regions.profile_in_force(zone),
+        also=also,
         beat=beat,
     )
 
@@ -123,7 +137,7 @@ def release_study(zone: ClinicalZone, claim: Claim) -> None:
         revision = session.get(StudyRevision, claim.subject_id)
         sources = [] if revision is None else _sources(session, revision)
         disputed = revision is not None and merges.is_disputed(session, revision.study_id)
-        standing = Standing([]) if revision is None else Standing.of_study(session, revision.study_id)
+        terms = _Terms(Standing([])) if revision is None else _Terms.of_study(session, revision.study_id)
     if revision is None:
         claim.die("the study revision does not exist")
         return
@@ -133,7 +147,7 @@ def release_study(zone: ClinicalZone, claim: Claim) -> None:
     _, _, decision_id = claim.row.dedupe_key.removeprefix(f"{STAGE}:").partition(":")
     bundle_id = bundle_id_of(revision.id, project, decision_id)
     writer = BundleWriter(zone.settings.crossing_out, bundle_id)
-    outcomes = _of_one_patient(_deidentify(zone, claim, sources, writer, standing), writer)
+    outcomes = _of_one_patient(_deidentify(zone, claim, sources, writer, terms), writer)
     claim.heartbeat()
     if outcomes.released:
         _seal_identities(zone, project, outcomes)
@@ -141,7 +155,7 @@ def release_study(zone: ClinicalZone, claim: Claim) -> None:
     else:
         writer.discard()
     with writing(zone.engine) as session:
-        _store(zone, session, revision.id, bundle_id, outcomes, standing)
+        _store(zone, session, revision.id, bundle_id, outcomes, terms.standing)
         claim.finish(session)
     _logger.info(
         STUDY_RELEASED,
@@ -174,16 +188,16 @@ def _sources(session: Session, revision: StudyRevision) -> list[_Source]:
 
 
 def _deidentify(
-    zone: ClinicalZone, claim: Claim, sources: Sequence[_Source], writer: BundleWriter, standing: Standing
+    zone: ClinicalZone, claim: Claim, sources: Sequence[_Source], writer: BundleWriter, terms: _Terms
 ) -> _Outcomes:
     beat = Beat(claim, len(sources))
-    context = context_of(zone, beat)
+    context = context_of(zone, beat, terms.also)
     outcomes = _Outcomes(profile_hash=context.profile.hash)
     for number, source in enumerate(sources):
         beat.done = number
         beat()
         name = f"{source.id}.dcm"
-        outcome = _as_decided(zone.root / source.path, writer.folder / name, context, source, standing)
+        outcome = _as_decided(zone.root / source.path, writer.folder / name, context, source, terms.standing)
         if isinstance(outcome, Quarantined):
             _logger.info(INSTANCE_STOPPED, instance_id=source.id, reason_code=outcome.reason_code)
             outcomes.stopped.append((source, outcome))

@@ -16,7 +16,7 @@ from anonymizer.verify.reader import PIXELS, File, Value, VerificationError
 from anonymizer.verify.search import DATE_VRS, Piece, Search, Sought
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from anonymizer.verify.reader import Bytes, Path
 
@@ -60,7 +60,11 @@ class Finding:
 
 
 def check(
-    original: Bytes, output: Bytes, allowed: Allowed, max_inflated_bytes: int = MAX_INFLATED_BYTES
+    original: Bytes,
+    output: Bytes,
+    allowed: Allowed,
+    max_inflated_bytes: int = MAX_INFLATED_BYTES,
+    also: Iterable[tuple[int, str, str]] = (),
 ) -> list[Finding]:
     """Search an output for what its original says of the patient.
 
@@ -72,13 +76,19 @@ def check(
         What the profile lets stand and what the engine wrote.
     max_inflated_bytes : int
         Most bytes of a deflated data set.
+    also : iterable of (tag, vr, text)
+        What other instances of the study say of the patient.
 
     Raises
     ------
     VerificationError
         If one of them cannot be followed.
     """
-    wanted = _wanted(reader.read(original, max_inflated_bytes), allowed)
+    said = [value for value in also if value[0] not in allowed.tags]
+    wanted = {
+        **identifiers(said, _is_removed),
+        **_wanted(reader.read(original, max_inflated_bytes), allowed),
+    }
     search = Search(list(wanted))
     kinds = list(wanted.values())
     found = {

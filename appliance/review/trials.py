@@ -17,7 +17,7 @@ from anonymizer.differences import side_by_side
 from anonymizer.engine import Quarantined, Released
 from anonymizer.mapping import mapped
 from anonymizer.verdicts import PICTURE, Verdict
-from appliance import logs
+from appliance import logs, said
 from appliance.db.clinical import Decision, DecisionState, Instance
 from appliance.db.engine import reading, writing
 from appliance.release import Beat, context_of, deidentify_one
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from appliance.node import ClinicalZone
+    from appliance.said import Said
     from appliance.work import Claim
 
 STOPPED: Final = "stopped"
@@ -44,6 +45,7 @@ class _Subject:
     verdict: Verdict
     path: Path
     folder: Path
+    also: Said
 
 
 def try_out(zone: ClinicalZone, claim: Claim) -> None:
@@ -89,13 +91,14 @@ def _subject(zone: ClinicalZone, decision_id: str) -> _Subject | None:
             verdicts.parse(row.verdict),
             zone.root / instance.path,
             folder_of(zone.root, row.study_id, row.id),
+            said.of_study(session, row.study_id or ""),
         )
 
 
 def _deidentified(
     zone: ClinicalZone, claim: Claim, subject: _Subject, target: Path
 ) -> tuple[Released | Quarantined, Verdict]:
-    context = context_of(zone, Beat(claim, 1))
+    context = context_of(zone, Beat(claim, 1), subject.also)
     verdict = subject.verdict
     while True:
         outcome = deidentify_one(subject.path, target, replace(context, verdict=verdict), subject.path.stem)

@@ -52,6 +52,8 @@ class Node:
             study = Study(
                 study_instance_uid=study_instance_uid or first.StudyInstanceUID,
                 patient_id=str(first.get("PatientID", "")),
+                patient_name=str(first.get("PatientName", "")),
+                accession_number=str(first.get("AccessionNumber", "")),
                 issuer_of_patient_id=str(first.get("IssuerOfPatientID", "")),
                 state=StudyState.ASSEMBLED,
                 instance_count=len(instances),

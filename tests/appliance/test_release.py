@@ -291,3 +291,19 @@ def test_a_study_of_which_nobody_knows_whose_it_is_waits_for_a_person(node: Node
     job = node.release(revision_id)
     assert (job.state, job.reason, job.attempts) == (WorkState.FAILED, merges.DISPUTED, 0)
     assert list(crossing.read_bundles(node.settings)) == []
+
+
+def test_what_one_instance_names_goes_out_of_the_texts_of_another(node: Node) -> None:
+    first, second = study_of(2)
+    first.PatientName, first.AccessionNumber = "Lung^Sara", "ACC-5521-77"
+    first.SeriesDescription = "CHEST"
+    second.PatientName, second.AccessionNumber = "", ""
+    second.SeriesDescription = "CHEST LUNG ACC552177"
+    second.PatientID = first.PatientID
+    node.release(node.add_study([first, second]))
+    [bundle] = crossing.read_bundles(node.settings)
+    texts = []
+    for item in bundle.items:
+        assert isinstance(item, InstanceItem)
+        texts.append(dcmread(bundle.folder / item.file).SeriesDescription)
+    assert texts == ["CHEST", "CHEST"]
