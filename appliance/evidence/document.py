@@ -57,7 +57,7 @@ def pdf(facts: dict[str, Any], signature: str) -> bytes:
     )
     footer = f"{facts['node']} · {facts['project']} · {facts['made_at']}"
     document.build(
-        [*_summary(facts), *_rules(facts), *_samples(facts), *_seal(facts, signature)],
+        [*_summary(facts), *_decisions(facts), *_rules(facts), *_samples(facts), *_seal(facts, signature)],
         onFirstPage=_footer(footer),
         onLaterPages=_footer(footer),
     )
@@ -125,6 +125,19 @@ def _summary(facts: dict[str, Any]) -> list[Flowable]:
     used += [(_paragraph(row["hash"] or "before hashes were kept", _MONO), row["revisions"])
              for row in facts["profiles_used"]]  # fmt: skip
     return [*found, Spacer(1, 3 * mm), _table(used, (0.8, 0.2))]
+
+
+def _decisions(facts: dict[str, Any]) -> list[Flowable]:
+    """Say what people decided of what was stopped."""
+    if not facts["decisions"]:
+        return []
+    rows: list[Sequence[object]] = [("Stopped for", "Decided", "For", "Boxes", "State", "By (row ids)")]
+    for row in facts["decisions"]:
+        people = " and ".join(by[:8] for by in (row["decided_by"], row["confirmed_by"]) if by)
+        code = row["code"].replace("_", " ")
+        rows.append((code, row["outcome"], row["scope"], row["boxes"], row["state"], people))
+    widths = (0.3, 0.12, 0.14, 0.1, 0.14, 0.2)
+    return [Paragraph("What people decided", _HEAD), _table(rows, widths)]
 
 
 def _rules(facts: dict[str, Any]) -> list[Flowable]:

@@ -15,14 +15,22 @@ from sqlalchemy import func, select
 
 from anonymizer import rules
 from anonymizer.differences import differences
-from anonymizer.engine import Context, Quarantined, deidentify
+from anonymizer.engine import Quarantined, deidentify
 from anonymizer.mapping import mapped
 from anonymizer.options import codes_of
-from appliance import text_regions
+from appliance import quarantine, said, text_regions
 from appliance.db.base import now
-from appliance.db.clinical import ClinicalLedgerEntry, Instance, QuarantineItem, Series, StudyRevision
+from appliance.db.clinical import (
+    ClinicalLedgerEntry,
+    Decision,
+    DecisionState,
+    Instance,
+    QuarantineItem,
+    Series,
+    StudyRevision,
+)
 from appliance.db.engine import reading
-from appliance.release import STAGE, STUDY_DEIDENTIFIED, project_keys
+from appliance.release import STAGE, STUDY_DEIDENTIFIED, context_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -30,10 +38,16 @@ if TYPE_CHECKING:
     from anonymizer.profiles import Profile
     from anonymizer.regions import Region
     from appliance.node import ClinicalZone
+    from appliance.said import Said
 
 FORMAT: Final = "cloister-evidence/1"
 CHECK: Final = "residual_identifier"
+_OPEN: Final = ("", quarantine.PROPOSED, quarantine.RELEASING)
 _CHANGES: Final = ("kept", "changed", "emptied", "removed", "added")
+
+
+def _no_beat() -> None:
+    """Nobody waits."""
 
 
 def gather(zone: ClinicalZone, samples: int) -> dict[str, Any]:
@@ -62,11 +76,11 @@ def gather(zone: ClinicalZone, samples: int) -> dict[str, Any]:
             "tables": _tables(),
             "profiles_used": _profiles_used(session),
             "counts": _counts(session),
+            "decisions": _decisions(session),
             "ledger": _ledger(session),
         }
         chosen = _chosen(session, samples)
-    context = Context(project_keys(zone), settings.project, settings.max_date_shift_days, profile=profile)
-    facts["samples"] = [_sample(zone, row_id, path, context) for row_id, path in chosen]
+    facts["samples"] = [_sample(zone, chosen_row) for chosen_row in chosen]
     return facts
 
 
@@ -126,9 +140,34 @@ def _counts(session: Session) -> dict[str, Any]:
         "instances_released": released or 0,
         "instances_quarantined": stopped or 0,
         "quarantined_by_reason": dict(sorted(by_reason.items())),
-        "quarantine_open": sum(count for _, resolution, count in reasons if not resolution),
+        "quarantine_open": sum(count for _, resolution, count in reasons if resolution in _OPEN),
         "stopped_by_the_check": by_reason[CHECK],
     }
+
+
+def _decisions(session: Session) -> list[dict[str, Any]]:
+    """Say what people decided of what was stopped, drafts left out; people go by their row ids."""
+    rows = session.scalars(
+        select(Decision)
+        .where(Decision.state != DecisionState.DRAFTED)
+        .order_by(Decision.decided_at, Decision.id)
+    )
+    return [
+        {
+            "decision": row.id,
+            "code": row.reason_code,
+            "outcome": row.outcome,
+            "scope": row.scope,
+            "state": row.state,
+            "boxes": len(row.verdict.get("boxes", ())),
+            "removed": row.verdict.get("removed", []),
+            "standing": row.verdict.get("standing", []),
+            "decided_by": row.decided_by,
+            "confirmed_by": row.confirmed_by,
+            "decided_at": None if row.decided_at is None else row.decided_at.isoformat(timespec="seconds"),
+        }
+        for row in rows
+    ]
 
 
 def _ledger(session: Session) -> dict[str, Any]:
@@ -139,23 +178,25 @@ def _ledger(session: Session) -> dict[str, Any]:
     return {"entries": head.sequence, "head": head.entry_hash}
 
 
-def _chosen(session: Session, samples: int) -> list[tuple[str, str]]:
+def _chosen(session: Session, samples: int) -> list[tuple[str, str, Said]]:
     stopped = select(QuarantineItem.instance_id).where(
         QuarantineItem.stage == STAGE, QuarantineItem.instance_id.is_not(None)
     )
     found = session.execute(
-        select(Instance.id, Instance.path)
+        select(Instance.id, Instance.path, Series.study_id)
         .join(Series)
         .join(StudyRevision, StudyRevision.study_id == Series.study_id)
         .where(StudyRevision.released_count > 0, Instance.id.not_in(stopped))
         .distinct()
     )
-    rows = [(str(row_id), str(path)) for row_id, path in found]
-    return sorted(rows, key=lambda row: sha256(row[0].encode()).digest())[:samples]
+    rows = sorted(found, key=lambda row: sha256(row.id.encode()).digest())[:samples]
+    return [(row.id, row.path, said.of_study(session, row.study_id)) for row in rows]
 
 
-def _sample(zone: ClinicalZone, row_id: str, path: str, context: Context) -> dict[str, Any]:
+def _sample(zone: ClinicalZone, chosen: tuple[str, str, Said]) -> dict[str, Any]:
     """De-identify an instance once more, check it, and say what became of each attribute."""
+    row_id, path, also = chosen
+    context = context_of(zone, _no_beat, also)
     try:
         with mapped(zone.root / path) as content:
             outcome = deidentify(content, context)

@@ -1,4 +1,4 @@
-"""Pictures as PNG: a result's Secondary Capture, frames received, what a trial of a stopped one drew."""
+"""Pictures as PNG: of results that this node made, frames of what it received, what a trial drew."""
 
 from __future__ import annotations
 
@@ -49,6 +49,15 @@ def png(zone: ClinicalZone, result_id: str, *, small: bool = False) -> bytes:
     return _thumbnail(path) if small else render(path)
 
 
+def of_trial(zone: ClinicalZone, item_id: str, decision_id: str, name: str) -> bytes | None:
+    """Return a picture of a trial on an item (``before-0``, ``after-0``); None where there is none."""
+    with reading(zone.engine) as session:
+        row = session.get(Decision, decision_id)
+    if row is None or row.quarantine_item_id != item_id:
+        return None
+    return folders.picture_of(zone.root, row.study_id, row.id, name)
+
+
 def frame(zone: ClinicalZone, instance_id: str, number: int) -> bytes:
     """Render a frame of a received instance, with all that is written in it.
 
@@ -84,15 +93,6 @@ def _file(zone: ClinicalZone, name: str) -> Path:
     if not path.is_relative_to(zone.root.resolve()) or not path.is_file():
         raise PictureError("its file is gone")
     return path
-
-
-def of_trial(zone: ClinicalZone, item_id: str, decision_id: str, name: str) -> bytes | None:
-    """Return a picture of a trial on an item (``before-0``, ``after-0``); None where there is none."""
-    with reading(zone.engine) as session:
-        row = session.get(Decision, decision_id)
-    if row is None or row.quarantine_item_id != item_id:
-        return None
-    return folders.picture_of(zone.root, row.study_id, row.id, name)
 
 
 @lru_cache(maxsize=256)

@@ -27,6 +27,7 @@ from appliance.db.clinical import (
 )
 from appliance.db.engine import reading, writing
 from appliance.erasing import erase
+from appliance.evidence import gathering, packing
 from appliance.review import decisions, folders
 from appliance.review.decisions import DecisionError, Desk
 from appliance.review.scopes import MACHINE
@@ -211,6 +212,24 @@ def test_two_people_are_needed_where_it_is_set(node: Node) -> None:
     found = row(node, decision_id)
     assert (found.decided_by, found.confirmed_by) == ("a" * 32, "b" * 32)
     assert len(entries(node, decisions.DECISION_PROPOSED)) == len(entries(node, decisions.CONFIRMED)) == 1
+
+
+def test_the_evidence_says_what_people_decided(node: Node, tmp_path: Path) -> None:
+    _, [item_id] = stopped(node, screen())
+    decision_id = tried(node, item_id)
+    assert gathering.gather(node.clinical, 1)["decisions"] == []
+    at_desk(node, lambda desk: decisions.decide(desk, decision_id, "instance"), four_eyes=True)
+    facts = gathering.gather(node.clinical, 1)
+    assert facts["counts"]["quarantine_open"] == 1
+    [listed] = facts["decisions"]
+    assert (listed["decision"], listed["outcome"], listed["state"], listed["boxes"]) == (
+        decision_id,
+        "release",
+        "proposed",
+        1,
+    )
+    packing.write(tmp_path / "pack", facts, node.clinical.keys.signing)
+    assert (tmp_path / "pack" / packing.DOCUMENT).read_bytes().startswith(b"%PDF-")
 
 
 def test_a_proposal_that_is_refused_leaves_the_item_open(node: Node) -> None:

@@ -48,10 +48,11 @@ def router(desk: Desk) -> APIRouter:
     routes.add_api_route("/results/{result_id}/picture.png", _picture(desk), methods=["GET"])
     routes.add_api_route("/api/v1/results/{result_id}/picture.png", _picture(desk), methods=["GET"])
     for prefix in ("", "/api/v1"):
-        path = f"{prefix}/instances/{{instance_id}}/picture.png"
-        routes.add_api_route(path, _frame(desk), methods=["GET"])
-        path = f"{prefix}/quarantine/{{item_id}}/{{decision_id}}/{{picture}}.png"
-        routes.add_api_route(path, _trial_picture(desk), methods=["GET"])
+        for path, serve in (
+            ("quarantine/{item_id}/{decision_id}/{picture}.png", _trial_picture),
+            ("instances/{instance_id}/picture.png", _frame),
+        ):
+            routes.add_api_route(f"{prefix}/{path}", serve(desk), methods=["GET"])
     routes.add_api_route(tryout.PATH, tryout.route(desk), methods=["POST"])
     routes.add_api_route("/livez", _livez, methods=["GET"])
     routes.add_api_route("/readyz", _readyz(desk), methods=["GET"])
@@ -128,6 +129,19 @@ def _picture(desk: Desk) -> Callable[[Request, str], Any]:
     return picture
 
 
+def _trial_picture(desk: Desk) -> Callable[[Request, str, str, str], Any]:
+    async def picture(request: Request, item_id: str, decision_id: str, picture: str) -> Response:
+        viewer = _viewer(request)
+        if viewer is None or not viewer.may(Right.VIEW) or not viewer.may(Right.VIEW_IDENTITY):
+            return problem(403, _FORBIDDEN)
+        content = await to_thread.run_sync(pictures.of_trial, desk.zone, item_id, decision_id, picture)
+        if content is None:
+            return problem(404, "There is no picture.")
+        return Response(content, media_type="image/png")
+
+    return picture
+
+
 def _frame(desk: Desk) -> Callable[[Request, str], Any]:
     async def picture(request: Request, instance_id: str) -> Response:
         viewer = _viewer(request)
@@ -137,19 +151,6 @@ def _frame(desk: Desk) -> Callable[[Request, str], Any]:
         try:
             content = await to_thread.run_sync(pictures.frame, desk.zone, instance_id, number)
         except pictures.PictureError:
-            return problem(404, "There is no picture.")
-        return Response(content, media_type="image/png")
-
-    return picture
-
-
-def _trial_picture(desk: Desk) -> Callable[[Request, str, str, str], Any]:
-    async def picture(request: Request, item_id: str, decision_id: str, picture: str) -> Response:
-        viewer = _viewer(request)
-        if viewer is None or not viewer.may(Right.VIEW) or not viewer.may(Right.VIEW_IDENTITY):
-            return problem(403, _FORBIDDEN)
-        content = await to_thread.run_sync(pictures.of_trial, desk.zone, item_id, decision_id, picture)
-        if content is None:
             return problem(404, "There is no picture.")
         return Response(content, media_type="image/png")
 
