@@ -207,7 +207,7 @@ def _form(view: RegionView, machine: Machine) -> Markup:
             "Known from",
             required=False,
             maxlength=NOTE_LENGTH,
-            hint="Such as: label at the top left.",
+            hint="Such as: label at the top left; nothing of a patient.",
         ),
         el(
             "div",

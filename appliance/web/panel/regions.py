@@ -77,6 +77,7 @@ class PictureRow:
 class WaitingRow:
     """An instance that waits because nobody said where its machine writes."""
 
+    item_id: str
     instance_id: str
     study_id: str
     since: datetime
@@ -197,7 +198,9 @@ def _waiting(session: Session) -> tuple[WaitingRow, ...]:
         .order_by(QuarantineItem.created_at.desc(), QuarantineItem.id)
         .limit(WAITING)
     )
-    return tuple(WaitingRow(item.instance_id or "", item.study_id or "", item.created_at) for item in items)
+    return tuple(
+        WaitingRow(item.id, item.instance_id or "", item.study_id or "", item.created_at) for item in items
+    )
 
 
 def draw(view: RegionsView, viewer: Viewer) -> Drawing:
@@ -262,9 +265,12 @@ def _waiting_table(view: RegionsView) -> Markup:
         (
             link(f"/studies/{row.study_id}", study_rows.study_name(row.study_id)) if row.study_id else DASH,
             when(row.since),
-            el("div", link(f"/regions/{row.instance_id}", "Draw", class_="button"), class_="buttons")
-            if view.may_draw
-            else None,
+            el(
+                "div",
+                link(f"/quarantine/{row.item_id}", "Review", class_="button"),
+                link(f"/regions/{row.instance_id}", "Draw", class_="button") if view.may_draw else None,
+                class_="buttons",
+            ),
         )
         for row in view.waiting
     ]

@@ -225,4 +225,5 @@ PAGE: Final = Page(
     draw=draw,
     actions={"reidentify": Action(Right.REIDENTIFY, reidentify, refused=_refused)},
     scripts=("vault.js",),
+    refresh_s=4.0,
 )

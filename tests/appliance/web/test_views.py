@@ -68,6 +68,7 @@ def _query(page: Page[Any], planted: Seed) -> Query:
             "peer_id": planted.destination,
             "fetch_id": planted.fetch,
             "instance_id": planted.instance,
+            "item_id": planted.quarantine,
             "run_id": planted.run_id,
         }
         if "{" in page.path
