@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from anonymizer.batch.run import deidentify_tree
     from anonymizer.engine import Context, Quarantined, Released, deidentify, deidentify_file
     from anonymizer.errors import AnonymizerError, ProfileError
+    from anonymizer.faces.series import Faces
     from anonymizer.keys import ProjectKeys
     from anonymizer.profiles import Profile, load_profile
 
 __all__ = [
     "AnonymizerError",
     "Context",
+    "Faces",
     "Profile",
     "ProfileError",
     "ProjectKeys",
@@ -31,6 +33,7 @@ __all__ = [
 _HOME: Final = {
     "AnonymizerError": "errors",
     "Context": "engine",
+    "Faces": "faces.series",
     "Profile": "profiles",
     "ProfileError": "errors",
     "ProjectKeys": "keys",

@@ -23,7 +23,7 @@ _LARGEST_GAP_MM: Final = 10.5
 _SMALLEST_EXTENT_MM: Final = 75.0
 _STRAIGHT_MM: Final = 1.0
 _FEWEST: Final = 8
-_MOST_VOXELS: Final = 40_000_000
+_MOST_VOXELS: Final = 8_000_000
 
 
 @dataclass(frozen=True)

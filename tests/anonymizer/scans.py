@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    generate_uid,
+)
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -199,3 +206,36 @@ def written(head: Head, scan: Scan, folder: Path) -> list[Slice]:
         each.ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         each.ds.save_as(folder / f"{number:04d}.dcm", enforce_file_format=True)
     return found
+
+
+def enhanced(found: list[Slice]) -> Dataset:
+    """Return CT slices as one multi-frame instance, ready to be saved."""
+    first = found[0].ds
+    ds = Dataset()
+    ds.update({element.tag: element for element in first if element.tag.group != 0x7FE0})
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope"):
+        delattr(ds, keyword)
+    del ds.RescaleIntercept
+    ds.SOPClassUID, ds.SOPInstanceUID = EnhancedCTImageStorage, generate_uid(None, [first.SeriesInstanceUID])
+    ds.NumberOfFrames = len(found)
+    orientation, measures, values = Dataset(), Dataset(), Dataset()
+    orientation.ImageOrientationPatient = first.ImageOrientationPatient
+    measures.PixelSpacing, measures.SliceThickness = first.PixelSpacing, first.SliceThickness
+    values.RescaleSlope, values.RescaleIntercept, values.RescaleType = "1", "0", "HU"
+    shared = Dataset()
+    shared.PlaneOrientationSequence = Sequence([orientation])
+    shared.PixelMeasuresSequence = Sequence([measures])
+    shared.PixelValueTransformationSequence = Sequence([values])
+    ds.SharedFunctionalGroupsSequence = Sequence([shared])
+    ds.PerFrameFunctionalGroupsSequence = Sequence([_frame(each) for each in found])
+    ds.PixelData = b"".join(each.ds.PixelData for each in found)
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return ds
+
+
+def _frame(each: Slice) -> Dataset:
+    position, group = Dataset(), Dataset()
+    position.ImagePositionPatient = each.ds.ImagePositionPatient
+    group.PlanePositionSequence = Sequence([position])
+    return group

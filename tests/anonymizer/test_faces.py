@@ -123,6 +123,18 @@ def test_compressed_slices_lose_the_same_pixels(
         assert np.array_equal(one.pixel_array, other.pixel_array)
 
 
+def test_a_multi_frame_head_loses_the_same_pixels(series: tuple[Path, list[Slice]], tmp_path: Path) -> None:
+    path = tmp_path / "enhanced.dcm"
+    enhanced = scans.enhanced(series[1])
+    enhanced.save_as(path, enforce_file_format=True)
+    outcome = deidentify_file(path, tmp_path / "o", replace(HEAD, faces=Faces.of_paths([path])))
+    assert not isinstance(outcome, Quarantined), outcome
+    frames = dcmread(tmp_path / "o").pixel_array
+    (tmp_path / "plain").mkdir()
+    for number, plain in enumerate(_released(series[0], tmp_path / "plain", 6)):
+        assert np.array_equal(frames[number * 6], plain.pixel_array)
+
+
 def test_the_order_of_the_files_decides_about_nothing(
     series: tuple[Path, list[Slice]], tmp_path: Path
 ) -> None:
