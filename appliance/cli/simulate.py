@@ -28,13 +28,22 @@ def register(app: typer.Typer) -> None:
     app.command(name="simulate")(simulate)
 
 
+def _list(wanted: bool) -> None:
+    """Name the strategies and stop, before other options are looked at."""
+    if wanted:
+        from trainer.strategies import STRATEGIES  # noqa: PLC0415 - only when the command runs
+
+        typer.echo("\n".join(STRATEGIES))
+        raise typer.Exit
+
+
 def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     task: Annotated[Path, typer.Argument(help="Task file (JSON).")],
     site: Annotated[
         list[str], typer.Option(help="NAME=DIR: DICOM files below DIR, labels in DIR/labels.csv.")
     ],
     rounds: Annotated[int, typer.Option(min=1, max=10_000)] = 10,
-    strategy: Annotated[str, typer.Option(help="fedavg or fedprox.")] = "fedavg",
+    strategy: Annotated[str, typer.Option(help="One of --list-strategies.")] = "fedavg",
     parameter: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER of the strategy.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
     cache: Annotated[Path, typer.Option(help="Folder of prepared pictures, by hash.")] = Path(_CACHE),
@@ -46,6 +55,9 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the final model here (safetensors).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    list_strategies: Annotated[
+        bool, typer.Option("--list-strategies", is_eager=True, callback=_list, help="Name them and stop.")
+    ] = False,
 ) -> None:
     """Run a federation on one machine, with the local rounds and strategies of a real one.
 
@@ -54,6 +66,7 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     """
     from trainer.errors import TrainerError  # noqa: PLC0415  only when the command runs
 
+    del list_strategies
     folders = _sites(site)
     numbers = _numbers(parameter or [])
     console = Console(stderr=True)

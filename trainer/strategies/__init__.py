@@ -20,12 +20,21 @@ from trainer.strategies.base import (
     update_norm,
 )
 from trainer.strategies.fedavg import FedAvg
+from trainer.strategies.fedopt import ServerOptimizer
 from trainer.strategies.fedprox import FedProx
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType({"fedavg": FedAvg(), "fedprox": FedProx()})
+STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType(
+    {
+        "fedavg": FedAvg(),
+        "fedprox": FedProx(),
+        "fedavgm": ServerOptimizer("fedavgm"),
+        "fedadam": ServerOptimizer("fedadam"),
+        "fedyogi": ServerOptimizer("fedyogi"),
+    }
+)
 
 
 def get(name: str) -> Strategy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from trainer.errors import StrategyError, UpdateError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+_STATISTICS: Final = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 
 Array = NDArray[Any]
 Weights = dict[str, Array]
@@ -184,6 +186,14 @@ def _moved_integers(name: str, array: Array, step: Array) -> Array:
     if bool(np.any((exact > limits.max - before) | (-exact > before - limits.min))):
         raise UpdateError("not_finite", f"{name}: the new global model leaves the range of {array.dtype}")
     return np.asarray(array + whole.astype(array.dtype))
+
+
+def is_statistic(name: str) -> bool:
+    """Whether an array is a running statistic of batch normalisation, by PyTorch's names.
+
+    It is measured, not trained: it is averaged whatever a strategy does to parameters.
+    """
+    return name.rpartition(".")[2] in _STATISTICS
 
 
 def number(parameters: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:

@@ -12,6 +12,8 @@ from appliance.federation.book import Book, Checkpoint
 from appliance.federation.errors import CoordinatorError
 from tests.appliance.federation.scripted import Script, ScriptedWorkflow, everyone_admits, said
 from tests.trainer.federation.plans import make_plan
+from trainer import strategies
+from trainer.federation.plan import Strategy
 
 if TYPE_CHECKING:
     from appliance.federation.controller import Answer
@@ -190,3 +192,22 @@ def test_an_update_that_would_drown_the_others_is_refused_and_the_round_goes_on(
 
     assert book.state(run_id) == RunState.DONE
     np.testing.assert_allclose(book.checkpoint(run_id).weights["weight"], 1.0)
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi"])
+def test_a_later_job_goes_on_with_what_the_strategy_remembers(book: Book, name: str) -> None:
+    """Twelve rounds take two jobs; the models are those of the pure functions in one go."""
+    delta = {"weight": np.full((2, 2), 0.1, np.float32)}
+    script = {**everyone_admits(), policy.TASK_TRAIN: lambda site, *_: said(site, arrays=delta)}
+    run_id = add_run(book, total_rounds=12, strategy=Strategy(name, {}))
+
+    ScriptedWorkflow(book, run_id, "job-a", script, SITES).work()
+    assert book.checkpoint(run_id).number == 10
+    ScriptedWorkflow(book, run_id, "job-b", script, SITES).work()
+
+    weights: dict[str, Any] = MODEL
+    state: dict[str, Any] = {}
+    for _ in range(12):
+        updates = [strategies.Contribution(site, delta, 10) for site in SITES]
+        weights, state = strategies.get(name).aggregate(weights, updates, state, {})
+    np.testing.assert_array_equal(book.checkpoint(run_id).weights["weight"], weights["weight"])
