@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -197,6 +198,8 @@ def _print(result: Simulation, figures: dict[str, Any]) -> None:
     for record in result.rounds:
         areas = "  ".join(f"{site} {_area(item.metrics)}" for site, item in record.sites.items())
         typer.echo(f"round {record.number}: AUC of the incoming model  {areas}  ({record.seconds:.1f} s)")
+    for site, rounds in _suspects(result).items():
+        typer.echo(f"{site}: its update was unlike the others' in {rounds} of {len(result.rounds)} rounds")
     final = "  ".join(f"{site} {_area(metrics)}" for site, metrics in result.final.items())
     typer.echo(f"final model: AUC  {final}")
     for model, row in figures.get("baselines", {}).items():
@@ -205,6 +208,17 @@ def _print(result: Simulation, figures: dict[str, Any]) -> None:
             for site, item in row.items()
         )
         typer.echo(f"{model}: AUC  {areas}")
+
+
+def _suspects(result: Simulation) -> Counter[str]:
+    from trainer.strategies import THRESHOLD  # noqa: PLC0415 - only when the command runs
+
+    return Counter(
+        site
+        for record in result.rounds
+        for site, one in record.sites.items()
+        if one.anomaly_score is not None and one.anomaly_score > THRESHOLD
+    )
 
 
 def _area(metrics: Metrics) -> str:

@@ -131,10 +131,17 @@ def clip_update(delta: Mapping[str, Array], max_norm: float) -> Weights:
     return clipped
 
 
-def weighted_mean(reference: Mapping[str, Array], contributions: Sequence[Contribution]) -> dict[str, Array]:
-    """Return the mean update in float64, weighted by samples; shapes as in ``reference``, 0-d included.
+def checked(reference: Mapping[str, Array], contributions: Sequence[Contribution]) -> list[Contribution]:
+    """Return contributions in the order of their sites' names, each checked alone.
 
-    Sites are summed in the order of their names, so that the result is bit for bit independent of arrival.
+    In a fixed order sums are bit for bit independent of arrival.
+
+    Raises
+    ------
+    UpdateError
+        If a contribution does not pass :func:`check_update`.
+    StrategyError
+        If there is none, a site twice, or a weight below 1.
     """
     if not contributions:
         raise StrategyError("no contribution to aggregate; expected at least one")
@@ -147,6 +154,12 @@ def weighted_mean(reference: Mapping[str, Array], contributions: Sequence[Contri
                 f"{contribution.site}: weight below 1; expected the number of training samples"
             )
         check_update(reference, contribution.delta)
+    return ordered
+
+
+def weighted_mean(reference: Mapping[str, Array], contributions: Sequence[Contribution]) -> dict[str, Array]:
+    """Return the mean update in float64, weighted by samples; shapes as in ``reference``, 0-d included."""
+    ordered = checked(reference, contributions)
     total = sum(contribution.samples for contribution in ordered)
     mean = {}
     for name, array in reference.items():

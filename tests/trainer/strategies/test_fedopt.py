@@ -25,7 +25,7 @@ def follow(name: str, parameters: dict[str, Any], *, restart: bool = False) -> N
         weights, state = get(name).aggregate(weights, [Contribution("a", {"w": step}, 1)], state, parameters)
         if restart:
             weights, state = from_bytes(to_bytes(weights)), from_bytes(to_bytes(state))
-    return weights["w"]
+    return np.asarray(weights["w"])
 
 
 def test_fedavgm_is_gradient_descent_with_momentum_on_the_mean_update() -> None:

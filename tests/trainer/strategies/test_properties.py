@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Arrays = dict[str, "NDArray[Any]"]
 NAMES = tuple(STRATEGIES)
 # Of these a global parameter stays within what the sites' models hold of it.
-CONVEX = frozenset({"fedavg", "fedprox"})
+CONVEX = frozenset({"fedavg", "fedprox", "median", "trimmed-mean", "krum", "multi-krum"})
 
 every_strategy = pytest.mark.parametrize("name", NAMES)
 
@@ -66,7 +66,8 @@ def test_a_counter_moves_to_a_whole_number_between_the_sites(name: str) -> None:
 
 @every_strategy
 def test_a_running_variance_stays_between_the_sites(name: str) -> None:
-    rule, weights, state = get(name), model(), {}
+    rule, weights = get(name), model()
+    state: Arrays = {}
     for _ in range(5):
         before = weights
         weights, state = rule.aggregate(before, contributions(-0.1, -0.15, -0.2, -0.1, -0.12), state, {})
