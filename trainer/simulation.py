@@ -8,7 +8,7 @@ the federation engine's simulator, and comes to the same model; admission and fa
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trainer import strategies
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SiteRecord:
-    """One site's part of one round; ``metrics`` are of the incoming global model."""
+    """One site's part of one round; ``metrics`` are of the incoming global model.
+
+    ``anomaly_score`` is that of :func:`trainer.strategies.anomaly_scores`, None below four sites.
+    """
 
     samples: int
     update_bytes: int
@@ -42,6 +45,7 @@ class SiteRecord:
     train_loss: float
     train_seconds: float
     metrics: Metrics
+    anomaly_score: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; :meth:`from_json` reads them back."""
@@ -129,6 +133,8 @@ def simulate(
             )
             contributions.append(strategies.Contribution(site, update.delta, update.samples))
         weights, state = chosen.aggregate(weights, contributions, state, parameters)
+        scores = strategies.anomaly_scores(contributions)
+        sites = {site: replace(one, anomaly_score=scores.get(site)) for site, one in sites.items()}
         records.append(RoundRecord(number, time.perf_counter() - started, sites))
         progress("round", number, rounds)
     final = cross_evaluate(task, {"global": weights}, datasets)["global"]

@@ -155,11 +155,18 @@ def _follow(folder: Path, run_id: str, *, quiet: bool) -> "RunProgress":
         time.sleep(0.5)
 
 
+def _suspect(site: str, unlike: int, compared: int) -> str:
+    return f", {site} unlike the others in {unlike} of {compared} rounds"
+
+
 def _line(run: "RunProgress") -> str:
+    from appliance.federation import progress  # noqa: PLC0415 - other commands start without it
+
     line = f"{run.run_id}  {run.state:<8} round {run.finished_rounds} of {run.total_rounds}"
     if run.rounds:
         counted = [one.site for one in run.rounds[-1].sites if one.accepted]
         line += f", last with {', '.join(counted)}"
+        line += "".join(_suspect(site, *counts) for site, counts in progress.suspects(run).items())
     if run.final:
         have = [one.site for one in run.final if one.accepted]
         line += f", final model at {', '.join(have) or 'no site'}"

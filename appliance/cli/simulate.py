@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -28,13 +29,22 @@ def register(app: typer.Typer) -> None:
     app.command(name="simulate")(simulate)
 
 
+def _list(wanted: bool) -> None:
+    """Name the strategies and stop, before other options are looked at."""
+    if wanted:
+        from trainer.strategies import STRATEGIES  # noqa: PLC0415 - only when the command runs
+
+        typer.echo("\n".join(STRATEGIES))
+        raise typer.Exit
+
+
 def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     task: Annotated[Path, typer.Argument(help="Task file (JSON).")],
     site: Annotated[
         list[str], typer.Option(help="NAME=DIR: DICOM files below DIR, labels in DIR/labels.csv.")
     ],
     rounds: Annotated[int, typer.Option(min=1, max=10_000)] = 10,
-    strategy: Annotated[str, typer.Option(help="fedavg or fedprox.")] = "fedavg",
+    strategy: Annotated[str, typer.Option(help="One of --list-strategies.")] = "fedavg",
     parameter: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER of the strategy.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
     cache: Annotated[Path, typer.Option(help="Folder of prepared pictures, by hash.")] = Path(_CACHE),
@@ -46,6 +56,9 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the final model here (safetensors).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    list_strategies: Annotated[
+        bool, typer.Option("--list-strategies", is_eager=True, callback=_list, help="Name them and stop.")
+    ] = False,
 ) -> None:
     """Run a federation on one machine, with the local rounds and strategies of a real one.
 
@@ -54,6 +67,7 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     """
     from trainer.errors import TrainerError  # noqa: PLC0415  only when the command runs
 
+    del list_strategies
     folders = _sites(site)
     numbers = _numbers(parameter or [])
     console = Console(stderr=True)
@@ -184,6 +198,8 @@ def _print(result: Simulation, figures: dict[str, Any]) -> None:
     for record in result.rounds:
         areas = "  ".join(f"{site} {_area(item.metrics)}" for site, item in record.sites.items())
         typer.echo(f"round {record.number}: AUC of the incoming model  {areas}  ({record.seconds:.1f} s)")
+    for site, rounds in _suspects(result).items():
+        typer.echo(f"{site}: its update was unlike the others' in {rounds} of {len(result.rounds)} rounds")
     final = "  ".join(f"{site} {_area(metrics)}" for site, metrics in result.final.items())
     typer.echo(f"final model: AUC  {final}")
     for model, row in figures.get("baselines", {}).items():
@@ -192,6 +208,17 @@ def _print(result: Simulation, figures: dict[str, Any]) -> None:
             for site, item in row.items()
         )
         typer.echo(f"{model}: AUC  {areas}")
+
+
+def _suspects(result: Simulation) -> Counter[str]:
+    from trainer.strategies import THRESHOLD  # noqa: PLC0415 - only when the command runs
+
+    return Counter(
+        site
+        for record in result.rounds
+        for site, one in record.sites.items()
+        if one.anomaly_score is not None and one.anomaly_score > THRESHOLD
+    )
 
 
 def _area(metrics: Metrics) -> str:

@@ -13,10 +13,11 @@ from appliance import keys
 from appliance.db.base import now
 from appliance.db.coordinator import Contribution, CoordinatorLedgerEntry, FinishedRound, Run, RunState
 from appliance.db.engine import make_engine, reading, writing
+from appliance.federation import checkpoints
 from appliance.federation.errors import CoordinatorError
 from appliance.ledger import Ledger
 from trainer.federation.plan import Plan
-from trainer.weights_io import load, save, sha256
+from trainer.weights_io import save
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -113,7 +114,7 @@ class Book:
         Raises
         ------
         CoordinatorError
-            If its file is not the one that was written.
+            If its file, or that of the strategy's state, is not the one that was written.
         """
         with reading(self.engine) as session:
             row = session.scalar(
@@ -124,12 +125,8 @@ class Book:
             )
         if row is None:
             raise CoordinatorError("the run has no initial model")
-        path = self.root / row.checkpoint_path
-        if sha256(path) != row.model_sha256:
-            raise CoordinatorError(f"round {row.number}: the checkpoint differs from its hash")
-        state_path = _state_path(path)
-        state = load(state_path) if state_path.is_file() else {}
-        return Checkpoint(row.number, load(path), state, row.model_sha256)
+        weights, state = checkpoints.read(self.root / row.checkpoint_path, row.model_sha256)
+        return Checkpoint(row.number, weights, state, row.model_sha256)
 
     def finish_round(
         self,
@@ -152,9 +149,7 @@ class Book:
             If another engine job continues this run by now, or the round is in the book already.
         """
         path = self._path(run_id, checkpoint.number, job_id)
-        if checkpoint.state:
-            save(_state_path(path), checkpoint.state)
-        digest = save(path, checkpoint.weights)
+        path, digest = checkpoints.write(path, checkpoint.weights, checkpoint.state)
         with writing(self.engine) as session:
             self._check_job(session, run_id, job_id)
             last = session.scalar(
@@ -335,10 +330,6 @@ class Book:
         """Name a checkpoint; the job is in the name so that a stale job overwrites nothing."""
         suffix = f"-{job_id[:8]}" if job_id else ""
         return self.root / "runs" / run_id / f"round-{number:05d}{suffix}.safetensors"
-
-
-def _state_path(path: Path) -> Path:
-    return path.with_suffix(".state.safetensors")
 
 
 def _run(session: Session, run_id: str) -> Run:

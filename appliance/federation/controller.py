@@ -22,7 +22,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from appliance.db.base import now
 from appliance.errors import ApplianceError
-from appliance.federation import messages, policy, provision
+from appliance.federation import messages, policy, progress, provision
 from appliance.federation.book import Checkpoint, Counted, StaleJobError, open_book, received_bytes
 from appliance.federation.collection import Collection
 from appliance.federation.errors import CoordinatorError
@@ -301,8 +301,11 @@ def to_counted(answer: Answer, judgement: aggregation.Judgement | None) -> Count
     if judgement is None:
         return base
     metrics = dict(said.metrics)
+    metrics.pop(progress.ANOMALY, None)  # the site's own word on it does not count
     if judgement.claimed > judgement.samples:
         metrics[CLAIMED] = judgement.claimed
+    if judgement.anomaly is not None:
+        metrics[progress.ANOMALY] = round(judgement.anomaly, 2)
     return replace(
         base,
         samples=judgement.samples,

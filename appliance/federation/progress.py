@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Engine, select
 
 from appliance.db.coordinator import Contribution, FinishedRound, Run
 from appliance.db.engine import reading
+from trainer import strategies
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -16,9 +17,15 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 
+ANOMALY: Final = "anomaly_score"  # beside a contribution's metrics, of its update
+
+
 @dataclass(frozen=True)
 class SiteProgress:
-    """One site in one round; ``reason`` says why it was not counted."""
+    """One site in one round; ``reason`` says why it was not counted.
+
+    ``metrics`` are the site's, with the coordinator's :data:`ANOMALY` where updates were compared.
+    """
 
     site: str
     samples: int
@@ -58,6 +65,17 @@ class RunProgress:
     updated_at: datetime
     rounds: tuple[RoundProgress, ...]
     final: tuple[SiteProgress, ...]
+
+
+def suspects(run: RunProgress) -> dict[str, tuple[int, int]]:
+    """Return sites whose updates were unlike the others': in how many rounds, of how many compared."""
+    counts: dict[str, tuple[int, int]] = {}
+    for one in (site for number in run.rounds for site in number.sites):
+        score = one.metrics.get(ANOMALY)
+        if isinstance(score, int | float):
+            unlike, compared = counts.get(one.site, (0, 0))
+            counts[one.site] = (unlike + (score > strategies.THRESHOLD), compared + 1)
+    return {site: count for site, count in sorted(counts.items()) if count[0]}
 
 
 def runs(engine: Engine) -> list[RunProgress]:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from appliance.cli import build
 from tests.trainer.samples import small_task, write_cases
+from trainer.strategies import STRATEGIES
 from trainer.task import LocalSpec
 from trainer.weights_io import load, sha256
 
@@ -56,6 +57,19 @@ def test_figures_are_printed_for_people_too(sites: list[str]) -> None:
     assert "final model: AUC  north" in found.stdout
 
 
+def test_strategies_are_listed_without_a_task() -> None:
+    found = CliRunner().invoke(build(), ["simulate", "--list-strategies"])
+    assert (found.exit_code, found.stdout.splitlines()) == (0, list(STRATEGIES))
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_every_listed_strategy_runs(sites: list[str], strategy: str) -> None:
+    extra = ["--rounds", "2", "--in-process", "--json", "--strategy", strategy]
+    found = CliRunner().invoke(build(), ["simulate", *sites, *extra])
+    assert found.exit_code == 0, found.output
+    assert set(json.loads(found.stdout)["final"]) == {"north", "south"}
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [
@@ -63,7 +77,7 @@ def test_figures_are_printed_for_people_too(sites: list[str]) -> None:
         (["--site", "no,name=/tmp"], 2),
         (["--site", "justaname"], 2),
         (["--parameter", "mu=much"], 2),
-        (["--strategy", "median", "--in-process"], 1),
+        (["--strategy", "sorcery", "--in-process"], 1),
         (["--strategy", "fedprox", "--parameter", "mu=-1", "--in-process"], 1),
     ],
 )

@@ -26,11 +26,16 @@ TASK = small_task()
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_the_engine_s_simulator_comes_to_the_same_model_as_the_loop() -> None:
+@pytest.mark.parametrize(
+    ("strategy", "parameters"), [("fedprox", {"mu": 0.1}), ("fedadam", {"tau": 0.01})], ids=["prox", "adam"]
+)
+def test_the_engine_s_simulator_comes_to_the_same_model_as_the_loop(
+    strategy: str, parameters: dict[str, float]
+) -> None:
     datasets = {f"s{number}": drawn_dataset(number, TASK) for number in range(3)}
-    here = simulate(TASK, datasets, rounds=2, strategy="fedprox", parameters={"mu": 0.1}, seed=1)
+    here = simulate(TASK, datasets, rounds=2, strategy=strategy, parameters=parameters, seed=1)
     there = simulator.simulate_on_engine(
-        TASK, datasets, rounds=2, strategy="fedprox", parameters={"mu": 0.1}, seed=1, time_limit_s=240
+        TASK, datasets, rounds=2, strategy=strategy, parameters=parameters, seed=1, time_limit_s=240
     )
     assert all(np.array_equal(here.weights[name], there.weights[name]) for name in here.weights)
     assert there.final == here.final
@@ -93,4 +98,4 @@ def test_a_site_name_that_the_engine_could_misread_is_refused(name: str) -> None
 
 def test_a_wrong_strategy_is_refused_before_the_engine_starts() -> None:
     with pytest.raises(StrategyError):
-        simulator.simulate_on_engine(TASK, {"a": drawn_dataset(1, TASK)}, rounds=1, strategy="median")
+        simulator.simulate_on_engine(TASK, {"a": drawn_dataset(1, TASK)}, rounds=1, strategy="sorcery")

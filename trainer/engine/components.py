@@ -57,6 +57,8 @@ class SimulationController(ModelController):  # type: ignore[misc]
                 contributions.append(strategies.Contribution(site, delta, int(record["samples"])))
                 sites[site] = record
             weights, state = strategy.aggregate(weights, contributions, state, order.parameters)
+            for site, score in strategies.anomaly_scores(contributions).items():
+                sites[site]["anomaly_score"] = score
             seconds = time.perf_counter() - started
             records.append({"number": number, "seconds": seconds, "sites": sites})
         weights_io.save(self._folder / MODEL, weights)

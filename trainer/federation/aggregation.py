@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -41,7 +41,8 @@ class Update:
 class Judgement:
     """What became of one update. ``reason`` is None when it was counted.
 
-    ``samples`` is its weight in the mean, ``claimed`` what the site said.
+    ``samples`` is its weight in the mean, ``claimed`` what the site said. ``anomaly`` is the score of
+    :func:`trainer.strategies.anomaly_scores`, None where nobody was compared.
     """
 
     site: str
@@ -49,6 +50,7 @@ class Judgement:
     claimed: int
     update_sha256: str
     reason: str | None
+    anomaly: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +112,10 @@ def aggregate(
         raise AggregationError(f"{len(usable)} usable updates; expected at least {min_sites}")
     rule = strategies.get(strategy.name)
     weights, next_state = rule.aggregate(reference, usable, state, strategy.parameters)
-    return Aggregate(weights, next_state, judgements)
+    scores = strategies.anomaly_scores(usable)
+    return Aggregate(
+        weights, next_state, tuple(replace(one, anomaly=scores.get(one.site)) for one in judgements)
+    )
 
 
 def plain_arrays(received: Mapping[Any, Any]) -> dict[str, Array]:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from trainer.errors import StrategyError
+from trainer.strategies.anomaly import THRESHOLD, anomaly_scores
 from trainer.strategies.base import (
     Contribution,
     State,
@@ -20,12 +21,26 @@ from trainer.strategies.base import (
     update_norm,
 )
 from trainer.strategies.fedavg import FedAvg
+from trainer.strategies.fedopt import ServerOptimizer
 from trainer.strategies.fedprox import FedProx
+from trainer.strategies.robust import CoordinateWise, Krum
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType({"fedavg": FedAvg(), "fedprox": FedProx()})
+STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType(
+    {
+        "fedavg": FedAvg(),
+        "fedprox": FedProx(),
+        "fedavgm": ServerOptimizer("fedavgm"),
+        "fedadam": ServerOptimizer("fedadam"),
+        "fedyogi": ServerOptimizer("fedyogi"),
+        "median": CoordinateWise("median"),
+        "trimmed-mean": CoordinateWise("trimmed-mean"),
+        "krum": Krum(multi=False),
+        "multi-krum": Krum(multi=True),
+    }
+)
 
 
 def get(name: str) -> Strategy:
@@ -44,9 +59,11 @@ def get(name: str) -> Strategy:
 
 __all__ = [
     "STRATEGIES",
+    "THRESHOLD",
     "Contribution",
     "State",
     "Strategy",
+    "anomaly_scores",
     "apply_step",
     "check_update",
     "clip_update",

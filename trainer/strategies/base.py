@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from trainer.errors import StrategyError, UpdateError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+_STATISTICS: Final = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 
 Array = NDArray[Any]
 Weights = dict[str, Array]
@@ -129,10 +131,17 @@ def clip_update(delta: Mapping[str, Array], max_norm: float) -> Weights:
     return clipped
 
 
-def weighted_mean(reference: Mapping[str, Array], contributions: Sequence[Contribution]) -> dict[str, Array]:
-    """Return the mean update in float64, weighted by samples; shapes as in ``reference``, 0-d included.
+def checked(reference: Mapping[str, Array], contributions: Sequence[Contribution]) -> list[Contribution]:
+    """Return contributions in the order of their sites' names, each checked alone.
 
-    Sites are summed in the order of their names, so that the result is bit for bit independent of arrival.
+    In a fixed order sums are bit for bit independent of arrival.
+
+    Raises
+    ------
+    UpdateError
+        If a contribution does not pass :func:`check_update`.
+    StrategyError
+        If there is none, a site twice, or a weight below 1.
     """
     if not contributions:
         raise StrategyError("no contribution to aggregate; expected at least one")
@@ -145,6 +154,12 @@ def weighted_mean(reference: Mapping[str, Array], contributions: Sequence[Contri
                 f"{contribution.site}: weight below 1; expected the number of training samples"
             )
         check_update(reference, contribution.delta)
+    return ordered
+
+
+def weighted_mean(reference: Mapping[str, Array], contributions: Sequence[Contribution]) -> dict[str, Array]:
+    """Return the mean update in float64, weighted by samples; shapes as in ``reference``, 0-d included."""
+    ordered = checked(reference, contributions)
     total = sum(contribution.samples for contribution in ordered)
     mean = {}
     for name, array in reference.items():
@@ -184,6 +199,14 @@ def _moved_integers(name: str, array: Array, step: Array) -> Array:
     if bool(np.any((exact > limits.max - before) | (-exact > before - limits.min))):
         raise UpdateError("not_finite", f"{name}: the new global model leaves the range of {array.dtype}")
     return np.asarray(array + whole.astype(array.dtype))
+
+
+def is_statistic(name: str) -> bool:
+    """Whether an array is a running statistic of batch normalisation, by PyTorch's names.
+
+    It is measured, not trained: it is averaged whatever a strategy does to parameters.
+    """
+    return name.rpartition(".")[2] in _STATISTICS
 
 
 def number(parameters: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from appliance.cli.coordinator import _line
 from appliance.db.base import now
 from appliance.db.coordinator import RunState
 from appliance.federation import policy, progress
@@ -12,6 +13,8 @@ from appliance.federation.book import Book, Checkpoint
 from appliance.federation.errors import CoordinatorError
 from tests.appliance.federation.scripted import Script, ScriptedWorkflow, everyone_admits, said
 from tests.trainer.federation.plans import make_plan
+from trainer import strategies
+from trainer.federation.plan import Strategy
 
 if TYPE_CHECKING:
     from appliance.federation.controller import Answer
@@ -190,3 +193,50 @@ def test_an_update_that_would_drown_the_others_is_refused_and_the_round_goes_on(
 
     assert book.state(run_id) == RunState.DONE
     np.testing.assert_allclose(book.checkpoint(run_id).weights["weight"], 1.0)
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi"])
+def test_a_later_job_goes_on_with_what_the_strategy_remembers(book: Book, name: str) -> None:
+    """Twelve rounds take two jobs; the models are those of the pure functions in one go."""
+    delta = {"weight": np.full((2, 2), 0.1, np.float32)}
+    script = {**everyone_admits(), policy.TASK_TRAIN: lambda site, *_: said(site, arrays=delta)}
+    run_id = add_run(book, total_rounds=12, strategy=Strategy(name, {}))
+
+    ScriptedWorkflow(book, run_id, "job-a", script, SITES).work()
+    assert book.checkpoint(run_id).number == 10
+    ScriptedWorkflow(book, run_id, "job-b", script, SITES).work()
+
+    weights: dict[str, Any] = MODEL
+    state: dict[str, Any] = {}
+    for _ in range(12):
+        updates = [strategies.Contribution(site, delta, 10) for site in SITES]
+        weights, state = strategies.get(name).aggregate(weights, updates, state, {})
+    np.testing.assert_array_equal(book.checkpoint(run_id).weights["weight"], weights["weight"])
+
+
+def test_the_record_names_the_site_whose_updates_are_unlike_the_others(book: Book) -> None:
+    sites = (*SITES, "east", "centre")
+    run_id = add_run(book, total_rounds=2, min_sites=5, strategy=Strategy("median", {}))
+    drawn = np.random.default_rng(0).normal(1.0, 0.2, (5, 2, 2)).astype(np.float32)
+    deltas = {site: {"weight": drawn[i] * (-1 if site == "west" else 1)} for i, site in enumerate(sites)}
+    script = {**everyone_admits(), policy.TASK_TRAIN: lambda site, *_: said(site, arrays=deltas[site])}
+
+    ScriptedWorkflow(book, run_id, "job-a", script, sites, sites).work()
+
+    view = progress.run(book.engine, run_id)
+    assert view is not None
+    assert progress.suspects(view) == {"west": (2, 2)}
+    assert "west unlike the others in 2 of 2 rounds" in _line(view)
+    scores = {one.site: one.metrics[progress.ANOMALY] for one in view.rounds[0].sites}
+    assert max(scores, key=lambda site: scores[site]) == "west"
+    assert np.all(book.checkpoint(run_id).weights["weight"] > 1.0)
+
+
+def test_three_sites_have_no_majority_to_be_unlike(book: Book) -> None:
+    run_id = add_run(book, total_rounds=1)
+
+    ScriptedWorkflow(book, run_id, "job-a", trains(), SITES).work()
+
+    view = progress.run(book.engine, run_id)
+    assert view is not None
+    assert progress.suspects(view) == {}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ from appliance.federation.runs import MAX_FAILURES, PATIENCE_S, RunController
 from tests.trainer.federation.plans import make_plan
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 PLAN = make_plan()
 MODEL = {"weight": np.zeros((2, 2), np.float32)}
@@ -70,6 +71,22 @@ class TestBook:
         book.finish_round(run_id, "job-a", Checkpoint(1, MODEL, state, ""), [counted("north")], now())
 
         np.testing.assert_array_equal(book.checkpoint(run_id).state["momentum"], state["momentum"])
+
+    @pytest.mark.parametrize(
+        "spoil", [Path.unlink, lambda path: path.write_bytes(b"other")], ids=["lost", "changed"]
+    )
+    def test_a_run_does_not_go_on_without_the_state_that_its_round_left(
+        self, book: Book, run_id: str, spoil: Callable[[Path], object]
+    ) -> None:
+        book.set_job(run_id, "job-a")
+        state = {"momentum": np.ones(3, np.float32)}
+        book.finish_round(run_id, "job-a", Checkpoint(1, MODEL, state, ""), [counted("north")], now())
+        [path] = (book.root / "runs" / run_id).glob("*.state.safetensors")
+
+        spoil(path)
+
+        with pytest.raises(CoordinatorError, match="state"):
+            book.checkpoint(run_id)
 
     def test_a_stale_job_finishes_nothing(self, book: Book, run_id: str) -> None:
         book.set_job(run_id, "job-a")

@@ -196,9 +196,8 @@ def test_only_fedprox_trains_with_a_proximal_term() -> None:
 
 
 def test_an_unknown_strategy_is_refused_and_the_known_ones_are_listed() -> None:
-    assert sorted(STRATEGIES) == ["fedavg", "fedprox"]
-    with pytest.raises(StrategyError, match="fedavg"):
-        get("median")
+    with pytest.raises(StrategyError, match=", ".join(STRATEGIES)):
+        get("sorcery")
 
 
 @settings(max_examples=100)
