@@ -57,7 +57,7 @@ def _gram(deltas: Sequence[Mapping[str, Array]]) -> Array:
 
 def _distances(gram: Array) -> Array:
     squares = np.diagonal(gram)
-    distances = np.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0.0)
+    distances: Array = np.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0.0)
     np.fill_diagonal(distances, 0.0)
     return distances
 
@@ -65,7 +65,8 @@ def _distances(gram: Array) -> Array:
 def _cosines(gram: Array) -> Array:
     norms = np.sqrt(np.diagonal(gram))
     product = norms[:, None] * norms[None, :]
-    return np.divide(gram, product, out=np.zeros_like(gram), where=product > 0)
+    cosines: Array = np.divide(gram, product, out=np.zeros_like(gram), where=product > 0)
+    return cosines
 
 
 def _median_of_others(matrix: Array) -> Array:
