@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.sr._concepts_dict import concepts
+from pydicom.sr._snomed_dict import mapping
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from anonymizer.engine import Context, Quarantined, deidentify, deidentify_file
 from anonymizer.errors import StopError
+from anonymizer.faces import decision
 from anonymizer.faces.series import Faces
 from anonymizer.profiles import load_profile
 from tests.anonymizer import heads, scans
@@ -191,3 +194,15 @@ def test_the_body_part_decides_and_nothing_known_is_taken_for_a_head(
 
 def test_a_profile_without_the_option_leaves_heads_alone() -> None:
     assert not isinstance(deidentify(_changed(BodyPartExamined="HEAD"), DEFAULT), Quarantined)
+
+
+def test_the_codes_of_other_regions_name_no_head_and_no_neck() -> None:
+    scheme: dict[str, dict[str, tuple[str, Any]]] = concepts["SCT"]
+    meanings = {code: meaning for names in scheme.values() for code, (meaning, _) in names.items()}
+    meanings |= {"181422007": "Prostate"}
+    older = mapping["SRT"] | {"T-9200B": "41216001"}
+    words = ("head", "neck", "face", "skull", "brain", "orbit", "jaw", "cervical")
+    of_the_trunk = {"R-FAB55", "R-FAB56", "R-FAB57"}  # without a successor there
+    for code in decision._OTHER_REGIONS - of_the_trunk:
+        meaning = meanings[older.get(code, code)].lower()
+        assert not any(word in meaning for word in words), (code, meaning)
