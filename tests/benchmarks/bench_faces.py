@@ -20,7 +20,7 @@ from anonymizer.errors import StopError
 from tests.anonymizer import heads, scans
 from tests.anonymizer.faces import Removal, removal
 
-HEADS: Final = 12
+HEADS: Final = 8
 CONTRASTS: Final = ("CT", "T1", "T2", "FLAIR", "FATSAT")
 ORIENTATIONS: Final = ("axial", "sagittal", "coronal")
 TURN_DEG: Final = 20.0
