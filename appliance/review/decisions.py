@@ -40,6 +40,7 @@ DONE: Final = "done"
 WAITING: Final = "waiting"
 RELEASED: Final = "released"
 _PRIORITY: Final = 2  # a person waits for it
+_OF_MACHINE: Final = frozenset({"(0008,0070)", "(0008,1090)"})  # the same in all that a scope reaches
 _SCOPE_NAMED: Final = "the scope: expected one of "
 
 
@@ -88,20 +89,31 @@ def draft(desk: Desk, item_id: str, verdict: Verdict) -> str:
     return job_id
 
 
-def decide(desk: Desk, decision_id: str, scope: str) -> list[str]:
+def decide(desk: Desk, decision_id: str, scope: str, number: int) -> list[str]:
     """Release what a draft was tried out to release; return jobs to wake, none while it waits for a second.
+
+    Parameters
+    ----------
+    number : int
+        Of the trial that the person saw: somebody else may have drafted anew since.
 
     Raises
     ------
     DecisionError
-        If the trial did not release it, or the scope is none that fits.
+        If the trial did not release it, is not the one that was seen, or the scope is none that fits.
     """
     row = _decision(desk.session, decision_id, DecisionState.DRAFTED, "drafted")
     item = _open(desk.session, row.quarantine_item_id)
     if row.trial.get("state") != DONE or row.trial.get("outcome") != RELEASED:
         raise DecisionError("it was not shown to leave: look at what would leave first")
+    if row.trial["number"] != number:
+        raise DecisionError("it was drafted anew since: look at what would leave now")
     place = _place(desk.session, item)
     _check_scope(scope, place)
+    if scope != scopes.INSTANCE and verdicts.parse(row.verdict).standing - _OF_MACHINE:
+        raise DecisionError(
+            "what says nothing of the patient here may say something elsewhere: decide for the instance"
+        )
     row.outcome, row.scope = RELEASE, scope
     row.decided_by, row.decided_at = desk.actor, now()
     if desk.four_eyes:

@@ -143,7 +143,7 @@ def test_a_trial_shows_what_would_leave_and_nothing_leaves_by_it(node: Node) -> 
 def test_what_was_shown_leaves_as_it_was_shown(node: Node) -> None:
     revision_id, [item_id] = stopped(node, screen())
     decision_id = tried(node, item_id)
-    jobs = at_desk(node, lambda desk: decisions.decide(desk, decision_id, "instance"))
+    jobs = at_desk(node, lambda desk: decisions.decide(desk, decision_id, "instance", 1))
     assert item(node, item_id).resolution == quarantine.RELEASING
     for job_id in jobs:
         assert node.run(job_id).state == WorkState.DONE
@@ -163,7 +163,7 @@ def test_what_was_shown_leaves_as_it_was_shown(node: Node) -> None:
 def test_a_series_leaves_by_one_decision_and_what_follows_in_it_too(node: Node) -> None:
     revision_id, item_ids = stopped(node, screen(), screen(), screen())
     decision_id = tried(node, item_ids[0])
-    [job_id] = at_desk(node, lambda desk: decisions.decide(desk, decision_id, "series"))
+    [job_id] = at_desk(node, lambda desk: decisions.decide(desk, decision_id, "series", 1))
     assert {item(node, one).resolution for one in item_ids} == {quarantine.RELEASING}
     node.run(job_id)
     assert {item(node, one).resolution for one in item_ids} == {quarantine.RELEASED}
@@ -184,7 +184,7 @@ def test_a_decision_on_a_machine_holds_for_its_other_patients_and_for_no_other_m
     _, [second] = stopped(node, screen("1.2.840.99999.7", PatientID="OTHER"))
     _, [third] = stopped(node, screen("1.2.840.99999.8", ManufacturerModelName="Model 2"))
     decision_id = tried(node, first)
-    jobs = at_desk(node, lambda desk: decisions.decide(desk, decision_id, MACHINE))
+    jobs = at_desk(node, lambda desk: decisions.decide(desk, decision_id, MACHINE, 1))
     assert len(jobs) == 2
     assert item(node, third).resolution == ""
     for job_id in jobs:
@@ -200,7 +200,9 @@ def test_a_decision_on_a_machine_holds_for_its_other_patients_and_for_no_other_m
 def test_two_people_are_needed_where_it_is_set(node: Node) -> None:
     _, [item_id] = stopped(node, screen())
     decision_id = tried(node, item_id)
-    assert at_desk(node, lambda desk: decisions.decide(desk, decision_id, "instance"), four_eyes=True) == []
+    assert (
+        at_desk(node, lambda desk: decisions.decide(desk, decision_id, "instance", 1), four_eyes=True) == []
+    )
     assert (row(node, decision_id).state, item(node, item_id).resolution) == ("proposed", "proposed")
     with pytest.raises(DecisionError, match="second person"):
         at_desk(node, lambda desk: decisions.confirm(desk, decision_id))
@@ -218,7 +220,7 @@ def test_the_evidence_says_what_people_decided(node: Node, tmp_path: Path) -> No
     _, [item_id] = stopped(node, screen())
     decision_id = tried(node, item_id)
     assert gathering.gather(node.clinical, 1)["decisions"] == []
-    at_desk(node, lambda desk: decisions.decide(desk, decision_id, "instance"), four_eyes=True)
+    at_desk(node, lambda desk: decisions.decide(desk, decision_id, "instance", 1), four_eyes=True)
     facts = gathering.gather(node.clinical, 1)
     assert facts["counts"]["quarantine_open"] == 1
     [listed] = facts["decisions"]
@@ -235,7 +237,7 @@ def test_the_evidence_says_what_people_decided(node: Node, tmp_path: Path) -> No
 def test_a_proposal_that_is_refused_leaves_the_item_open(node: Node) -> None:
     _, [item_id] = stopped(node, screen())
     decision_id = tried(node, item_id)
-    at_desk(node, lambda desk: decisions.decide(desk, decision_id, "instance"), four_eyes=True)
+    at_desk(node, lambda desk: decisions.decide(desk, decision_id, "instance", 1), four_eyes=True)
     at_desk(node, lambda desk: decisions.refuse(desk, decision_id), actor="b" * 32)
     assert (row(node, decision_id).state, item(node, item_id).resolution) == ("refused", "")
     with pytest.raises(DecisionError, match="proposed"):
@@ -259,7 +261,7 @@ def test_nothing_leaves_that_was_not_shown_to_leave(node: Node) -> None:
     found = row(node, decision_id)
     assert (found.trial["outcome"], found.trial["reason_code"]) == ("stopped", "unusable_patient_id")
     with pytest.raises(DecisionError, match="not shown to leave"):
-        at_desk(node, lambda desk: decisions.decide(desk, decision_id, "instance"))
+        at_desk(node, lambda desk: decisions.decide(desk, decision_id, "instance", 1))
 
 
 def test_a_later_draft_takes_the_place_of_what_was_tried(node: Node) -> None:
@@ -267,7 +269,7 @@ def test_a_later_draft_takes_the_place_of_what_was_tried(node: Node) -> None:
     first = tried(node, item_id)
     job_id = at_desk(node, lambda desk: decisions.draft(desk, item_id, Verdict()))
     with pytest.raises(DecisionError, match="not shown to leave"):
-        at_desk(node, lambda desk: decisions.decide(desk, first, "instance"))
+        at_desk(node, lambda desk: decisions.decide(desk, first, "instance", 1))
     node.run(job_id)
     assert row(node, first).trial["outcome"] == "released"
     assert row(node, first).verdict["boxes"] == []
@@ -287,7 +289,7 @@ def test_a_scope_that_does_not_fit_is_refused(
     _, [item_id] = stopped(node, screen(**changes))
     decision_id = tried(node, item_id)
     with pytest.raises(DecisionError, match=words):
-        at_desk(node, lambda desk: decisions.decide(desk, decision_id, scope))
+        at_desk(node, lambda desk: decisions.decide(desk, decision_id, scope, 1))
     with pytest.raises(DecisionError, match=words):
         at_desk(node, lambda desk: decisions.keep(desk, item_id, scope))
 
@@ -299,18 +301,40 @@ def test_residue_that_a_person_lets_go_is_gone_and_the_rest_leaves(node: Node) -
     found = row(node, tried(node, item_id, Verdict()))
     assert (found.trial["outcome"], found.trial["places"]) == ("stopped", ["(0008,0070)"])
     decision_id = tried(node, item_id, Verdict(removed=frozenset({"(0008,0070)"})))
-    [job_id] = at_desk(node, lambda desk: decisions.decide(desk, decision_id, "instance"))
+    with pytest.raises(DecisionError, match="drafted anew"):
+        at_desk(node, lambda desk: decisions.decide(desk, decision_id, "instance", 1))
+    [job_id] = at_desk(node, lambda desk: decisions.decide(desk, decision_id, "instance", 2))
     node.run(job_id)
     [[out]] = released(node).values()
     assert out.Manufacturer == ""
     assert entries(node, decisions.MADE)[0]["removed"] == ["tag.00080070"]
 
 
+@pytest.mark.parametrize(
+    ("keyword", "tag", "allowed"),
+    [("Manufacturer", "(0008,0070)", True), ("SoftwareVersions", "(0018,1020)", False)],
+    ids=["of the machine", "of this instance"],
+)
+def test_what_stands_here_stands_elsewhere_only_where_the_machine_says_it(
+    node: Node, keyword: str, tag: str, *, allowed: bool
+) -> None:
+    ds = screen(PatientName="Vendori^Anna", BurnedInAnnotation="NO", **{keyword: "Vendorius"})
+    _, [item_id] = stopped(node, ds)
+    decision_id = tried(node, item_id, Verdict(standing=frozenset({tag})))
+    assert row(node, decision_id).trial["outcome"] == "released"
+    if allowed:
+        at_desk(node, lambda desk: decisions.decide(desk, decision_id, MACHINE, 1))
+        return
+    with pytest.raises(DecisionError, match="decide for the instance"):
+        at_desk(node, lambda desk: decisions.decide(desk, decision_id, MACHINE, 1))
+    at_desk(node, lambda desk: decisions.decide(desk, decision_id, "instance", 1))
+
+
 def test_trials_go_with_their_study_and_when_they_are_decided(node: Node) -> None:
     _, [first] = stopped(node, screen("1.2.840.99999.6"))
     _, [second] = stopped(node, screen("1.2.840.99999.7"))
     kept, decided = tried(node, first), tried(node, second)
-    at_desk(node, lambda desk: decisions.decide(desk, decided, "instance"))
+    at_desk(node, lambda desk: decisions.decide(desk, decided, "instance", 1))
     assert folders.sweep(node.clinical) == 1
     study_id = row(node, kept).study_id
     assert study_id is not None

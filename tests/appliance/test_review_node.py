@@ -100,7 +100,7 @@ def test_what_two_people_release_reaches_research_as_they_saw_it(running: Settin
         wait_until(lambda: trial(first, item.id).get("state") == "done", 120, "it is tried out")
         decision_id = trial(first, item.id)["decision_id"]
         assert trial(first, item.id)["outcome"] == "released"
-        act(first, item.id, "release", decision_id=decision_id, scope="instance")
+        act(first, item.id, "release", decision_id=decision_id, scope="instance", number="1")
         refused = first.post(f"/quarantine/{item.id}/actions/confirm", json={"decision_id": decision_id})
         assert refused.status_code == 409
         act(second, item.id, "confirm", decision_id=decision_id)

@@ -155,7 +155,9 @@ def release(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
     _run(
         desk,
         viewer,
-        lambda at: decisions.decide(at, fields.get("decision_id", ""), fields.get("scope", "")),
+        lambda at: decisions.decide(
+            at, fields.get("decision_id", ""), fields.get("scope", ""), _number_of(fields)
+        ),
     )
     if desk.settings.deidentification.four_eyes:
         return "Proposed: it leaves when a second person confirms it."
@@ -204,6 +206,12 @@ def _run(desk: Desk, viewer: Viewer, run: Callable[[decisions.Desk], list[str]])
         raise ActionRefusedError(f"Not done: {error}.") from error
     for job_id, kind in kinds.items():
         desk.zone.wake(kind, job_id)
+
+
+def _number_of(fields: Mapping[str, str]) -> int:
+    """Return which trial the person saw; 0, which is none, where that is not said."""
+    number = fields.get("number", "")
+    return int(number) if number.isascii() and number.isdecimal() and len(number) < 9 else 0
 
 
 def _boxes_of(text: str) -> list[list[int]]:

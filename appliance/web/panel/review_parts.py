@@ -334,6 +334,7 @@ def _dialogs(view: ReviewView) -> list[Markup]:
                 lead=lead + second,
                 submit="Propose" if view.four_eyes else "Release",
                 decision_id=view.trial.decision_id,
+                number=str(view.trial.number),
             )
         )
     return found

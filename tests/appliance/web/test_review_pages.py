@@ -60,7 +60,9 @@ def test_what_would_leave_is_seen_and_released(panel: PanelServer, desk: Desk) -
     before, after = pictures
     assert before.shape == after.shape == (SIZE, SIZE)
     assert len(np.unique(after[8:40, 8:400])) == 1 < len(np.unique(before[8:40, 8:400]))
-    status, said = act(panel, "ada", item_id, "release", decision_id=decision_id, scope="instance")
+    status, said = act(
+        panel, "ada", item_id, "release", decision_id=decision_id, scope="instance", number="1"
+    )
     assert (status, said) == (200, "Released: it leaves in a moment.")
     with reading(desk.zone.engine) as session:
         assert session.get_one(QuarantineItem, item_id).resolution == "releasing"
@@ -81,7 +83,7 @@ def test_who_may_not_see_identities_sees_no_value_no_picture_and_releases_nothin
         assert panel.client("review_quarantine").get(path).status_code == 403
         assert panel.client("ada").get(path.replace("before-0", "before-9")).status_code == 404
         assert panel.client("ada").get(path.replace(item_id, "0" * 32)).status_code == 404
-    release = {"decision_id": decision_id, "scope": "instance"}
+    release = {"decision_id": decision_id, "scope": "instance", "number": "1"}
     assert act(panel, "review_quarantine", item_id, "release", **release)[0] == 409
     assert act(panel, "viewer", item_id, "release", **release)[0] == 403
     assert act(panel, "review_quarantine", item_id, "keep", scope="instance")[0] == 200
