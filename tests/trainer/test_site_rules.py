@@ -105,7 +105,7 @@ class TestScaffold:
             np.testing.assert_array_equal(control, update.delta[CONTROL + name])
 
     def test_the_coordinator_s_control_stays_the_mean_of_the_sites(self) -> None:
-        weights, state = start("scaffold"), {}
+        weights, state = start("scaffold"), dict[str, Any]()
         own: dict[str, Weights] = {}
         rule = strategies.get("scaffold")
         for number in range(3):
