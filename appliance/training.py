@@ -7,10 +7,10 @@ deliveries or after a worker's death, has one update and is counted once.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from appliance import datasets, logs, space
+from appliance import datasets, logs, sitestate, space
 from appliance.db.base import new_id
 from appliance.db.engine import reading, writing
 from appliance.db.research import Protocol, ProtocolState, Round
@@ -43,11 +43,15 @@ class RoundError(ApplianceError):
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """All that a round needs, checked: the row as claimed, its approved plan, the global model."""
+    """All that a round needs, checked: the row as claimed, its approved plan, the global model.
+
+    ``own`` is what the strategy kept at this site; most keep nothing.
+    """
 
     row: Round
     plan: Plan
     weights: Weights
+    own: Weights
 
 
 @dataclass
@@ -83,7 +87,7 @@ def run_round(zone: ResearchZone, claim: Claim) -> None:
         _prepare_process(zone)
         progress("load", 1, 1)
         _KINDS[work.row.kind](zone, claim, work, progress)
-    except (RoundError, TrainerError) as error:
+    except (RoundError, sitestate.SiteStateError, TrainerError) as error:
         claim.die(logs.safe_reason(error))
 
 
@@ -100,6 +104,7 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
         built.dataset,
         strategy=plan.strategy.name,
         strategy_parameters=plan.strategy.parameters,
+        own=work.own,
         max_norm=plan.max_update_norm,
         seed=round_seed(plan.seed, row.site, row.number),
         progress=progress,
@@ -108,6 +113,8 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
     # would not do, since a row that is retried or asked for again starts counting anew.
     relative = f"federation/updates/{row.id}-{new_id()}.safetensors"
     digest = weights_io.save(zone.root / relative, update.delta)
+    if update.own:
+        sitestate.save(zone.root, row, digest, update.own)
     with writing(zone.engine) as session:
         stored = _again(session, row.id)
         stored.output_path = relative
@@ -127,15 +134,21 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
         zone.ledger.append(session, kind=ROUND_TRAINED, subject_id=row.id, body=body)
         claim.finish(session)
     _remove_other_attempts(zone.root / relative, row.id)
+    if update.own:
+        with reading(zone.engine) as session:
+            sitestate.forget(session, zone.root, row)
     _LOG.info(ROUND_TRAINED, round_id=row.id, samples=update.samples, seconds=update.train_seconds)
 
 
 def _finalize(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) -> None:
     from appliance import packaging  # noqa: PLC0415
     from trainer.local_round import evaluate  # noqa: PLC0415 - torch loads here
+    from trainer.site_rules import site_rule  # noqa: PLC0415
 
     plan, row = work.plan, work.row
     built = datasets.build(zone, plan.task, progress)
+    rule = site_rule(plan.strategy.name)
+    work = replace(work, weights=rule.deployed(plan.task, work.weights, work.own, trained=True))
     metrics = evaluate(plan.task, work.weights, built.dataset, progress).to_json()
     progress("export", 0, 1)
     exported = packaging.export(zone, work, built, metrics)
@@ -162,6 +175,7 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
     """Read the row, its plan and model; every hash must be the one that was approved and announced."""
     from trainer import weights_io  # noqa: PLC0415
     from trainer.federation.plan import Plan  # noqa: PLC0415
+    from trainer.site_rules import site_rule  # noqa: PLC0415 - torch loads here
 
     with reading(zone.engine) as session:
         row = _again(session, round_id)
@@ -179,7 +193,11 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
     weights = weights_io.load(path)
     if weights_io.sha256(path) != row.global_model_sha256:
         raise RoundError("the global model differs from its announced hash")
-    return Work(row, plan, weights)
+    own: Weights = {}
+    if site_rule(plan.strategy.name).stateful:
+        with reading(zone.engine) as session:
+            own = sitestate.load(session, zone.root, row)
+    return Work(row, plan, weights, own)
 
 
 def _remove_other_attempts(kept: Path, round_id: str) -> None:

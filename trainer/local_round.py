@@ -11,10 +11,10 @@ import torch
 
 from trainer import metrics, strategies
 from trainer.datasets import Dataset, Samples, require_trainable
-from trainer.networks import weights_of, with_weights
-from trainer.optimisation import Budget, probabilities, train
+from trainer.networks import with_weights
+from trainer.optimisation import probabilities
 from trainer.ports import silent
-from trainer.weights_io import difference
+from trainer.site_rules import Round, site_rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,11 +41,14 @@ class LocalUpdate:
     samples : int
         Training cases: the weight in the mean.
     metrics : Metrics
-        Of the *incoming* global model, on local validation cases.
+        Of the *incoming* model, on local validation cases: the global one, or what the strategy makes of
+        it at this site.
     train_loss : float
         Mean loss over the last steps.
     train_seconds : float
         Wall-clock time of the training alone.
+    own : dict of ndarray
+        What stays at the site for its next round; empty for most strategies.
     """
 
     delta: Weights
@@ -54,15 +57,17 @@ class LocalUpdate:
     metrics: Metrics
     train_loss: float
     train_seconds: float
+    own: Weights
 
 
-def local_round(
+def local_round(  # noqa: PLR0913 - all that the same update depends on
     task: TaskSpec,
     global_weights: Mapping[str, NDArray[Any]],
     dataset: Dataset,
     *,
     strategy: str = "fedavg",
     strategy_parameters: Mapping[str, Any] | None = None,
+    own: Mapping[str, NDArray[Any]] | None = None,
     max_norm: float = math.inf,
     seed: int,
     progress: Progress = silent,
@@ -78,7 +83,9 @@ def local_round(
     dataset : Dataset
         Of :func:`trainer.datasets.build`.
     strategy, strategy_parameters : str, Mapping
-        The plan's strategy; FedProx adds its proximal term to the local loss.
+        The plan's strategy, which decides how the site trains (:mod:`trainer.site_rules`).
+    own : Mapping, optional
+        What the last round left here; nothing before the first.
     max_norm : float
         The plan's bound: a larger update is scaled down to it, so that it is counted and not refused.
     seed : int
@@ -96,26 +103,21 @@ def local_round(
         If training left the range of finite numbers.
     """
     require_trainable(dataset)
-    network = with_weights(task, global_weights)
-    scores = probabilities(network, dataset.validation.x, progress)
-    before = metrics.measure(dataset.validation.y, scores, task.threshold)
-    mu = strategies.get(strategy).proximal_mu(strategy_parameters or {}, task.local.fedprox_mu)
-    started = time.perf_counter()
-    loss = train(
-        network,
-        dataset.train,
-        task.local,
-        Budget(task.local.local_steps, task.local.batch_size),
-        seed=seed,
-        proximal_mu=mu,
-        progress=progress,
+    rule = site_rule(strategy)
+    this = Round(
+        task, strategy, strategy_parameters or {}, global_weights, own or {}, dataset.train, seed, progress
     )
+    incoming = with_weights(task, rule.deployed(task, global_weights, this.own, trained=False))
+    scores = probabilities(incoming, dataset.validation.x, progress)
+    before = metrics.measure(dataset.validation.y, scores, task.threshold)
+    started = time.perf_counter()
+    delta, loss, made = rule.train(this)
     seconds = time.perf_counter() - started
-    delta = difference(weights_of(network), global_weights)
     strategies.check_update(global_weights, delta)
     norm = strategies.update_norm(delta)
     clipped = strategies.clip_update(delta, max_norm)
-    return LocalUpdate(clipped, norm, len(dataset.train), before, loss, seconds)
+    kept = rule.kept(this, clipped, made)
+    return LocalUpdate(clipped, norm, len(dataset.train), before, loss, seconds, kept)
 
 
 def evaluate(

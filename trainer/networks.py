@@ -1,7 +1,7 @@
 """Networks by name, and the way between a network and plain arrays.
 
-All of them normalise by group: batch normalisation keeps running statistics of a site's own data, which
-neither average well nor should leave the building.
+They normalise by group unless the task says ``norm: batch``: batch normalisation keeps running statistics of
+a site's own data, which average badly, and should not leave the building (strategy ``fedbn`` keeps them).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trainer.task import NetworkSpec, TaskSpec
 
 _MAX_FEATURES: Final = 1024
+_NORMS: Final = ("group", "batch")
 
 
 def build(spec: NetworkSpec) -> torch.nn.Module:
@@ -30,6 +31,7 @@ def build(spec: NetworkSpec) -> torch.nn.Module:
 
     ``resnet``: MONAI's ResNet of four stages; ``features`` (four numbers), ``blocks`` (four), ``groups``,
     ``max_pool``. ``densenet``: MONAI's DenseNet; ``features``, ``growth``, ``blocks`` (a list), ``groups``.
+    Both: ``norm``, ``group`` or ``batch``.
 
     Raises
     ------
@@ -48,7 +50,8 @@ def build(spec: NetworkSpec) -> torch.nn.Module:
     if any(width % values["groups"] for width in widths):
         raise TaskError("network.parameters: every number of features must be a multiple of groups")
     network = make(values)
-    _normalise_by_group(network, values["groups"])
+    if values["norm"] == "group":
+        _normalise_by_group(network, values["groups"])
     return network
 
 
@@ -92,7 +95,7 @@ def _resnet(values: Mapping[str, Any]) -> torch.nn.Module:
         conv1_t_stride=2,
         no_max_pool=not values["max_pool"],
         num_classes=1,
-        norm=("group", {"num_groups": values["groups"]}),
+        norm=_norm(values),
         bias_downsample=False,
     )
     return network
@@ -106,9 +109,13 @@ def _densenet(values: Mapping[str, Any]) -> torch.nn.Module:
         init_features=values["features"],
         growth_rate=values["growth"],
         block_config=tuple(values["blocks"]),
-        norm=("group", {"num_groups": values["groups"]}),
+        norm=_norm(values),
     )
     return network
+
+
+def _norm(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    return ("batch", {}) if values["norm"] == "batch" else ("group", {"num_groups": values["groups"]})
 
 
 def _normalise_by_group(module: torch.nn.Module, groups: int) -> None:
@@ -123,6 +130,8 @@ def _normalise_by_group(module: torch.nn.Module, groups: int) -> None:
 def _check(name: str, value: object, default: object) -> None:
     if isinstance(default, bool):
         good = isinstance(value, bool)
+    elif isinstance(default, str):
+        good = value in _NORMS
     elif isinstance(default, int):
         good = _is_count(value)
     else:
@@ -138,8 +147,14 @@ def _is_count(value: object) -> bool:
 
 NETWORKS: Final[Mapping[str, tuple[dict[str, Any], Callable[[Mapping[str, Any]], torch.nn.Module]]]] = {
     "resnet": (
-        {"features": (8, 16, 32, 64), "blocks": (1, 1, 1, 1), "groups": 4, "max_pool": False},
+        {
+            "features": (8, 16, 32, 64),
+            "blocks": (1, 1, 1, 1),
+            "groups": 4,
+            "max_pool": False,
+            "norm": "group",
+        },
         _resnet,
     ),
-    "densenet": ({"features": 16, "growth": 8, "blocks": [2, 2, 2], "groups": 4}, _densenet),
+    "densenet": ({"features": 16, "growth": 8, "blocks": [2, 2, 2], "groups": 4, "norm": "group"}, _densenet),
 }

@@ -14,12 +14,13 @@ from trainer import steppers
 from trainer.ports import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from trainer.datasets import Samples
     from trainer.ports import Progress
+    from trainer.steppers import Stepper
     from trainer.task import LocalSpec
 
 # A site with one positive case in a thousand must not throw the model about.
@@ -42,7 +43,7 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % 2**31
 
 
-def train(
+def train(  # noqa: PLR0913 - all that the same weights depend on
     network: torch.nn.Module,
     samples: Samples,
     spec: LocalSpec,
@@ -51,13 +52,15 @@ def train(
     seed: int,
     proximal_mu: float,
     progress: Progress,
+    centre: Sequence[torch.Tensor] | None = None,
+    make_stepper: Callable[[torch.nn.Module, LocalSpec], Stepper] = steppers.make,
 ) -> float:
     """Train a network in place and return the mean loss over the last tenth of the steps.
 
     Parameters
     ----------
     network : Module
-        Gives logits (n, 1); its present weights are the centre of the proximal term.
+        Gives logits (n, 1).
     samples : Samples
         At least one case.
     spec : LocalSpec
@@ -67,13 +70,17 @@ def train(
     seed : int
         Decides order and augmentation.
     proximal_mu : float
-        Weight of half the squared distance to the starting weights; 0 switches it off.
+        Weight of half the squared distance to the centre; 0 switches it off.
     progress : Progress
         Called with stage ``train`` after each step.
+    centre : sequence of Tensor, optional
+        Of the proximal term, in the order of the network's parameters; the starting weights by default.
+    make_stepper : callable
+        Makes the optimizer.
     """
     network.train()
-    start = [parameter.detach().clone() for parameter in network.parameters()]
-    stepper = steppers.make(network, spec)
+    start = centre or [parameter.detach().clone() for parameter in network.parameters()]
+    stepper = make_stepper(network, spec)
     weight = torch.tensor(class_weight(samples))
     generator = np.random.default_rng(seed)
     losses: list[float] = []
@@ -137,7 +144,7 @@ def _order(count: int, budget: Budget, generator: np.random.Generator) -> Iterat
         waiting = waiting[size:]
 
 
-def _proximal(network: torch.nn.Module, start: list[torch.Tensor], mu: float) -> torch.Tensor:
+def _proximal(network: torch.nn.Module, start: Sequence[torch.Tensor], mu: float) -> torch.Tensor:
     if mu == 0:
         return torch.zeros(())
     squares = [((now - then) ** 2).sum() for now, then in zip(network.parameters(), start, strict=True)]

@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trainer import strategies
-from trainer.baselines import cross_evaluate
 from trainer.errors import StrategyError
-from trainer.local_round import LocalUpdate, local_round
+from trainer.local_round import LocalUpdate, evaluate, local_round
 from trainer.metrics import Metrics
 from trainer.networks import initial_weights
 from trainer.optimisation import seed_of
 from trainer.ports import silent
+from trainer.site_rules import site_rule
 from trainer.weights_io import to_bytes
 
 if TYPE_CHECKING:
@@ -114,8 +114,9 @@ def simulate(
     chosen.check_parameters(parameters)
     if rounds < 1 or not datasets:
         raise StrategyError("nothing to simulate; expected at least one round and one site")
-    weights: Weights = initial_weights(task, seed)
+    weights: Weights = chosen.prepared(initial_weights(task, seed))
     state: dict[str, Any] = {}
+    own: dict[str, Weights] = {}
     records = []
     for number in range(1, rounds + 1):
         started = time.perf_counter()
@@ -129,19 +130,35 @@ def simulate(
                 number=number,
                 strategy=strategy,
                 parameters=parameters,
+                own=own.get(site),
                 seed=seed,
             )
+            own[site] = update.own
             contributions.append(strategies.Contribution(site, update.delta, update.samples))
         weights, state = chosen.aggregate(weights, contributions, state, parameters)
         scores = strategies.anomaly_scores(contributions)
         sites = {site: replace(one, anomaly_score=scores.get(site)) for site, one in sites.items()}
         records.append(RoundRecord(number, time.perf_counter() - started, sites))
         progress("round", number, rounds)
-    final = cross_evaluate(task, {"global": weights}, datasets)["global"]
-    return Simulation(weights, tuple(records), final)
+    return Simulation(weights, tuple(records), final_metrics(task, strategy, weights, own, datasets))
 
 
-def site_round(
+def final_metrics(
+    task: TaskSpec,
+    strategy: str,
+    weights: Mapping[str, NDArray[Any]],
+    own: Mapping[str, Mapping[str, NDArray[Any]]],
+    datasets: Mapping[str, Dataset],
+) -> dict[str, Metrics]:
+    """Measure at each site what it makes of the final global model with what it kept."""
+    rule = site_rule(strategy)
+    return {
+        site: evaluate(task, rule.deployed(task, weights, own.get(site, {}), trained=True), dataset)
+        for site, dataset in datasets.items()
+    }
+
+
+def site_round(  # noqa: PLR0913 - as local_round
     task: TaskSpec,
     weights: Mapping[str, NDArray[Any]],
     dataset: Dataset,
@@ -150,6 +167,7 @@ def site_round(
     number: int,
     strategy: str,
     parameters: Mapping[str, Any],
+    own: Mapping[str, NDArray[Any]] | None = None,
     seed: int,
 ) -> tuple[LocalUpdate, SiteRecord]:
     """Do one site's local round of a simulation, and say how it went."""
@@ -159,6 +177,7 @@ def site_round(
         dataset,
         strategy=strategy,
         strategy_parameters=parameters,
+        own=own,
         seed=round_seed(seed, site, number),
     )
     record = SiteRecord(

@@ -50,6 +50,26 @@ class SGD:
             parameter.grad = None
 
 
+class Corrected:
+    """Plain stochastic gradient descent along corrected gradients, as SCAFFOLD needs it: no momentum."""
+
+    def __init__(
+        self, parameters: Iterable[torch.nn.Parameter], corrections: Iterable[torch.Tensor], spec: LocalSpec
+    ) -> None:
+        self._pairs = list(zip(parameters, corrections, strict=True))
+        self._spec = spec
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Make one step."""
+        for parameter, correction in self._pairs:
+            if parameter.grad is None:
+                continue
+            gradient = parameter.grad.add(parameter, alpha=self._spec.weight_decay).add_(correction)
+            parameter.add_(gradient, alpha=-self._spec.learning_rate)
+            parameter.grad = None
+
+
 class AdamW:
     """Adam with decoupled weight decay.
 

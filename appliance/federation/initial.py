@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from trainer import strategies
 from trainer.errors import TrainerError
 from trainer.federation.plan import Plan
 from trainer.weights_io import save
@@ -16,7 +17,8 @@ def main() -> int:
         plan = Plan.loads(sys.stdin.read())
         from trainer.networks import initial_weights  # noqa: PLC0415 - torch, only for a readable plan
 
-        save(Path(sys.argv[1]), initial_weights(plan.task, plan.seed))
+        chosen = strategies.get(plan.strategy.name)
+        save(Path(sys.argv[1]), chosen.prepared(initial_weights(plan.task, plan.seed)))
     except TrainerError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from appliance.cli import build
 from tests.trainer.samples import small_task, write_cases
 from trainer.strategies import STRATEGIES
-from trainer.task import LocalSpec
+from trainer.task import LocalSpec, NetworkSpec
 from trainer.weights_io import load, sha256
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ def test_strategies_are_listed_without_a_task() -> None:
 
 
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
-def test_every_listed_strategy_runs(sites: list[str], strategy: str) -> None:
+def test_every_listed_strategy_runs(sites: list[str], strategy: str, tmp_path: Path) -> None:
+    network = NetworkSpec("resnet", {"features": [4, 4, 8, 8], "groups": 2, "norm": "batch"})
+    (tmp_path / "task.json").write_text(json.dumps(replace(TASK, network=network).to_json()))
     extra = ["--rounds", "2", "--in-process", "--json", "--strategy", strategy]
     found = CliRunner().invoke(build(), ["simulate", *sites, *extra])
     assert found.exit_code == 0, found.output

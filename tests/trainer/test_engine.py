@@ -27,7 +27,7 @@ TASK = small_task()
 @pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    ("strategy", "parameters"), [("fedprox", {"mu": 0.1}), ("fedadam", {"tau": 0.01})], ids=["prox", "adam"]
+    ("strategy", "parameters"), [("fedprox", {"mu": 0.1}), ("scaffold", {})], ids=["fedprox", "scaffold"]
 )
 def test_the_engine_s_simulator_comes_to_the_same_model_as_the_loop(
     strategy: str, parameters: dict[str, float]

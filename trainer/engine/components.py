@@ -21,7 +21,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from trainer import strategies, weights_io
-from trainer.engine.exchange import MODEL, RECORDS, TASK_NAME, Order, load_dataset
+from trainer.engine.exchange import MODEL, RECORDS, TASK_NAME, Order, load_dataset, load_own, save_own
 from trainer.errors import StrategyError
 
 if TYPE_CHECKING:
@@ -92,8 +92,10 @@ class SimulationExecutor(Executor):  # type: ignore[misc]
             number=int(model.current_round),
             strategy=order.strategy,
             parameters=order.parameters,
+            own=load_own(self._folder, site),
             seed=order.seed,
         )
+        save_own(self._folder, site, update.own)
         answer = FLModel(
             params_type=ParamsType.DIFF,
             params=update.delta,

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from trainer import weights_io
 from trainer.datasets import Dataset, Samples
 from trainer.task import TaskSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from trainer.weights_io import Array, Weights
 
 TASK_NAME: Final = "train"
 ORDER: Final = "order.json"
@@ -65,3 +68,19 @@ def load_dataset(folder: Path, site: str) -> Dataset:
             Samples(content["train_x"], content["train_y"]),
             Samples(content["validation_x"], content["validation_y"]),
         )
+
+
+def save_own(folder: Path, site: str, own: Mapping[str, Array]) -> None:
+    """Write what stays at a site for its next round; nothing where there is nothing."""
+    if own:
+        weights_io.save(_own_path(folder, site), own)
+
+
+def load_own(folder: Path, site: str) -> Weights:
+    """Read it; empty before the first round."""
+    path = _own_path(folder, site)
+    return weights_io.load(path) if path.is_file() else {}
+
+
+def _own_path(folder: Path, site: str) -> Path:
+    return folder / f"{site}.own.safetensors"

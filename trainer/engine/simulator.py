@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 
 from trainer import strategies, weights_io
-from trainer.baselines import cross_evaluate
-from trainer.engine.exchange import MODEL, RECORDS, TASK_NAME, Order, save_dataset
+from trainer.engine.exchange import MODEL, RECORDS, TASK_NAME, Order, load_own, save_dataset
 from trainer.errors import SimulationError
 from trainer.networks import initial_weights
-from trainer.simulation import RoundRecord, Simulation, SiteRecord
+from trainer.simulation import RoundRecord, Simulation, SiteRecord, final_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +52,8 @@ def simulate_on_engine(
     SimulationError
         If the engine ends without a result or takes longer than ``time_limit_s``.
     """
-    strategies.get(strategy).check_parameters(parameters or {})
+    chosen = strategies.get(strategy)
+    chosen.check_parameters(parameters or {})
     if rounds < 1 or not datasets:
         raise SimulationError("nothing to simulate; expected at least one round and one site")
     if not all(_SITE_NAME.match(site) and site != "server" for site in datasets):
@@ -61,7 +61,7 @@ def simulate_on_engine(
     folder = Path(tempfile.mkdtemp(prefix="cloister-simulation-"))
     try:
         Order(task, tuple(datasets), rounds, strategy, parameters or {}, seed).write(folder)
-        weights_io.save(folder / MODEL, initial_weights(task, seed))
+        weights_io.save(folder / MODEL, chosen.prepared(initial_weights(task, seed)))
         for site, dataset in datasets.items():
             save_dataset(folder, site, dataset)
         _write_job(folder, list(datasets))
@@ -75,9 +75,10 @@ def simulate_on_engine(
             for record in json.loads((folder / RECORDS).read_text(encoding="utf-8"))
         )
         weights = weights_io.load(folder / MODEL)
+        own = {site: load_own(folder, site) for site in datasets}
     finally:
         shutil.rmtree(folder)
-    return Simulation(weights, records, cross_evaluate(task, {"global": weights}, datasets)["global"])
+    return Simulation(weights, records, final_metrics(task, strategy, weights, own, datasets))
 
 
 def _write_job(folder: Path, sites: list[str]) -> None:

@@ -20,10 +20,13 @@ from trainer.strategies.base import (
     clip_update,
     update_norm,
 )
+from trainer.strategies.ditto import Ditto
 from trainer.strategies.fedavg import FedAvg
+from trainer.strategies.fedbn import FedBN
 from trainer.strategies.fedopt import ServerOptimizer
 from trainer.strategies.fedprox import FedProx
 from trainer.strategies.robust import CoordinateWise, Krum
+from trainer.strategies.scaffold import Scaffold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +42,9 @@ STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType(
         "trimmed-mean": CoordinateWise("trimmed-mean"),
         "krum": Krum(multi=False),
         "multi-krum": Krum(multi=True),
+        "fedbn": FedBN(),
+        "scaffold": Scaffold(),
+        "ditto": Ditto(),
     }
 )
 

@@ -52,21 +52,20 @@ def _gram(deltas: Sequence[Mapping[str, Array]]) -> Array:
         if deltas[0][name].dtype.kind == "f":
             rows = np.stack([delta[name].reshape(-1).astype(np.float64) for delta in deltas])
             gram += rows @ rows.T
-    return (gram + gram.T) / 2
+    return np.asarray((gram + gram.T) / 2)
 
 
 def _distances(gram: Array) -> Array:
     squares = np.diagonal(gram)
     distances: Array = np.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0.0)
     np.fill_diagonal(distances, 0.0)
-    return distances
+    return np.asarray(distances)
 
 
 def _cosines(gram: Array) -> Array:
     norms = np.sqrt(np.diagonal(gram))
     product = norms[:, None] * norms[None, :]
-    cosines: Array = np.divide(gram, product, out=np.zeros_like(gram), where=product > 0)
-    return cosines
+    return np.asarray(np.divide(gram, product, out=np.zeros_like(gram), where=product > 0))
 
 
 def _median_of_others(matrix: Array) -> Array:

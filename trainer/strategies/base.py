@@ -40,6 +40,15 @@ class Strategy(Protocol):
     def proximal_mu(self, parameters: Mapping[str, Any], default: float) -> float:
         """Return the weight of the proximal term that sites train with; ``default`` is the task's."""
 
+    def prepared(self, initial: Mapping[str, Array]) -> Weights:
+        """Return the first global model of a run, as sites get it, from the network's initial weights.
+
+        Raises
+        ------
+        StrategyError
+            If the strategy cannot work on such a network.
+        """
+
     def aggregate(
         self,
         global_weights: Mapping[str, Array],
@@ -56,6 +65,19 @@ class Strategy(Protocol):
         StrategyError
             If there is no contribution, a site twice, a weight below 1 or a wrong parameter.
         """
+
+
+class WholeModel:
+    """What most strategies share: sites get the network's weights, and train them without a proximal term."""
+
+    def proximal_mu(self, parameters: Mapping[str, Any], default: float) -> float:
+        """Return 0."""
+        del parameters, default
+        return 0.0
+
+    def prepared(self, initial: Mapping[str, Array]) -> Weights:
+        """Return the network's weights as they are."""
+        return dict(initial)
 
 
 def check_update(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer.strategies.base import apply_step, number, only, weighted_mean
+from trainer.strategies.base import WholeModel, apply_step, number, only, weighted_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _PARAMETERS: Final = frozenset({"server_learning_rate"})
 
 
-class FedAvg:
+class FedAvg(WholeModel):
     """FedAvg. Parameter: ``server_learning_rate`` (1: the plain mean).
 
     References
@@ -26,11 +26,6 @@ class FedAvg:
         """Raise StrategyError for an unknown parameter or one out of range."""
         only(parameters, _PARAMETERS)
         number(parameters, "server_learning_rate", 1.0, 1e-6, 10.0)
-
-    def proximal_mu(self, parameters: Mapping[str, Any], default: float) -> float:
-        """Return 0: sites train without a proximal term."""
-        del parameters, default
-        return 0.0
 
     def aggregate(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from trainer.errors import StrategyError, UpdateError
-from trainer.strategies.base import apply_step, is_statistic, number, only, weighted_mean
+from trainer.strategies.base import WholeModel, apply_step, is_statistic, number, only, weighted_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ _ADAPTIVE: Final = _MOMENTUM | {"beta2", "tau"}
 
 
 @dataclass(frozen=True)
-class ServerOptimizer:
+class ServerOptimizer(WholeModel):
     """FedAvgM, FedAdam or FedYogi.
 
     Parameters of ``fedavgm``: ``server_learning_rate`` (1), ``beta1`` (0.9). Of the others:
@@ -48,11 +48,6 @@ class ServerOptimizer:
         _beta(parameters, "beta1", 0.9)
         _beta(parameters, "beta2", 0.99)
         _tau(parameters)
-
-    def proximal_mu(self, parameters: Mapping[str, Any], default: float) -> float:
-        """Return 0: sites train without a proximal term."""
-        del parameters, default
-        return 0.0
 
     def aggregate(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer.strategies.base import number, only
+from trainer.strategies.base import WholeModel, number, only
 from trainer.strategies.fedavg import FedAvg
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _MAX_MU: Final = 100.0
 
 
-class FedProx:
+class FedProx(WholeModel):
     """FedProx. Parameters: ``mu`` (weight of the proximal term; else the task's), ``server_learning_rate``.
 
     References

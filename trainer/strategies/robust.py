@@ -13,7 +13,7 @@ import numpy as np
 
 from trainer.errors import StrategyError
 from trainer.strategies.anomaly import squared_distances
-from trainer.strategies.base import apply_step, checked, number, only
+from trainer.strategies.base import WholeModel, apply_step, checked, number, only
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ _MOST_ATTACKERS: Final = 1000
 
 
 @dataclass(frozen=True)
-class CoordinateWise:
+class CoordinateWise(WholeModel):
     """Coordinate-wise median, or mean without the extremes. Parameter of the latter: ``trim`` (0.2).
 
     ``trim`` is the share of sites that is left out at each end of each coordinate, rounded up, as long as one
@@ -41,11 +41,6 @@ class CoordinateWise:
         """Raise StrategyError for an unknown parameter or one out of range."""
         only(parameters, frozenset() if self.kind == "median" else frozenset({"trim"}))
         number(parameters, "trim", 0.2, 0.0, 0.49)
-
-    def proximal_mu(self, parameters: Mapping[str, Any], default: float) -> float:
-        """Return 0: sites train without a proximal term."""
-        del parameters, default
-        return 0.0
 
     def aggregate(
         self,
@@ -68,7 +63,7 @@ class CoordinateWise:
 
 
 @dataclass(frozen=True)
-class Krum:
+class Krum(WholeModel):
     """Krum takes the update that is nearest to its neighbours, Multi-Krum the mean of the nearest.
 
     Parameter: ``attackers``, the number of hostile sites to withstand; 0 takes the most that the number of
@@ -87,11 +82,6 @@ class Krum:
         only(parameters, frozenset({"attackers"}))
         if not number(parameters, "attackers", 0, 0, _MOST_ATTACKERS).is_integer():
             raise StrategyError("parameter attackers: expected a whole number")
-
-    def proximal_mu(self, parameters: Mapping[str, Any], default: float) -> float:
-        """Return 0: sites train without a proximal term."""
-        del parameters, default
-        return 0.0
 
     def aggregate(
         self,

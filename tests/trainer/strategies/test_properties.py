@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 Arrays = dict[str, "NDArray[Any]"]
 NAMES = tuple(STRATEGIES)
 # Of these a global parameter stays within what the sites' models hold of it.
-CONVEX = frozenset({"fedavg", "fedprox", "median", "trimmed-mean", "krum", "multi-krum"})
+CONVEX = frozenset(
+    {"fedavg", "fedprox", "median", "trimmed-mean", "krum", "multi-krum", "fedbn", "scaffold", "ditto"}
+)
 
 every_strategy = pytest.mark.parametrize("name", NAMES)
 

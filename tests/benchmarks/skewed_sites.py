@@ -1,0 +1,94 @@
+"""Sites that differ, for comparing strategies: real hospitals, and drawn ones of one skew each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from inference.preprocessing import PreprocessingSpec, prepare_pixels
+from tests.shared_data import shared_data_dir
+from tests.trainer.samples import picture, small_task
+from trainer.datasets import Dataset, Samples
+from trainer.task import LocalSpec, NetworkSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+TRAIN: Final = 64
+HELD_OUT: Final = 100
+NOISE: Final = 200.0
+# Shares of positive cases at the four sites of the label skew.
+SHARES: Final = (0.08, 0.3, 0.7, 0.92)
+# What the four machines of the feature skew do to a prepared picture: gain, offset, blur.
+MACHINES: Final = ((1.0, 0.0, 0), (-1.0, 0.5, 0), (0.3, 2.0, 0), (2.0, -1.5, 1))
+
+# Batch normalisation for all, since one of the strategies is about it.
+TASK: Final = small_task(
+    preprocessing=PreprocessingSpec(rows=28, columns=28),
+    network=NetworkSpec("resnet", {"features": [4, 4, 8, 8], "groups": 2, "norm": "batch"}),
+    local=LocalSpec(batch_size=16, local_steps=5, learning_rate=3e-3, shift_fraction=0.0),
+)
+
+
+def two_hospitals(seed: int) -> dict[str, Dataset]:
+    """Chest X-rays at 28 pixels: children of one hospital at two sites, adults of another at two."""
+    folder = shared_data_dir() / "cxr_pneumonia"
+    generator = np.random.default_rng(seed)
+    with np.load(folder / "site_guangzhou_pneumoniamnist28.npz") as content:
+        images, labels = content["train_images"], content["train_labels"].reshape(-1)
+    chosen = generator.permutation(len(labels))[: 2 * (TRAIN + HELD_OUT)]
+    sites = {
+        f"children-{i}": _dataset(_prepared(images[part]), labels[part])
+        for i, part in enumerate(np.split(chosen, 2))
+    }
+    with np.load(folder / "site_nih_covid_talo.npz") as content:
+        images, labels, names = content["images64"], content["labels"], content["names"]
+    people = np.array([str(name).rsplit("/", 1)[-1].split("_", 1)[0] for name in names])
+    usable = generator.permutation(np.flatnonzero(labels != 2))
+    parity = np.array([int(people[i]) % 4 for i in usable])  # sites, and parts of a site, share no patient
+    for i in range(2):
+        train, held_out = usable[parity == 2 * i][:TRAIN], usable[parity == 2 * i + 1][:HELD_OUT]
+        both = np.concatenate([train, held_out])
+        sites[f"adults-{i}"] = _dataset(_prepared(images[both]), labels[both], len(train))
+    return sites
+
+
+def label_skew(seed: int) -> dict[str, Dataset]:
+    """Drawn pictures; sites see the finding rarely or nearly always, and are measured on what they see."""
+    return {f"site-{i}": _drawn(seed * 10 + i, share) for i, share in enumerate(SHARES)}
+
+
+def feature_skew(seed: int) -> dict[str, Dataset]:
+    """Drawn pictures, labels alike; each site's machine changes contrast, brightness and sharpness."""
+    return {f"site-{i}": _drawn(seed * 10 + i, 0.5, machine) for i, machine in enumerate(MACHINES)}
+
+
+SETS: Final[dict[str, Callable[[int], dict[str, Dataset]]]] = {
+    "two hospitals": two_hospitals,
+    "label skew": label_skew,
+    "feature skew": feature_skew,
+}
+
+
+def _drawn(seed: int, share: float, machine: tuple[float, float, int] = (1.0, 0.0, 0)) -> Dataset:
+    generator = np.random.default_rng(seed)
+    labels = (generator.random(TRAIN + HELD_OUT) < share).astype(np.uint8)
+    labels[:2] = labels[TRAIN : TRAIN + 2] = (0, 1)
+    pictures = np.stack([picture(generator, int(label), noise=NOISE) for label in labels])
+    gain, offset, blur = machine
+    x = _prepared(pictures) * np.float32(gain) + np.float32(offset)
+    if blur:
+        x = (x + np.roll(x, 1, 2) + np.roll(x, 1, 3) + np.roll(x, -1, 2) + np.roll(x, -1, 3)) / 5
+    return _dataset(x.astype(np.float32), labels)
+
+
+def _prepared(images: NDArray[np.generic]) -> NDArray[np.float32]:
+    return np.stack([prepare_pixels(image, TASK.preprocessing) for image in images])
+
+
+def _dataset(x: NDArray[np.float32], labels: NDArray[np.generic], train: int = TRAIN) -> Dataset:
+    y = np.asarray(labels).reshape(-1).astype(np.uint8)
+    return Dataset(Samples(x[:train], y[:train]), Samples(x[train:], y[train:]))

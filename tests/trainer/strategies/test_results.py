@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.bench_strategies import interval, markdown, summary
+from tests.benchmarks.skewed_sites import SETS
+from trainer.strategies import STRATEGIES
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "results.md"
+
+
+def test_the_page_of_results_has_a_row_per_strategy_and_data() -> None:
+    rows = [
+        line.split("|")[1].strip() for line in PAGE.read_text(encoding="utf-8").splitlines() if "|" in line
+    ]
+    assert [row for row in rows if row in STRATEGIES] == list(STRATEGIES) * len(SETS)
+
+
+def test_an_interval_is_that_of_paired_differences() -> None:
+    found = interval([0.01, 0.02, 0.03])
+    assert found["mean"] == pytest.approx(0.02)
+    assert found["high"] - found["mean"] == pytest.approx(4.303 * 0.01 / 3**0.5)
+    assert found["low"] == pytest.approx(2 * found["mean"] - found["high"])
+
+
+def test_better_and_worse_are_said_where_the_interval_leaves_zero_out() -> None:
+    shift = {"fedprox": 0.1, "krum": -0.1}
+    found = {
+        (data, seed, 1): {
+            name: {"auc": 0.5 + shift.get(name, 0.0) + 0.01 * seed, "worst": 0.4, "kib": 1.0}
+            for name in STRATEGIES
+        }
+        for data in SETS
+        for seed in range(3)
+    }
+    figures = {"seeds": 3, "rounds": 1, "minutes": 1.0, "sets": summary(found)}
+    lines = markdown(figures).splitlines()
+    for name, verdict in (("fedprox", "better"), ("krum", "worse")):
+        assert len([line for line in lines if line.startswith(f"| {name} ") and verdict in line]) == 3

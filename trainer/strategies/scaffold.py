@@ -1,0 +1,72 @@
+"""SCAFFOLD: control variates tell each site how its gradients differ from everybody's, and correct for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from trainer.strategies.base import WholeModel, apply_step, checked, is_statistic, number, only
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from trainer.strategies.base import Array, Contribution, State, Weights
+
+CONTROL: Final = "control:"
+_MOST: Final = "most_sites"
+_PARAMETERS: Final = frozenset({"server_learning_rate", "local_learning_rate"})
+
+
+class Scaffold(WholeModel):
+    """SCAFFOLD, option II. Parameters: ``server_learning_rate`` (1), ``local_learning_rate`` (the task's).
+
+    The global model carries the coordinator's control variate of each parameter, and an update the change of
+    the site's. As in the paper every site weighs the same. The number of all sites is taken to be the
+    most that have contributed to one round so far.
+
+    References
+    ----------
+    Karimireddy et al., SCAFFOLD: Stochastic Controlled Averaging for Federated Learning, ICML 2020.
+    """
+
+    def check_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Raise StrategyError for an unknown parameter or one out of range."""
+        only(parameters, _PARAMETERS)
+        number(parameters, "server_learning_rate", 1.0, 1e-6, 10.0)
+        self.local_rate(parameters, 1.0)
+
+    def local_rate(self, parameters: Mapping[str, Any], default: float) -> float:
+        """Return the learning rate of the sites' plain gradient descent; ``default`` is the task's."""
+        return number(parameters, "local_learning_rate", default, 1e-8, 10.0)
+
+    def prepared(self, initial: Mapping[str, Array]) -> Weights:
+        """Add a control variate of zero for each parameter."""
+        controls = {
+            CONTROL + name: np.zeros_like(array)
+            for name, array in initial.items()
+            if array.dtype.kind == "f" and not is_statistic(name)
+        }
+        return {**initial, **controls}
+
+    def aggregate(
+        self,
+        global_weights: Mapping[str, Array],
+        contributions: Sequence[Contribution],
+        state: Mapping[str, Array],
+        parameters: Mapping[str, Any],
+    ) -> tuple[Weights, State]:
+        """Move the model by the mean of the updates, and the controls by the sites' share of theirs."""
+        self.check_parameters(parameters)
+        rate = number(parameters, "server_learning_rate", 1.0, 1e-6, 10.0)
+        ordered = checked(global_weights, contributions)
+        most = max(len(ordered), int(state[_MOST]) if _MOST in state else 0)
+        step = {}
+        for name, array in global_weights.items():
+            mean = np.asarray(np.mean([one.delta[name].astype(np.float64) for one in ordered], axis=0))
+            if name.startswith(CONTROL):
+                mean = mean * (len(ordered) / most)
+            elif array.dtype.kind == "f":
+                mean = mean * rate
+            step[name] = mean
+        return apply_step(global_weights, step), {_MOST: np.array(most, dtype=np.int64)}
