@@ -26,6 +26,7 @@ _IMAGE_TYPE, _BURNED_IN = 0x00080008, 0x00280301
 RADIOGRAPHS: Final = frozenset(
     f"1.2.840.10008.5.1.4.1.1.1{tail}" for tail in ("", ".1", ".1.1", ".2", ".2.1", ".3", ".3.1")
 )
+_SMALLEST_RADIOGRAPH: Final = 320  # pixels of the long side; detectors and plates have more than thousand
 _CAPTURES: Final = frozenset(f"1.2.840.10008.5.1.4.1.1.7{tail}" for tail in ("", ".1", ".2", ".3", ".4"))
 
 
@@ -85,7 +86,7 @@ def cleaned(
     anywhere = verdict.looked or ultrasound or profile.detect == "always"
     anywhere = anywhere or _is_likely(file.item, sop_class_uid)
     options = PixelOptions(
-        detect_text=anywhere or sop_class_uid in RADIOGRAPHS,
+        detect_text=anywhere or _is_radiograph(file, item, sop_class_uid),
         read=not anywhere,
         regions=(*regions.known(), *profile.regions),
         ultrasound_regions=ultrasound,
@@ -112,6 +113,14 @@ def _refuse_without_regions(file: File, item: Item, options: PixelOptions) -> No
             "ultrasound_without_regions",
             "SequenceOfUltrasoundRegions (0018,6011): expected regions that fit, or a known machine",
         )
+
+
+def _is_radiograph(file: File, item: Item, sop_class_uid: str) -> bool:
+    """Tell whether an image is a radiograph in which a line of text has room; a thumbnail of one is none."""
+    if sop_class_uid not in RADIOGRAPHS:
+        return False
+    found = pixels.describe(item, file.syntax)
+    return max(found.rows, found.columns) >= _SMALLEST_RADIOGRAPH
 
 
 def _is_likely(item: Item, sop_class_uid: str) -> bool:

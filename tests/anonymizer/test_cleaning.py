@@ -116,6 +116,8 @@ def test_a_long_instance_gives_signs_of_life() -> None:
 def test_a_radiograph_loses_what_can_be_read_in_it_and_nothing_else(tmp_path: Path) -> None:
     ds, values = burnt_text.one_frame("dx_image.dcm")
     ds.PatientID = "MRN-4711"
+    values = values.repeat(2, axis=0).repeat(2, axis=1)
+    ds.Rows, ds.Columns = values.shape[:2]
     clean, written = tmp_path / "clean.dcm", tmp_path / "written.dcm"
     clean.write_bytes(burnt_text.encoded(ds, values.copy()))
     largest = 2.0 ** int(ds.BitsStored) - 1
