@@ -37,7 +37,7 @@ class Pixels:
     elements: Item
     transfer_syntax_uid: str
     looked: bool
-    boxes: tuple[Box | Area, ...] = ()
+    boxes: tuple[Box, ...] = ()
 
 
 def cleaned(

@@ -12,7 +12,6 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from anonymizer import cleaning, keep_list, part10, pixels, verdicts
-from anonymizer.boxes import Box
 from anonymizer.dates import shift_days
 from anonymizer.elements import MAX_INFLATED_BYTES
 from anonymizer.errors import DecodingError, StopError, UnusablePatientIDError
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from anonymizer.boxes import Box
     from anonymizer.elements import Bytes, Item
     from anonymizer.faces.decision import FaceFinder
     from anonymizer.keys import ProjectKeys
@@ -180,7 +180,7 @@ def _deidentify(content: Bytes, context: Context) -> tuple[Released, list[Bytes]
         modality=pixels.text_of(item, _MODALITY),
         size_bytes=sum(map(len, chunks)),
         sha256=digest.hexdigest(),
-        boxes=tuple(box for box in picture.boxes if isinstance(box, Box)),
+        boxes=picture.boxes,
     )
     return released, chunks
 

@@ -67,9 +67,8 @@ def _rgb(ybr: Array) -> Array:
 
 def first_look(shown: Array) -> tuple[Array, int]:
     """Return one picture of :func:`pictures`, and the long side at which most text in it is found."""
-    grey = shown if shown.ndim == 2 else shown.max(axis=2)
-    low, high = (float(at) for at in np.percentile(grey, _PERCENTILES))
-    return _in_colour(_window(grey, low, high)), min(_FINE, _TWICE * max(grey.shape))
+    grey = _grey(shown)
+    return _in_colour(_middle(grey)), min(_FINE, _TWICE * max(grey.shape))
 
 
 def pictures(shown: Array) -> list[tuple[Array, int]]:
@@ -83,14 +82,22 @@ def pictures(shown: Array) -> list[tuple[Array, int]]:
     """
     from cv2 import createCLAHE  # noqa: PLC0415 - heavy, for the first picture
 
-    grey = shown if shown.ndim == 2 else shown.max(axis=2)
-    low, high = (float(at) for at in np.percentile(grey, _PERCENTILES))
+    grey = _grey(shown)
     full = shown.astype(np.uint8) if shown.ndim == 3 else _window(grey, float(grey.min()), float(grey.max()))
-    middle = _window(grey, low, high)
+    middle = _middle(grey)
     found = [(full, _FINE), (middle, _FINE), (createCLAHE(4.0, (8, 8)).apply(middle), COARSE)]
     if max(grey.shape) > _LARGE:
         found.append((middle, _FINEST))
     return [(_in_colour(picture), long_side) for picture, long_side in found]
+
+
+def _grey(shown: Array) -> Array:
+    return shown if shown.ndim == 2 else np.asarray(shown.max(axis=2))
+
+
+def _middle(grey: Array) -> Array:
+    low, high = (float(at) for at in np.percentile(grey, _PERCENTILES))
+    return _window(grey, low, high)
 
 
 def _in_colour(picture: Array) -> Array:

@@ -86,6 +86,16 @@ class Verdict:
 NONE: Final = Verdict()
 
 
+def name_of(place: str) -> str:
+    """Write a place in letters, digits and points alone: ``00081110.00081155``."""
+    return place.replace(",", "").replace(")>(", ".").strip("()").lower()
+
+
+def place_of(name: str) -> str:
+    """Return the place that :func:`name_of` wrote so."""
+    return ">".join(f"({tag[:4]},{tag[4:]})" for tag in name.upper().split("."))
+
+
 def parse(content: Mapping[str, Any]) -> Verdict:
     """Read a verdict.
 

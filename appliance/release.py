@@ -18,7 +18,7 @@ from appliance.crossing import INSTANCES, BundleWriter, InstanceItem
 from appliance.db.base import now
 from appliance.db.clinical import Instance, QuarantineItem, Result, Series, StudyRevision, VaultEntry
 from appliance.db.engine import reading, writing
-from appliance.review.scopes import Standing, place
+from appliance.review.scopes import STAGE, Standing, place
 from appliance.work import LeaseLostError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from appliance.said import Said
     from appliance.work import Claim
 
-STAGE: Final = "deidentify"
 STUDY_DEIDENTIFIED: Final = "study.deidentified"
 UNFORESEEN: Final = "release.unforeseen_error"
 INSTANCE_STOPPED: Final = "release.instance_stopped"

@@ -62,6 +62,11 @@ def add_user(
     return user
 
 
+def names(session: Session) -> dict[str, str]:
+    """Return the name of each user by row id."""
+    return {user.id: user.name for user in session.scalars(select(User))}
+
+
 def find_user(session: Session, name: str) -> User:
     """Return the user of this name; raises UserError when there is none."""
     user = session.scalar(select(User).where(User.name == name))

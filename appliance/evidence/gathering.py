@@ -30,7 +30,8 @@ from appliance.db.clinical import (
     StudyRevision,
 )
 from appliance.db.engine import reading
-from appliance.release import STAGE, STUDY_DEIDENTIFIED, context_of
+from appliance.release import STUDY_DEIDENTIFIED, context_of
+from appliance.review.scopes import STAGE
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session

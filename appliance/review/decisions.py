@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from appliance.ledger import Ledger
 
 REVIEW: Final = "review"
-DEIDENTIFY: Final = "deidentify"
 MADE: Final = "decision.made"
 DECISION_PROPOSED: Final = "decision.proposed"
 CONFIRMED: Final = "decision.confirmed"
@@ -41,7 +40,6 @@ WAITING: Final = "waiting"
 RELEASED: Final = "released"
 _PRIORITY: Final = 2  # a person waits for it
 _OF_MACHINE: Final = frozenset({"(0008,0070)", "(0008,1090)"})  # the same in all that a scope reaches
-_SCOPE_NAMED: Final = "the scope: expected one of "
 
 
 class DecisionError(ApplianceError):
@@ -192,8 +190,8 @@ def _queue(session: Session, decision_id: str, study_ids: Iterable[str]) -> list
             .limit(1)
         )
         if revision is not None:
-            key = f"{DEIDENTIFY}:{revision.id}:{decision_id}"
-            jobs.append(enqueue(session, ClinicalJob, DEIDENTIFY, revision.id, key, priority=_PRIORITY))
+            key = f"{STAGE}:{revision.id}:{decision_id}"
+            jobs.append(enqueue(session, ClinicalJob, STAGE, revision.id, key, priority=_PRIORITY))
     return [job for job in jobs if job is not None]
 
 
@@ -220,7 +218,7 @@ def _record(desk: Desk, kind: str, row: Decision, **more: int) -> None:
 
 def _codes(places: Iterable[str]) -> list[str]:
     """Write places as the ledger takes them: ``tag.00081110.00081155``."""
-    return sorted("tag." + place.replace(",", "").replace(")>(", ".").strip("()").lower() for place in places)
+    return sorted(f"tag.{verdicts.name_of(place)}" for place in places)
 
 
 def _row(item: QuarantineItem, place: Place) -> Decision:
@@ -262,7 +260,7 @@ def _place(session: Session, item: QuarantineItem) -> Place:
 
 def _check_scope(scope: str, place: Place) -> None:
     if scope not in scopes.SCOPES:
-        raise DecisionError(_SCOPE_NAMED + ", ".join(scopes.SCOPES))
+        raise DecisionError(f"the scope: expected one of {', '.join(scopes.SCOPES)}")
     if scope == scopes.MACHINE and not place.machine.is_named:
         raise DecisionError("the machine: expected instances that name manufacturer and model")
 

@@ -24,7 +24,7 @@ HEADER: Final = "header.json"
 BEFORE, AFTER = "before", "after"
 DRAFTS_FOR: Final = timedelta(days=7)
 SWEPT: Final = "review.swept"
-_SHOWN: Final = (DecisionState.DRAFTED, DecisionState.PROPOSED)
+SHOWN: Final = (DecisionState.DRAFTED, DecisionState.PROPOSED)
 _logger = logs.logger(__name__)
 
 
@@ -74,7 +74,7 @@ def sweep(zone: ClinicalZone) -> int:
             )
         )
     with reading(zone.engine) as session:
-        shown = set(session.scalars(select(Decision.id).where(Decision.state.in_(_SHOWN))))
+        shown = set(session.scalars(select(Decision.id).where(Decision.state.in_(SHOWN))))
     gone = [path for path in (zone.root / FOLDER).glob("*/*") if path.name.lstrip(".") not in shown]
     for path in gone:
         shutil.rmtree(path, ignore_errors=True)

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import select
-
+from appliance.auth import users
 from appliance.auth.rights import Right
-from appliance.db.clinical import User
 from appliance.db.engine import reading
 from appliance.web.panel import charts, research
 from appliance.web.panel.markup import DASH, count, el, join, size, when
@@ -64,7 +62,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> FederationView:
         lambda: (client.summary(), client.protocols(), client.runs(), client.receipts(limit=RECEIPTS))
     )
     with reading(desk.zone.engine) as session:
-        people = {user.id: user.name for user in session.scalars(select(User))}
+        people = users.names(session)
     decides = Right.APPROVE_PROTOCOL in viewer.rights
     settings = desk.settings.federation
     if found is None:

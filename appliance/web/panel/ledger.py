@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import func, select
 
 from appliance import node
+from appliance.auth import users
 from appliance.auth.rights import Right
-from appliance.db.clinical import ClinicalLedgerEntry, User
+from appliance.db.clinical import ClinicalLedgerEntry
 from appliance.db.engine import reading
 from appliance.ledger import verify
 from appliance.web.panel import research
@@ -89,7 +90,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> LedgerView:
         kinds = tuple(
             session.scalars(select(ClinicalLedgerEntry.kind).distinct().order_by(ClinicalLedgerEntry.kind))
         )
-        people = {user.id: user.name for user in session.scalars(select(User))}
+        people = users.names(session)
     rows = tuple(
         EntryRow(
             sequence=entry.sequence,

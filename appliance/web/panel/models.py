@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import func, select
 
+from appliance.auth import users
 from appliance.auth.rights import Right
-from appliance.db.clinical import ModelState, ModelVersion, Result, User
+from appliance.db.clinical import ModelState, ModelVersion, Result
 from appliance.db.engine import reading
 from appliance.errors import ApplianceError
 from appliance.web.panel.markup import DASH, el, when
@@ -62,7 +63,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> ModelsView:
                 )
             )
         }
-        people = {user.id: user.name for user in session.scalars(select(User))}
+        people = users.names(session)
         models = session.scalars(
             select(ModelVersion).order_by(ModelVersion.created_at.desc()).limit(200)
         ).all()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import func, select
 
 from appliance import text_regions
+from appliance.auth import users
 from appliance.auth.rights import Right
-from appliance.db.clinical import Instance, QuarantineItem, Series, Study, User
+from appliance.db.clinical import Instance, QuarantineItem, Series, Study
 from appliance.db.engine import reading
 from appliance.text_regions import TextRegionError
 from appliance.web.panel import study_rows
@@ -120,7 +121,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> RegionsView:
 
 
 def _own(session: Session) -> list[RegionRow]:
-    people = {user.id: user.name for user in session.scalars(select(User))}
+    people = users.names(session)
     return [
         RegionRow(
             id=row.id,

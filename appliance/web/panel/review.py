@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import func, select
 
+from anonymizer import verdicts
 from appliance.auth.rights import Right
-from appliance.db.clinical import ClinicalJob, Decision, DecisionState, QuarantineItem, User
+from appliance.db.clinical import ClinicalJob, Decision, QuarantineItem, User
 from appliance.db.engine import reading, writing
 from appliance.review import decisions, folders, scopes
 from appliance.review.decisions import DecisionError
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 _BOX: Final = re.compile(r"\s*(\d{1,5})[\s,;]+(\d{1,5})[\s,;]+(\d{1,5})[\s,;]+(\d{1,5})\s*")
 _AT: Final = "at-"
-_SHOWN: Final = (DecisionState.DRAFTED, DecisionState.PROPOSED)
 
 
 def load(desk: Desk, viewer: Viewer, query: Query) -> ReviewView:
@@ -37,7 +37,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> ReviewView:
         place = scopes.place_of(session, item.instance_id) if item.instance_id else None
         row = session.scalar(
             select(Decision)
-            .where(Decision.quarantine_item_id == item.id, Decision.state.in_(_SHOWN))
+            .where(Decision.quarantine_item_id == item.id, Decision.state.in_(folders.SHOWN))
             .order_by(Decision.created_at.desc())
             .limit(1)
         )
@@ -229,7 +229,7 @@ def _boxes_of(text: str) -> list[list[int]]:
 
 def _places_of(fields: Mapping[str, str], wanted: str) -> list[str]:
     return [
-        review_parts.place_of(name.removeprefix(_AT))
+        verdicts.place_of(name.removeprefix(_AT))
         for name, value in fields.items()
         if name.startswith(_AT) and value == wanted
     ]

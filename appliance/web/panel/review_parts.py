@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from anonymizer import verdicts
 from appliance.db.clinical import DecisionState
 from appliance.review import decisions
 from appliance.web.panel import standing, study_rows
@@ -62,15 +63,6 @@ def draw(view: ReviewView) -> Drawing:
         ),
         "dialogs": el("div", _dialogs(view)),
     }
-
-
-def place_of(name: str) -> str:
-    """Return the place that a field of the form names."""
-    return ">".join(f"({tag[:4]},{tag[4:]})" for tag in name.upper().split("."))
-
-
-def _field_of(place: str) -> str:
-    return "at-" + place.replace(",", "").replace(")>(", ".").strip("()").lower()
 
 
 def _lead(view: ReviewView) -> str:
@@ -294,7 +286,7 @@ def _place_field(place: str, trial: Trial | None) -> Markup:
         ("remove", "Remove it"),
         ("stand", "It says nothing of the patient"),
     ]
-    return select_field(_field_of(place), f"Found in {place}", options, chosen)
+    return select_field(f"at-{verdicts.name_of(place)}", f"Found in {place}", options, chosen)
 
 
 def _scope_words(view: ReviewView) -> dict[str, str]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import or_, select
 
 from appliance import quarantine
-from appliance.db.clinical import Decision, DecisionState, User
+from appliance.auth import users
+from appliance.db.clinical import Decision, DecisionState
 from appliance.db.engine import writing
 from appliance.review import decisions, scopes
 from appliance.web.panel.markup import DASH, count, el, when
@@ -60,7 +61,7 @@ def read(session: Session) -> tuple[DecisionRow, ...]:
         .order_by(Decision.decided_at.desc(), Decision.id)
         .limit(LIMIT)
     ).all()
-    people = {user.id: user.name for user in session.scalars(select(User))}
+    people = users.names(session)
     return tuple(
         DecisionRow(
             id=row.id,
