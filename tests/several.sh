@@ -4,14 +4,24 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 options=(-m e2e --durations=10)
-stories=$(mktemp)
-trap 'rm -f "$stories"' EXIT
-bash tests/twice.sh stories "${options[@]}" tests/e2e >"$stories" 2>&1 &
+stories=(stories "${options[@]}" tests/e2e)
+parts=(parts "${options[@]}" --ignore=tests/e2e)
+output=$(mktemp)
+trap 'rm -f "$output"' EXIT
+bash tests/twice.sh --first "${stories[@]}" >"$output" 2>&1 &
 running=$!
 trap 'pkill -TERM -P "$running"; kill "$running" 2>/dev/null' INT TERM
-bash tests/twice.sh parts "${options[@]}" --ignore=tests/e2e
-parts=$?
+bash tests/twice.sh --first "${parts[@]}"
+part=$?
 wait "$running"
-whole=$?
-cat "$stories"
-exit $((parts != 0 || whole != 0))
+story=$?
+cat "$output"
+if [ "$part" -eq 1 ]; then
+    bash tests/twice.sh --again "${parts[@]}"
+    part=$?
+fi
+if [ "$story" -eq 1 ]; then
+    bash tests/twice.sh --again "${stories[@]}"
+    story=$?
+fi
+exit $((part != 0 || story != 0))

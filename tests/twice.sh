@@ -1,21 +1,30 @@
 #!/usr/bin/env bash
 # Run pytest. Where at most three tests fail, they run once more, alone: a busy machine may be late, a defect fails again.
 # What passes only then is named, to be mended.
-# Usage: tests/twice.sh NAME ARGUMENTS...; NAME keeps the memory of runs that go side by side apart.
+# Usage: tests/twice.sh [--first|--again] NAME ARGUMENTS...; NAME keeps the memory of runs that go side by side apart.
+# Runs side by side are not alone: they take --first, and --again when all of them have ended.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
+part=both
+case $1 in --first | --again)
+    part=$1
+    shift
+    ;;
+esac
 cache=.pytest_cache/$1
-shift
-rm -rf "$cache"
-.venv/bin/pytest -o cache_dir="$cache" "$@"
-code=$?
 failed=$cache/v/cache/lastfailed
-if [ "$code" -ne 1 ] || [ ! -f "$failed" ]; then
-    exit "$code"
+shift
+if [ "$part" != --again ]; then
+    rm -rf "$cache"
+    .venv/bin/pytest -o cache_dir="$cache" "$@"
+    code=$?
+    if [ "$part" = --first ] || [ "$code" -ne 1 ] || [ ! -f "$failed" ]; then
+        exit "$code"
+    fi
 fi
-count=$(.venv/bin/python -c 'import json, sys; print(len(json.load(open(sys.argv[1]))))' "$failed")
+count=$(.venv/bin/python -c 'import json, sys; print(len(json.load(open(sys.argv[1]))))' "$failed") || exit 1
 if [ "$count" -gt 3 ]; then
-    exit "$code"
+    exit 1
 fi
 echo "Failed on a busy machine, once more alone:"
 cat "$failed"

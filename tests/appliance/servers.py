@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 POSTGRESQL_PROGRAMS = Path("/usr/lib/postgresql")
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0, what: str = "condition") -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0, what: str = "condition") -> None:
     """Wait for a condition; fail the test when it does not come true in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():

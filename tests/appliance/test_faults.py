@@ -98,8 +98,9 @@ def test_a_power_loss_takes_nothing_that_was_answered(
     shadow = tmp_path / "shadow"
     for folder in (".blobs", "incoming/scp", "entries", "quarantine"):
         (shadow / folder).mkdir(parents=True)
+    # Each wait for the disk takes 20 ms: whenever the power fails, something is under way.
     shimmed = {"LD_PRELOAD": shim, "POWER_FROM": str(inbox_of(processes)), "POWER_TO": str(shadow)}
-    scp = processes.start("scp", **shimmed)
+    scp = processes.start("scp", **shimmed, POWER_DELAY_MS="20")
     senders = [sender(processes, files[number::4]) for number in range(4)]
     entries = inbox_of(processes) / "entries"
     wait_until(lambda: sum(1 for _ in entries.iterdir()) >= 60, "some instances arrived")

@@ -61,16 +61,16 @@ def test_the_agent_imports_requeues_and_answers_and_ends_at_once(
     item = LabelItem("A" * 26, "", "crossed", 1, "csv")
     write_bundle(settings, bundle_id, LABELS, "default", [item])
     wait_until(lambda: labels(node) == 1, 40, "the bundle is imported")
-    wait_until((settings.crossing_in / "acks" / bundle_id).exists, 5, "and acknowledged")
+    wait_until((settings.crossing_in / "acks" / bundle_id).exists, 60, "and acknowledged")
 
     round_id = node.add_round()
     with writing(node.zone.engine) as session:  # as a worker that was killed leaves it
         row = session.get_one(Round, round_id)
         row.state, row.attempts = WorkState.RUNNING, 1
         row.lease_owner, row.lease_until = "worker@elsewhere:1:1:0", now()
-    wait_until(lambda: state_of(node, round_id) == WorkState.QUEUED, 20, "the round is taken back")
+    wait_until(lambda: state_of(node, round_id) == WorkState.QUEUED, 60, "the round is taken back")
 
-    wait_until(lambda: len(ask(node).protocols()) == 1, 10, "the service answers")
+    wait_until(lambda: len(ask(node).protocols()) == 1, 60, "the service answers")
     os.kill(agent.pid, signal.SIGTERM)
     assert agent.wait(5) == 0
 

@@ -47,7 +47,7 @@ def dcmtk(name: str, *arguments: str | Path, check: bool = True) -> subprocess.C
     return subprocess.run(command, capture_output=True, text=True, check=check, timeout=120)
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
     """Wait until a condition holds; fail with what was awaited when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -243,7 +243,7 @@ def test_a_request_that_is_none_is_aborted_and_frees_its_place(
     with BytePeer(scp.port) as peer:
         peer.send(pdu(0x01, associate_rq([(CT, SYNTAX)])[6:] + tail))
         assert peer.receive()[0] == ABORT
-    wait_until(lambda: scp.scp.association_count == 0, "the place is free", 10)
+    wait_until(lambda: scp.scp.association_count == 0, "the place is free", 60)
     negotiated(scp)
     assert scp.heard.failed == []
 

@@ -290,7 +290,7 @@ def test_a_stream_that_never_associates_is_closed(run_scp: Callable[..., Running
     with BytePeer(scp.port) as peer:
         peer.send(sent)
         assert peer.receive()[0] in {0x07, 0x00}
-        wait_until(all_ended, "the connection was given up", 10)
+        wait_until(all_ended, "the connection was given up", 60)
     with BytePeer(scp.port) as honest:
         assert honest.associate()[0] == 0x02
 
@@ -301,7 +301,7 @@ def test_a_peer_that_stalls_inside_a_pdu_is_given_up(run_scp: Callable[..., Runn
         peer.associate()
         peer.send(pdu(0x04, pdv(1, 0x03, store_rq(CTImageStorage, "1.2.3"))))
         peer.send(pdu(0x04, pdv(1, 0x00, bytes(1000)))[:-100])
-        wait_until(all_ended, "the stalled association ended", 10)
+        wait_until(all_ended, "the stalled association ended", 60)
     assert list(scp.inbox.incoming.iterdir()) == []
 
 
@@ -506,6 +506,6 @@ def test_connections_that_close_at_once_hold_no_place(scp: RunningSCP) -> None:
     for _ in range(200):
         with socket.create_connection(("127.0.0.1", scp.port), timeout=10):
             pass
-    wait_until(lambda: scp.scp.association_count == 0, "their places are free", 3)
+    wait_until(lambda: scp.scp.association_count == 0, "their places are free", 60)
     with BytePeer(scp.port) as peer:
         assert peer.associate()[0] == 0x02

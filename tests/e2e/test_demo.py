@@ -140,7 +140,7 @@ def test_ctrl_c_ends_every_process_and_leaves_nothing_behind(tmp_path: Path) -> 
         child.wait(timeout=60)
     finally:
         _kill(child, descendants(child.pid))
-    wait_until(lambda: not _alive(below), "no process is left", 5)
+    wait_until(lambda: not _alive(below), "no process is left", 60)
     assert not list(tmp_path.glob("cloister-*"))
     assert set(Path("/tmp").glob("cloister-*")) <= before  # noqa: S108
 
@@ -161,7 +161,7 @@ def test_killing_the_demonstration_ends_everything_below_it(tmp_path: Path) -> N
         assert len(below) > 20
         child.kill()
         child.wait(timeout=10)
-        wait_until(lambda: not _alive(below), "no process is left", 20)
+        wait_until(lambda: not _alive(below), "no process is left", 60)
     finally:
         _kill(child, below)
 

@@ -172,7 +172,7 @@ def _wait_until_known(site: Site) -> None:
         )
         return done.returncode == 0
 
-    wait_until(answers, "the node answers its PACS", 20)
+    wait_until(answers, "the node answers its PACS", 60)
 
 
 def _learn(road: Road) -> None:

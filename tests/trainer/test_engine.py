@@ -87,7 +87,7 @@ def test_a_simulation_that_takes_too_long_leaves_no_process(
         wait_until(lambda: any("simulator_worker" in line for line in ours()), 40, "the site's process runs")
         with pytest.raises(SimulationError, match="within"):
             running.result()
-    wait_until(lambda: ours() == [], 5, "every process has ended")
+    wait_until(lambda: ours() == [], 60, "every process has ended")
 
 
 @pytest.mark.parametrize("name", ["../a", "a,b", "", "server"])
