@@ -14,6 +14,8 @@ import types
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from appliance.tasks import runner
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -43,18 +45,10 @@ def _is_held(hold: Path, log: Path) -> bool:
 
 def main() -> int:
     """Run the worker of the given name."""
-    for module, function in (
-        ("release", "release_study"),
-        ("delivery", "deliver"),
-        ("erasing", "erase"),
-        ("fetch_work", "fetch"),
-        ("serving", "infer_study"),
-        ("commitment", "report"),
-        ("training", "run_round"),
-    ):
-        stand_in = types.ModuleType(f"appliance.{module}")
+    for module, function in (*runner.CLINICAL_WORK.values(), ("appliance.training", "run_round")):
+        stand_in = types.ModuleType(module)
         setattr(stand_in, function, probe)
-        sys.modules[f"appliance.{module}"] = stand_in
+        sys.modules[module] = stand_in
     name, *rest = sys.argv[1:]
     code: int = import_module(f"appliance.processes.{name}").main(rest)
     return code
