@@ -39,12 +39,10 @@ def init(
     as_json: _AsJSON = False,
 ) -> None:
     """Make certificates and one kit per site in a new folder."""
-    from appliance.db import migrate  # noqa: PLC0415 - other commands start without it
-    from appliance.federation import provision  # noqa: PLC0415 - as above
+    from appliance.federation import provision  # noqa: PLC0415 - other commands start without it
 
     federation = provision.create(folder, site, host, port)
-    migrate.upgrade(federation.database_url, "coordinator")
-    kits = {name: str(federation.kit(name)) for name in federation.sites}
+    kits = {name: str(federation.kit(name)) for name in site}
     if as_json:
         typer.echo(json.dumps({"host": federation.host, "port": federation.port, "kits": kits}, indent=2))
         return
@@ -108,10 +106,10 @@ def resume(folder: _Folder, run_id: Annotated[str, typer.Argument()]) -> None:
 
 def offer(folder: _Folder, run_id: Annotated[str, typer.Argument()]) -> None:
     """Offer the final model of a done run once more, to the sites that miss it."""
-    from appliance.federation import coordinator, provision  # noqa: PLC0415 - other commands start without it
+    from appliance.federation import coordinator, members, provision  # noqa: PLC0415 - as above
 
-    federation = provision.load(folder)
-    missing = coordinator.open_book(federation).offer(run_id, frozenset(federation.sites))
+    book = coordinator.open_book(provision.load(folder))
+    missing = book.offer(run_id, members.active(book.engine))
     typer.echo(f"{run_id}: offered to {', '.join(sorted(missing))} when one of them is there")
 
 

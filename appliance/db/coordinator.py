@@ -80,3 +80,41 @@ class CoordinatorLedgerEntry(LedgerMixin, CoordinatorBase):
     """The coordinator's ledger."""
 
     __tablename__ = "ledger_entry"
+
+
+class MemberState(StrEnum):
+    """States of a member of the federation."""
+
+    ACTIVE = "active"
+    LEFT = "left"
+    EXPELLED = "expelled"
+
+
+class Member(CoordinatorBase):
+    """A site of the federation. Its certificate is good while it is active, and for this name alone."""
+
+    __tablename__ = "member"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(String(40), unique=True)
+    state: Mapped[str] = mapped_column(String(16), default=MemberState.ACTIVE)
+    # Raw Ed25519 public key of the site's research zone, as hex; what it signs is checked with this.
+    signing_key: Mapped[str | None] = mapped_column(String(64))
+    certificate_serial: Mapped[str] = mapped_column(String(40))  # hex
+    previous_serial: Mapped[str | None] = mapped_column(String(40))  # good until its own end, for a renewal
+    certificate_ends_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    joined_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+    left_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+
+class Invitation(CoordinatorBase):
+    """A one-time right to enrol under one name; of the code's secret only the hash stands here."""
+
+    __tablename__ = "invitation"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    site: Mapped[str] = mapped_column(String(40), index=True)
+    secret_sha256: Mapped[str] = mapped_column(String(64))
+    expires_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    failed_attempts: Mapped[int] = mapped_column(Integer, default=0)
+    used_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    withdrawn_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)

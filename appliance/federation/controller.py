@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +23,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from appliance.db.base import now
 from appliance.errors import ApplianceError
-from appliance.federation import messages, policy, progress, provision
+from appliance.federation import members, messages, policy, progress, provision
 from appliance.federation.book import Checkpoint, Counted, StaleJobError, open_book, received_bytes
 from appliance.federation.collection import Collection
 from appliance.federation.errors import CoordinatorError
@@ -86,8 +87,8 @@ class RunWorkflow(Controller):  # type: ignore[misc]
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Open the book."""
-        federation = provision.load(Path(os.environ[policy.ROOT_VARIABLE]))
-        self._book, self._members = open_book(federation), frozenset(federation.sites)
+        self._book = open_book(provision.load(Path(os.environ[policy.ROOT_VARIABLE])))
+        self._members: Callable[[], frozenset[str]] = partial(members.active, self._book.engine)
         self._job_id = str(fl_ctx.get_job_id())
         self._silent: frozenset[str] = frozenset()
 
@@ -139,7 +140,8 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         order = messages.Order(plan.sha256, wait_s=plan.approval_wait_s, plan=plan.to_json())
         needed = self._book.needed(self._run_id)
         delivered = self._book.delivered(self._run_id)
-        everyone = frozenset(client.name for client in self._engine.get_clients()) - delivered
+        connected = frozenset(client.name for client in self._engine.get_clients())
+        everyone = (connected & self._members()) - delivered
         collection = Collection(
             everyone,
             everyone,
@@ -152,7 +154,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         refused = frozenset(answer.site for answer in answers if answer.said.code in FINAL_CODES)
         if not collection.enough:
             reasons = ", ".join(f"{a.site}: {a.said.code}" for a in answers if a.said.code) or "no answer"
-            hopeless = len(self._members - delivered - refused) < needed  # whoever is away may come back
+            hopeless = len(self._members() - delivered - refused) < needed  # whoever is away may come back
             raise (NotAdmittedError if hopeless else AggregationError)(
                 f"{len(collection.usable)} sites take part of {needed} needed ({reasons})"
             )
@@ -205,6 +207,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
     ) -> list[Answer]:
         order = messages.Order(plan.sha256, number, standing.model_sha256, plan.round_timeout_s)
         model = FLModel(params_type=ParamsType.FULL, params=standing.weights, current_round=number)
+        sites &= self._members()
         collection = Collection(
             sites,
             sites - self._silent,
@@ -236,11 +239,13 @@ class RunWorkflow(Controller):  # type: ignore[misc]
                 raise StaleJobError("the job was aborted")
             time.sleep(POLL_S)
         self.cancel_task(task, TaskCompletionStatus.OK, fl_ctx)
+        still = self._members()  # whoever left or was expelled meanwhile does not count
         with self._lock:
-            return [answers[site] for site in sorted(answers)]
+            return [answers[site] for site in sorted(answers) if site in still]
 
     def _is_over(self, collection: Collection) -> bool:
         gone = [site for site in collection.targets if self.get_client_disconnect_time(site) is not None]
+        gone += collection.targets - self._members()
         with self._lock:
             collection.lost(gone)
             return collection.over(time.monotonic())

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance import logs
 from appliance.children import adopt_orphans
 from appliance.federation import book as books
-from appliance.federation import policy
+from appliance.federation import members, policy
 from appliance.federation.enginehost import command, end_jobs
 from appliance.federation.enginelink import EngineLink
 from appliance.federation.errors import CoordinatorError
@@ -99,7 +100,7 @@ def run(
         book = books.open_book(federation)
         link = EngineLink(federation.admin_workspace)
         server = EngineServer(federation)
-        controller = RunController(book, link, frozenset(federation.sites))
+        controller = RunController(book, link, partial(members.active, book.engine))
         try:
             while not stopping.is_set():
                 if server.keep():

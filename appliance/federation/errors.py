@@ -17,6 +17,10 @@ class KitError(FederationError):
     """A startup kit is not one, or does not fit this node."""
 
 
+class MembershipError(FederationError):
+    """A site is not what it would have to be: a member, an invited one, the one with this key."""
+
+
 class CoordinatorError(FederationError):
     """The coordinator's folder or database is not as expected."""
 

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from appliance.db.base import now
-from appliance.federation import coordinator, provision
+from appliance.federation import coordinator, members, provision
 from appliance.federation.errors import CoordinatorError
 from trainer import strategies
 from trainer.federation.plan import Plan, default_expiry
@@ -30,10 +30,11 @@ def add(root: Path, plan_file: Path) -> str:
     """
     federation = provision.load(root)
     plan = read_plan(plan_file)
-    if plan.min_sites > len(federation.sites):
-        raise CoordinatorError(f"min_sites: expected at most {len(federation.sites)}, the federation's sites")
-    strategies.get(plan.strategy.name).check_parameters(plan.strategy.parameters)
     book = coordinator.open_book(federation)
+    sites = members.active(book.engine)
+    if plan.min_sites > len(sites):
+        raise CoordinatorError(f"min_sites: expected at most {len(sites)}, the federation's sites")
+    strategies.get(plan.strategy.name).check_parameters(plan.strategy.parameters)
     return book.add_run(plan, initial_model(plan, federation.runs / plan.run_id))
 
 

@@ -13,8 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from cryptography import x509
+
 from appliance import durable, keys
-from appliance.federation import policy
+from appliance.db import migrate
+from appliance.db.engine import writing
+from appliance.federation import book as books
+from appliance.federation import members, policy
 from appliance.federation.errors import CoordinatorError, ProvisioningError
 
 if TYPE_CHECKING:
@@ -34,7 +39,6 @@ class Federation:
     root: Path
     host: str
     port: int
-    sites: tuple[str, ...]
 
     @property
     def database_url(self) -> str:
@@ -84,15 +88,17 @@ def create(root: Path, sites: Sequence[str], host: str = "localhost", port: int 
         raise ProvisioningError(f"{root}: not empty; expected a new folder")
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     root.chmod(0o700)
-    federation = Federation(root.resolve(), host, port or _free_port(), tuple(sites))
+    federation = Federation(root.resolve(), host, port or _free_port())
     with tempfile.TemporaryDirectory(dir=root, prefix=".provision-") as folder:
-        made = _engine_provision(Path(folder), federation)
+        made = _engine_provision(Path(folder), federation, sites)
         _install_server(federation, made / host)
         _install_admin(federation, made / policy.ADMIN)
         for site in sites:
             _write_kit(federation, site, made / site / "startup")
         _keep_authority(federation, made.parent / "state")
     keys.create_research_keys(federation.root)  # the ledger's
+    migrate.upgrade(federation.database_url, "coordinator")
+    _admit(federation, sites)
     description = {**asdict(federation), "root": "."}
     write_private(root / _DESCRIPTION, json.dumps(description, indent=2).encode())
     return federation
@@ -108,7 +114,7 @@ def load(root: Path) -> Federation:
     """
     try:
         content = json.loads((root / _DESCRIPTION).read_text(encoding="utf-8"))
-        return Federation(root.resolve(), str(content["host"]), int(content["port"]), tuple(content["sites"]))
+        return Federation(root.resolve(), str(content["host"]), int(content["port"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CoordinatorError(
             f"{root}: no federation; expected a folder made by 'coordinator init'"
@@ -153,7 +159,7 @@ class _Quiet:
         self.problems.append(message)
 
 
-def _engine_provision(folder: Path, federation: Federation) -> Path:
+def _engine_provision(folder: Path, federation: Federation, sites: Sequence[str]) -> Path:
     """Run the engine's builders; return the folder with one kit per participant."""
     from nvflare.lighter.entity import Participant, Project  # noqa: PLC0415
     from nvflare.lighter.impl.cert import CertBuilder  # noqa: PLC0415
@@ -168,7 +174,7 @@ def _engine_provision(folder: Path, federation: Federation) -> Path:
             Participant("server", federation.host, organization, {"fed_learn_port": federation.port}),
             Participant("admin", policy.ADMIN, organization, {"role": policy.ADMIN_ROLE}),
         ]
-        people += [Participant("client", site, organization) for site in federation.sites]
+        people += [Participant("client", site, organization) for site in sites]
         for participant in people:
             project.add_participant(participant)
         builders = [
@@ -233,6 +239,21 @@ def _write_kit(federation: Federation, site: str, startup: Path) -> None:
         archive.writestr("kit.json", json.dumps(content, indent=2))
         for name in KIT_FILES[1:]:
             archive.writestr(name, (startup / name).read_bytes())
+
+
+def _admit(federation: Federation, sites: Sequence[str]) -> None:
+    """Make the sites members; their signing keys are pinned when they show them."""
+    book = books.open_book(federation)
+    ledger = books.open_ledger(federation.root)
+    try:
+        with writing(book.engine) as session:
+            for site in sites:
+                with zipfile.ZipFile(federation.kit(site)) as archive:
+                    made = x509.load_pem_x509_certificate(archive.read("client.crt"))
+                certificate = members.Certificate(f"{made.serial_number:x}", made.not_valid_after_utc)
+                members.admit(session, ledger, site, certificate, None)
+    finally:
+        book.engine.dispose()
 
 
 def _keep_authority(federation: Federation, state: Path) -> None:

@@ -71,15 +71,16 @@ class RunController:
 
     Parameters
     ----------
-    expected : frozenset of str
-        All sites of the federation. A job starts when all are there, or ``gather_s`` after enough are.
+    members : callable
+        Returns the sites that belong to the federation now. A job starts when all are there, or ``gather_s``
+        after enough are; whoever joins takes part from the next job on.
     """
 
     def __init__(
         self,
         book: Book,
         engine: Engine,
-        expected: frozenset[str],
+        members: Callable[[], frozenset[str]],
         *,
         gather_s: float = GATHER_S,
         patience_s: float = PATIENCE_S,
@@ -87,7 +88,7 @@ class RunController:
     ) -> None:
         self._book = book
         self._engine = engine
-        self._expected = expected
+        self._members = members
         self._gather_s = gather_s
         self._patience_s = patience_s
         self._clock = clock
@@ -170,14 +171,15 @@ class RunController:
         at = self._clock()
         if at < attempt.not_before:
             return
-        here = self._engine.sites()
+        expected = self._members()
+        here = self._engine.sites() & expected
         if not self._has_sites(attempt.run_id, here):
             self._step_aside(attempt, here)
             return
         attempt.short_since = None
         if attempt.enough_since is None:
             attempt.enough_since = at
-        if not self._expected <= here and at - attempt.enough_since < self._gather_s:
+        if not expected <= here and at - attempt.enough_since < self._gather_s:
             return
         attempt.reached_at_start = self._reached(attempt.run_id)
         name = f"run-after-{attempt.reached_at_start[0]}"

@@ -13,7 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from appliance.federation import job, provision
+from appliance.federation import job, members, provision
+from appliance.federation.book import open_book
 from appliance.federation.enginelink import EngineAwayError, EngineLink, has_ended
 
 JOBS = {
@@ -60,7 +61,8 @@ def main() -> None:
     """Submit both jobs, one after the other."""
     federation = provision.load(Path(sys.argv[1]))
     link = EngineLink(federation.admin_workspace)
-    wait_for_sites(link, set(federation.sites))
+    book = open_book(federation)
+    wait_for_sites(link, set(members.active(book.engine)))
     statuses = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, (executor, code) in JOBS.items():

@@ -49,7 +49,7 @@ class ScriptedWorkflow(RunWorkflow):
     ) -> None:
         super().__init__(run_id)
         self._book, self._job_id, self._silent = book, job_id, frozenset()
-        self._engine, self._members = Sites(sites), frozenset(members)
+        self._engine, self._members = Sites(sites), lambda: frozenset(members)
         self._script = script
         self.asked: list[tuple[str, str]] = []
         self.panics: list[str] = []

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from appliance.db import migrate
 from appliance.federation import newrun, provision
 from appliance.federation.errors import CoordinatorError
 from tests.trainer.federation.plans import make_plan
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
 
 def test_a_run_that_needs_more_sites_than_there_are_is_not_written_down(tmp_path: Path) -> None:
     root = tmp_path / "coordinator"
-    federation = provision.create(root, ["north", "south"], "localhost", 0)
-    migrate.upgrade(federation.database_url, "coordinator")
+    provision.create(root, ["north", "south"], "localhost", 0)
     path = tmp_path / "plan.json"
     path.write_text(make_plan(min_sites=3).dumps())
 

@@ -202,7 +202,7 @@ class TestRunController:
     def controller(self, book: Book, run_id: str, engine: ScriptedEngine, clock: Clock) -> RunController:
         assert book.open_runs() == [run_id]
         expected = frozenset({"north", "south", "west"})
-        return RunController(book, engine, expected, gather_s=10.0, clock=clock)
+        return RunController(book, engine, lambda: expected, gather_s=10.0, clock=clock)
 
     def test_a_queued_run_becomes_one_job(
         self, controller: RunController, book: Book, run_id: str, engine: ScriptedEngine
@@ -257,7 +257,7 @@ class TestRunController:
     ) -> None:
         controller.step()
         finish(book, run_id, "job-1", 1)
-        later = RunController(book, engine, frozenset(engine.here))
+        later = RunController(book, engine, lambda: frozenset(engine.here))
 
         later.step()
 
