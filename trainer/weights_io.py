@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors_numpy
 
 from trainer.errors import WeightsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 Array = NDArray[Any]
@@ -85,6 +85,53 @@ def load(path: Path) -> Weights:
         return from_bytes(content)
     except WeightsError as error:
         raise WeightsError(f"{path.name}: {error}") from error
+
+
+class Stored(Mapping[str, Array]):
+    """A weights file as a mapping that reads an array whenever it is asked for and keeps none.
+
+    So what many sites send is held on disk, and memory is that of the arrays in use, however many there are.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the names.
+
+        Raises
+        ------
+        WeightsError
+            If the file is missing or malformed.
+        """
+        self.path = path
+        try:
+            with safe_open(path, "numpy") as content:
+                self._names = tuple(sorted(content.keys()))
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{path.name}: cannot be read; expected safetensors") from error
+
+    @classmethod
+    def write(cls, path: Path, weights: Mapping[str, Array]) -> Stored:
+        """Write a file as :func:`save` does, and return it as a mapping."""
+        save(path, weights)
+        return cls(path)
+
+    def __getitem__(self, name: str) -> Array:
+        """Read one array; raises KeyError for an unknown name, WeightsError when the file is gone."""
+        if name not in self._names:
+            raise KeyError(name)
+        try:
+            # Opened for each array: an open file's pages would count as this process's memory.
+            with safe_open(self.path, "numpy") as content:
+                return np.asarray(content.get_tensor(name))
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{self.path.name}: {name} cannot be read") from error
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the sorted names."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """Return the number of arrays."""
+        return len(self._names)
 
 
 def sha256(path: Path) -> str:

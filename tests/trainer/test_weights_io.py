@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.errors import WeightsError
-from trainer.weights_io import difference, from_bytes, load, save, sha256, to_bytes
+from trainer.weights_io import Stored, difference, from_bytes, load, save, sha256, to_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,3 +89,28 @@ def test_the_difference_keeps_dtypes_and_0_d_shapes() -> None:
     for name, array in weights().items():
         assert (delta[name].dtype, delta[name].shape) == (array.dtype, array.shape)
         assert np.all(delta[name] == 1)
+
+
+def test_stored_weights_are_those_that_were_written(tmp_path: Path) -> None:
+    stored = Stored.write(tmp_path / "update.safetensors", weights())
+    assert set(stored) == set(weights())
+    assert len(stored) == len(weights())
+    for name, array in weights().items():
+        assert (stored[name].shape, stored[name].dtype) == (array.shape, array.dtype)
+        assert np.array_equal(stored[name], array)
+    assert to_bytes(stored) == to_bytes(weights())
+    with pytest.raises(KeyError):
+        stored["unknown"]
+
+
+def test_stored_weights_that_are_gone_or_broken_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "update.safetensors"
+    stored = Stored.write(path, weights())
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(WeightsError, match="half cannot be read"):
+        stored["half"]
+    with pytest.raises(WeightsError, match="expected safetensors"):
+        Stored(path)
+    path.unlink()
+    with pytest.raises(WeightsError, match="expected safetensors"):
+        Stored(path)
