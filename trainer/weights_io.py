@@ -26,10 +26,19 @@ MAX_BYTES = 4 * 2**30
 
 
 def to_bytes(weights: Mapping[str, Array]) -> bytes:
-    """Serialise; equal weights give equal bytes."""
+    """Serialise; equal weights give equal bytes.
+
+    Raises
+    ------
+    WeightsError
+        If an array is of a type, or has a name, that no such file can hold.
+    """
     # np.array keeps 0-d arrays 0-d, which np.ascontiguousarray does not; safetensors reads raw memory.
     plain = {name: np.array(weights[name], order="C") for name in sorted(weights)}
-    return bytes(safetensors_numpy.save(plain))
+    try:
+        return bytes(safetensors_numpy.save(plain))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"no weights file can hold this ({type(error).__name__})") from error
 
 
 def from_bytes(content: bytes) -> Weights:

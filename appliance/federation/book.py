@@ -285,6 +285,10 @@ class Book:
                 run.reason = reason[:500]
                 self._record(session, RUN_ENDED, run_id, {"state": state.value})
 
+    def arrived(self, run_id: str) -> Path:
+        """Return the folder for updates of a run's round that is under way."""
+        return self.root / "runs" / run_id / "arrived"
+
     def open_runs(self) -> list[str]:
         """Return the ids of runs that are not finished, oldest first."""
         with reading(self.engine) as session:

@@ -9,13 +9,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from nvflare.apis.controller_spec import ClientTask, Task, TaskCompletionStatus
-from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
@@ -23,10 +21,12 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from appliance.db.base import now
 from appliance.errors import ApplianceError
-from appliance.federation import members, messages, policy, progress, provision
-from appliance.federation.book import Checkpoint, Counted, StaleJobError, open_book, received_bytes
+from appliance.federation import members, messages, policy, provision
+from appliance.federation.answers import Answer, read_result, to_counted
+from appliance.federation.book import Checkpoint, StaleJobError, open_book
 from appliance.federation.collection import Collection
 from appliance.federation.errors import CoordinatorError
+from appliance.federation.shelf import Shelf
 from trainer.errors import TrainerError
 from trainer.federation import aggregation
 from trainer.federation.errors import AggregationError
@@ -48,29 +48,6 @@ CURRENT_WAIT_S: Final = 30.0
 # A gate's word, which only people or a new plan change; any other failure of a site may have passed by the
 # next job.
 FINAL_CODES: Final = frozenset({*(refusal.value for refusal in Refusal), "unreadable_plan"})
-CLAIMED: Final = "samples_claimed"  # beside a contribution's metrics, where fewer samples counted
-
-# What reading foreign objects may raise: ours, the engine's (of no common base) and Python's own.
-UNREADABLE: Final = (
-    messages.MessageError,
-    TrainerError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-
-
-@dataclass
-class Answer:
-    """One site's answer to a broadcast."""
-
-    site: str
-    said: messages.SiteAnswer
-    arrays: dict[str, Any] = field(default_factory=dict)
-    bytes_received: int = 0
 
 
 class NotAdmittedError(CoordinatorError):
@@ -150,7 +127,9 @@ class RunWorkflow(Controller):  # type: ignore[misc]
             plan.approval_wait_s,
             time.monotonic(),
         )
-        answers = self._ask(policy.TASK_ADMIT, Shareable(), order, collection, abort_signal, fl_ctx)
+        answers = self._ask(
+            policy.TASK_ADMIT, Shareable(), order, collection, abort_signal, fl_ctx, _as_it_is
+        )
         refused = frozenset(answer.site for answer in answers if answer.said.code in FINAL_CODES)
         if not collection.enough:
             reasons = ", ".join(f"{a.site}: {a.said.code}" for a in answers if a.said.code) or "no answer"
@@ -165,19 +144,20 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         self, plan: Plan, standing: Checkpoint, sites: frozenset[str], abort_signal: Signal, fl_ctx: FLContext
     ) -> Checkpoint:
         number, started_at = standing.number + 1, now()
-        answers = self._broadcast(policy.TASK_TRAIN, plan, standing, number, sites, abort_signal, fl_ctx)
-        took_part = [answer for answer in answers if not answer.said.code]
-        updates = [
-            aggregation.Update(a.site, aggregation.fitted(standing.weights, a.arrays), a.said.samples)
-            for a in took_part
-        ]
+        shelf = Shelf.empty(self._book.arrived(self._run_id), self._job_id, standing.weights)
+        answers = self._broadcast(
+            policy.TASK_TRAIN, plan, standing, number, sites, abort_signal, fl_ctx, shelf.keep
+        )
+        updates = [aggregation.Update(a.site, a.arrays, a.said.samples) for a in answers if not a.said.code]
         result = aggregation.aggregate(
             standing.weights, standing.state, updates, plan.strategy, plan.min_sites, plan.bounds
         )
         judged = {judgement.site: judgement for judgement in result.judgements}
         counted = [to_counted(answer, judged.get(answer.site)) for answer in answers]
         reached = Checkpoint(number, result.weights, result.state, "")
-        return self._book.finish_round(self._run_id, self._job_id, reached, counted, started_at)
+        finished = self._book.finish_round(self._run_id, self._job_id, reached, counted, started_at)
+        shelf.clear()
+        return finished
 
     def _finalize(
         self, plan: Plan, standing: Checkpoint, sites: frozenset[str], abort_signal: Signal, fl_ctx: FLContext
@@ -187,7 +167,9 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         With fewer than ``min_sites`` the run is not over: the next job offers the model again.
         """
         number = plan.total_rounds
-        answers = self._broadcast(policy.TASK_FINALIZE, plan, standing, number, sites, abort_signal, fl_ctx)
+        answers = self._broadcast(
+            policy.TASK_FINALIZE, plan, standing, number, sites, abort_signal, fl_ctx, _as_it_is
+        )
         counted = [to_counted(answer, None) for answer in answers]
         have = self._book.finish_run(self._run_id, self._job_id, counted)
         if len(have) < plan.min_sites:
@@ -204,6 +186,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         sites: frozenset[str],
         abort_signal: Signal,
         fl_ctx: FLContext,
+        keep: Callable[[Answer], Answer],
     ) -> list[Answer]:
         order = messages.Order(plan.sha256, number, standing.model_sha256, plan.round_timeout_s)
         model = FLModel(params_type=ParamsType.FULL, params=standing.weights, current_round=number)
@@ -216,7 +199,9 @@ class RunWorkflow(Controller):  # type: ignore[misc]
             plan.straggler_wait_s,
             time.monotonic(),
         )
-        answers = self._ask(task, FLModelUtils.to_shareable(model), order, collection, abort_signal, fl_ctx)
+        answers = self._ask(
+            task, FLModelUtils.to_shareable(model), order, collection, abort_signal, fl_ctx, keep
+        )
         self._silent = collection.silent
         return answers
 
@@ -228,15 +213,19 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         collection: Collection,
         abort_signal: Signal,
         fl_ctx: FLContext,
+        keep: Callable[[Answer], Answer],
     ) -> list[Answer]:
-        """Broadcast one task and gather answers until the collection is over."""
+        """Broadcast one task and gather answers, each as ``keep`` keeps it, until the collection is over."""
         answers: dict[str, Answer] = {}
+        self._disk: OSError | None = None
         data[messages.ORDER_KEY] = messages.write_order(order)
-        task = Task(name=name, data=data, result_received_cb=self._receiver(answers, collection))
+        task = Task(name=name, data=data, result_received_cb=self._receiver(answers, collection, keep))
         self.broadcast(task=task, fl_ctx=fl_ctx, targets=sorted(collection.targets), min_responses=0)
         while not self._is_over(collection):
             if abort_signal.triggered:
                 raise StaleJobError("the job was aborted")
+            if self._disk is not None:
+                raise CoordinatorError(f"an update could not be kept ({self._disk.strerror})") from self._disk
             time.sleep(POLL_S)
         self.cancel_task(task, TaskCompletionStatus.OK, fl_ctx)
         still = self._members()  # whoever left or was expelled meanwhile does not count
@@ -250,11 +239,18 @@ class RunWorkflow(Controller):  # type: ignore[misc]
             collection.lost(gone)
             return collection.over(time.monotonic())
 
-    def _receiver(self, answers: dict[str, Answer], collection: Collection) -> Callable[..., None]:
+    def _receiver(
+        self, answers: dict[str, Answer], collection: Collection, keep: Callable[[Answer], Answer]
+    ) -> Callable[..., None]:
         def receive(client_task: ClientTask, fl_ctx: FLContext) -> None:
             del fl_ctx
             answer = read_result(client_task.client.name, client_task.result)
             client_task.result = None
+            try:
+                answer = keep(answer)
+            except OSError as error:  # raised here, the engine would drop all later answers
+                self._disk = error
+                return
             with self._lock:
                 if answer.site not in answers:
                     answers[answer.site] = answer
@@ -263,58 +259,5 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         return receive
 
 
-def read_result(site: str, result: object) -> Answer:
-    """Translate a site's result; what cannot be read is a refusal with the reason, never an exception.
-
-    The engine would take an exception here for the end of the whole broadcast and drop all later answers.
-    """
-    try:
-        return _read(site, result)
-    except UNREADABLE as error:
-        return Answer(site, _refusal("unreadable", type(error).__name__))
-
-
-def _read(site: str, result: object) -> Answer:
-    if not isinstance(result, Shareable):
-        return Answer(site, _refusal("engine_error", ReturnCode.BAD_TASK_DATA))
-    code = result.get_return_code(ReturnCode.OK)
-    if code != ReturnCode.OK:
-        return Answer(site, _refusal("engine_error", _printable(code)))
-    said = messages.read_answer(result.get(messages.ANSWER_KEY))
-    if said.code or "DXO" not in result:
-        return Answer(site, said)
-    model = FLModelUtils.from_shareable(result)
-    if model.params_type != ParamsType.DIFF or not isinstance(model.params, dict):
-        return Answer(site, _refusal("unreadable", "expected a difference of weights"))
-    arrays = aggregation.plain_arrays(model.params)
-    return Answer(site, said, arrays, received_bytes(arrays))
-
-
-def _printable(code: object) -> str:
-    return "".join(character for character in str(code)[:60] if character.isprintable())
-
-
-def _refusal(code: str, message: str) -> messages.SiteAnswer:
-    return messages.SiteAnswer(code, message, 0, {}, 0.0, "", "")
-
-
-def to_counted(answer: Answer, judgement: aggregation.Judgement | None) -> Counted:
-    """Return an answer as it goes into the book; ``judgement`` is that of its update, if it has one."""
-    said = answer.said
-    reason = f"{said.code}: {said.message}" if said.code else None
-    base = Counted(answer.site, said.samples, "", answer.bytes_received, said.metrics, reason)
-    if judgement is None:
-        return base
-    metrics = dict(said.metrics)
-    metrics.pop(progress.ANOMALY, None)  # the site's own word on it does not count
-    if judgement.claimed > judgement.samples:
-        metrics[CLAIMED] = judgement.claimed
-    if judgement.anomaly is not None:
-        metrics[progress.ANOMALY] = round(judgement.anomaly, 2)
-    return replace(
-        base,
-        samples=judgement.samples,
-        update_sha256=judgement.update_sha256,
-        metrics=metrics,
-        reason=judgement.reason,
-    )
+def _as_it_is(answer: Answer) -> Answer:
+    return answer

@@ -77,7 +77,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save(path, weights())
     before = path.read_bytes()
-    with pytest.raises(Exception, match=r"object|dtype"):
+    with pytest.raises(WeightsError, match="no weights file can hold this"):
         save(path, {"x": np.array([object()])})
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from nvflare.apis.signal import Signal
 
 from appliance.federation import messages, policy
-from appliance.federation.controller import Answer, RunWorkflow
+from appliance.federation.answers import Answer
+from appliance.federation.controller import RunWorkflow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -72,6 +73,7 @@ class ScriptedWorkflow(RunWorkflow):
         collection: Collection,
         abort_signal: Any,
         fl_ctx: Any,
+        keep: Callable[[Answer], Answer],
     ) -> list[Answer]:
         del abort_signal, fl_ctx
         answers = []
@@ -79,7 +81,7 @@ class ScriptedWorkflow(RunWorkflow):
             self.asked.append((name, site))
             answer = self._script[name](site, order, data)
             if answer is not None:
-                answers.append(answer)
+                answers.append(keep(answer))
                 collection.answered(site, time.monotonic(), usable=not answer.said.code)
         return answers
 

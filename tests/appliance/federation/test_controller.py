@@ -17,7 +17,7 @@ from trainer import strategies
 from trainer.federation.plan import Strategy
 
 if TYPE_CHECKING:
-    from appliance.federation.controller import Answer
+    from appliance.federation.answers import Answer
 
 SITES = ("north", "south", "west")
 MODEL = {"weight": np.zeros((2, 2), np.float32)}

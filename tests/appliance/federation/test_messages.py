@@ -15,8 +15,8 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from appliance.db.base import new_id, now
 from appliance.federation import enginehost, messages
+from appliance.federation.answers import read_result, to_counted
 from appliance.federation.book import Book, Checkpoint
-from appliance.federation.controller import read_result, to_counted
 from appliance.federation.messages import MessageError, Order
 from tests.trainer.federation.plans import make_plan
 from trainer.federation import aggregation

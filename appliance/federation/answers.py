@@ -1,0 +1,105 @@
+"""What a site answers to the coordinator, read as the hostile input it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.abstract.fl_model import ParamsType
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+
+from appliance.federation import messages, progress
+from appliance.federation.book import Counted, received_bytes
+from trainer.errors import TrainerError
+from trainer.federation import aggregation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CLAIMED: Final = "samples_claimed"  # beside a contribution's metrics, where fewer samples counted
+
+# What reading foreign objects may raise: ours, the engine's (of no common base) and Python's own.
+UNREADABLE: Final = (
+    messages.MessageError,
+    TrainerError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One site's answer to a broadcast."""
+
+    site: str
+    said: messages.SiteAnswer
+    arrays: Mapping[str, Any] = field(default_factory=dict)
+    bytes_received: int = 0
+
+
+def read_result(site: str, result: object) -> Answer:
+    """Translate a site's result; what cannot be read is a refusal with the reason, never an exception.
+
+    The engine would take an exception here for the end of the whole broadcast and drop all later answers.
+    """
+    try:
+        return _read(site, result)
+    except UNREADABLE as error:
+        return unreadable(site, error)
+
+
+def unreadable(site: str, error: Exception) -> Answer:
+    """Return the refusal that stands for an answer which cannot be read."""
+    return Answer(site, _refusal("unreadable", type(error).__name__))
+
+
+def _read(site: str, result: object) -> Answer:
+    if not isinstance(result, Shareable):
+        return Answer(site, _refusal("engine_error", ReturnCode.BAD_TASK_DATA))
+    code = result.get_return_code(ReturnCode.OK)
+    if code != ReturnCode.OK:
+        return Answer(site, _refusal("engine_error", _printable(code)))
+    said = messages.read_answer(result.get(messages.ANSWER_KEY))
+    if said.code or "DXO" not in result:
+        return Answer(site, said)
+    model = FLModelUtils.from_shareable(result)
+    if model.params_type != ParamsType.DIFF or not isinstance(model.params, dict):
+        return Answer(site, _refusal("unreadable", "expected a difference of weights"))
+    arrays = aggregation.plain_arrays(model.params)
+    return Answer(site, said, arrays, received_bytes(arrays))
+
+
+def _printable(code: object) -> str:
+    return "".join(character for character in str(code)[:60] if character.isprintable())
+
+
+def _refusal(code: str, message: str) -> messages.SiteAnswer:
+    return messages.SiteAnswer(code, message, 0, {}, 0.0, "", "")
+
+
+def to_counted(answer: Answer, judgement: aggregation.Judgement | None) -> Counted:
+    """Return an answer as it goes into the book; ``judgement`` is that of its update, if it has one."""
+    said = answer.said
+    reason = f"{said.code}: {said.message}" if said.code else None
+    base = Counted(answer.site, said.samples, "", answer.bytes_received, said.metrics, reason)
+    if judgement is None:
+        return base
+    metrics = dict(said.metrics)
+    metrics.pop(progress.ANOMALY, None)  # the site's own word on it does not count
+    if judgement.claimed > judgement.samples:
+        metrics[CLAIMED] = judgement.claimed
+    if judgement.anomaly is not None:
+        metrics[progress.ANOMALY] = round(judgement.anomaly, 2)
+    return replace(
+        base,
+        samples=judgement.samples,
+        update_sha256=judgement.update_sha256,
+        metrics=metrics,
+        reason=judgement.reason,
+    )
