@@ -23,6 +23,9 @@ _DECISIONS: Final = {
     "approve": ProtocolState.APPROVED,
     "refuse": ProtocolState.REFUSED,
     "suspend": ProtocolState.SUSPENDED,
+    "pause": ProtocolState.PAUSED,
+    "resume": ProtocolState.APPROVED,
+    "leave": ProtocolState.LEFT,
 }
 
 
@@ -90,9 +93,11 @@ def _acts(zone: ResearchZone) -> list[Route]:
         if reason is not None and not isinstance(reason, str):
             raise RequestError(400, "expected a text as reason")
         with writing(zone.engine) as session:
-            row = protocols.decide(
-                session, zone.ledger, request.parameters["id"], _DECISIONS[decision], actor, reason
-            )
+            wanted = request.parameters["id"]
+            if decision == "resume":
+                row = protocols.resume(session, zone.ledger, wanted, actor, reason)
+            else:
+                row = protocols.decide(session, zone.ledger, wanted, _DECISIONS[decision], actor, reason)
             session.flush()
             return views.encode(queries.protocol(session, zone, row.id))
 

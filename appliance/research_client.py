@@ -54,7 +54,10 @@ class ResearchClient:
     def decide(
         self, protocol_id: str, decision: str, actor: str, reason: str | None = None
     ) -> views.ProtocolView:
-        """Record a person's decision (``approve``, ``refuse``, ``suspend``); return the protocol after it."""
+        """Record a person's decision; return the protocol after it.
+
+        ``approve``, ``refuse``, ``suspend``, ``pause``, ``resume`` or ``leave``.
+        """
         body = {"decision": decision, "actor": actor, "reason": reason}
         path = f"/v1/protocols/{quote(protocol_id, safe='')}/decision"
         return views.decode(views.ProtocolView, self._ask("POST", path, body))

@@ -7,14 +7,16 @@ deliveries or after a worker's death, has one update and is counted once.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from appliance import datasets, logs, sitestate, space
-from appliance.db.base import new_id
+from appliance.db.base import new_id, now
 from appliance.db.engine import reading, writing
-from appliance.db.research import Protocol, ProtocolState, Round
+from appliance.db.research import Protocol, Round
 from appliance.errors import ApplianceError
+from appliance.federation import protocols, refusals
+from trainer.federation.gate import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,19 +56,52 @@ class Work:
     own: Weights
 
 
+class HaltedError(ApplianceError):
+    """The protocol was paused or left here, it expired, or its hours are spent; ``code`` says which."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(f"stopped at this site: {code}")
+        self.code = code
+
+
 @dataclass
 class Heartbeat:
-    """Renews the claim's lease as work proceeds, at most once a second; raises when the lease was lost."""
+    """Renews the claim's lease as work proceeds, at most once a second, and books the time.
+
+    Raises
+    ------
+    LeaseLostError
+        If the lease was lost.
+    HaltedError
+        If nothing of the round's protocol may run here any more: work stops at this step.
+    """
 
     claim: Claim
     beaten: float = 0.0
+    counted: float = field(default_factory=time.monotonic)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Report progress."""
-        if done < total and time.monotonic() - self.beaten < BEAT_EVERY_S:
+        at = time.monotonic()
+        if done < total and at - self.beaten < BEAT_EVERY_S:
             return
-        self.claim.heartbeat({"stage": stage, "done": done, "total": total})
-        self.beaten = time.monotonic()
+        seconds = Round.compute_seconds + (at - self.counted)
+        self.claim.heartbeat({"stage": stage, "done": done, "total": total}, compute_seconds=seconds)
+        self.beaten = self.counted = at
+        check_halt(self.claim)
+
+
+def check_halt(claim: Claim) -> None:
+    """Raise HaltedError when the protocol of a claimed round may not run here now."""
+    with reading(claim.engine) as session:
+        protocol = session.get(Protocol, claim.row.protocol_id)
+        code = Refusal.NOT_APPROVED if protocol is None else protocols.halted(protocol, now())
+        if code is None and protocol is not None:
+            limit = protocol.plan.get("max_hours")
+            spent = limit is not None and protocols.hours(session, protocol) >= limit
+            code = Refusal.HOURS_SPENT if spent else None
+    if code is not None:
+        raise HaltedError(code)
 
 
 def run_round(zone: ResearchZone, claim: Claim) -> None:
@@ -75,18 +110,28 @@ def run_round(zone: ResearchZone, claim: Claim) -> None:
     What no second try could mend (a withdrawn protocol, a model that does not fit, no usable case) makes the
     row dead with its reason; anything else is left to the claim, which tries again.
     """
-    from trainer.errors import TrainerError  # noqa: PLC0415
+    from trainer.errors import TrainerError, UnfitModelError  # noqa: PLC0415
 
     if space.grade_of(zone.settings.dicom, zone.root) >= space.Grade.NO_TRAINING:
         claim.postpone("little free space is left: receiving comes first", _LOOK_AGAIN_S)
         return
     progress = Heartbeat(claim)
-    progress("load", 0, 1)
     try:
+        check_halt(claim)
+        progress("load", 0, 1)
         work = _load(zone, claim.row_id)
         _prepare_process(zone)
         progress("load", 1, 1)
         _KINDS[work.row.kind](zone, claim, work, progress)
+    except HaltedError as error:
+        with writing(zone.engine) as session:
+            _again(session, claim.row_id).halted_by = error.code
+            session.flush()
+            claim.die(str(error), session)
+    except UnfitModelError as error:
+        with writing(zone.engine) as session:
+            refusals.note(session, zone.ledger, refusals.UNFIT_MODEL, claim.row.protocol_id)
+            claim.die(logs.safe_reason(error), session)
     except (RoundError, sitestate.SiteStateError, TrainerError) as error:
         claim.die(logs.safe_reason(error))
 
@@ -182,8 +227,8 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
         protocol = session.get(Protocol, row.protocol_id)
     if row.kind not in _KINDS:
         raise RoundError("a round of unknown kind; expected train or finalize")
-    if protocol is None or protocol.state != ProtocolState.APPROVED:
-        raise RoundError("the protocol is not approved here (any more)")
+    if protocol is None:
+        raise RoundError("the protocol is not known here")
     plan = Plan.from_json(protocol.plan)
     if not plan.sha256 == protocol.plan_sha256 == row.plan_sha256:
         raise RoundError("the plan differs from the one that was approved")

@@ -141,15 +141,15 @@ class Claim:
         """Whether a failure now makes the row dead."""
         return bool(self.row.attempts >= self.row.max_attempts)
 
-    def heartbeat(self, progress: dict[str, Any] | None = None) -> None:
-        """Renew the lease and, if given, store progress.
+    def heartbeat(self, progress: dict[str, Any] | None = None, **columns: Any) -> None:
+        """Renew the lease and, if given, store progress and other columns of the row.
 
         Raises
         ------
         LeaseLostError
             If the row is no longer ours; stop working then.
         """
-        values: dict[str, Any] = {"lease_until": now() + timedelta(seconds=self.lease_s)}
+        values: dict[str, Any] = {**columns, "lease_until": now() + timedelta(seconds=self.lease_s)}
         if progress is not None:
             values["progress"] = progress
         self._change(values)

@@ -21,6 +21,10 @@ class WeightsError(TrainerError):
     """A weights file cannot be read or written."""
 
 
+class UnfitModelError(WeightsError):
+    """A global model has other tensors than its task's network."""
+
+
 class StrategyError(TrainerError):
     """Contributions cannot be aggregated."""
 

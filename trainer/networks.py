@@ -13,7 +13,7 @@ import torch
 from monai.networks.nets.densenet import DenseNet
 from monai.networks.nets.resnet import ResNet
 
-from trainer.errors import TaskError, WeightsError
+from trainer.errors import TaskError, UnfitModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -72,7 +72,7 @@ def with_weights(task: TaskSpec, weights: Mapping[str, NDArray[Any]]) -> torch.n
 
     Raises
     ------
-    WeightsError
+    UnfitModelError
         If names or shapes are not the network's.
     """
     network = build(task.network)
@@ -80,7 +80,7 @@ def with_weights(task: TaskSpec, weights: Mapping[str, NDArray[Any]]) -> torch.n
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise WeightsError("these weights do not fit the task's network: other names or shapes") from error
+        raise UnfitModelError("these weights do not fit the task's network: other names or shapes") from error
     return network
 
 

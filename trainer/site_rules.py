@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from trainer import strategies
-from trainer.errors import StrategyError, WeightsError
+from trainer.errors import StrategyError, UnfitModelError, WeightsError
 from trainer.networks import initial_weights, weights_of, with_weights
 from trainer.optimisation import Budget, seed_of, train
 from trainer.steppers import Corrected
@@ -107,7 +107,7 @@ class OwnNormalisation(Whole):
         """
         initial = initial_weights(task)
         if set(weights) != set(strategies.get("fedbn").prepared(initial)):
-            raise WeightsError("fedbn: expected a global model of the network without batch normalisation")
+            raise UnfitModelError("fedbn: expected a global model of the network without batch normalisation")
         if trained and not own:
             raise StrategyError("fedbn: this site has no batch normalisation of its own; it trained no round")
         return {name: weights[name] if name in weights else own.get(name, initial[name]) for name in initial}

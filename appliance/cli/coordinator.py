@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     group.command("up")(up)
     group.command("run")(run)
     group.command("stop")(stop)
+    group.command("pause")(pause)
     group.command("resume")(resume)
     group.command("offer")(offer)
     group.command("status")(status)
@@ -96,8 +97,21 @@ def stop(folder: _Folder, run_id: Annotated[str, typer.Argument()]) -> None:
     typer.echo(f"{run_id}: {book.state(run_id)}")
 
 
+def pause(
+    folder: _Folder,
+    run_id: Annotated[str, typer.Argument()],
+    reason: Annotated[str, typer.Option(help="Why; shown with the run.")] = "paused at the command line",
+) -> None:
+    """Let a run rest at its last finished round until it is resumed."""
+    from appliance.federation import coordinator, provision  # noqa: PLC0415 - other commands start without it
+
+    book = coordinator.open_book(provision.load(folder))
+    book.pause(run_id, reason)
+    typer.echo(f"{run_id}: {book.state(run_id)}")
+
+
 def resume(folder: _Folder, run_id: Annotated[str, typer.Argument()]) -> None:
-    """Let a dead or stopped run go on from its last finished round."""
+    """Let a dead, stopped or paused run go on from its last finished round."""
     from appliance.federation import coordinator, provision  # noqa: PLC0415 - other commands start without it
 
     coordinator.open_book(provision.load(folder)).reopen(run_id)

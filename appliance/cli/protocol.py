@@ -24,6 +24,9 @@ def register(app: typer.Typer) -> None:
     group.command("approve")(approve)
     group.command("refuse")(refuse)
     group.command("suspend")(suspend)
+    group.command("pause")(pause)
+    group.command("resume")(resume)
+    group.command("leave")(leave)
     app.add_typer(group, name="protocol")
 
 
@@ -64,6 +67,21 @@ def suspend(protocol: _Protocol, config: ConfigOption, reason: _Reason = None) -
     _decide(protocol, config, "suspend", reason)
 
 
+def pause(protocol: _Protocol, config: ConfigOption, reason: _Reason = None) -> None:
+    """Stop at once, a round under way too, until it is resumed; the others go on without this site."""
+    _decide(protocol, config, "pause", reason)
+
+
+def resume(protocol: _Protocol, config: ConfigOption, reason: _Reason = None) -> None:
+    """Take part again in a paused protocol's run."""
+    _decide(protocol, config, "resume", reason)
+
+
+def leave(protocol: _Protocol, config: ConfigOption, reason: _Reason = None) -> None:
+    """Leave the protocol's run for good; what is under way stops, and no update leaves any more."""
+    _decide(protocol, config, "leave", reason)
+
+
 def _decide(protocol: str, config: ConfigOption, decision: str, reason: str | None) -> None:
     from appliance import research_client  # noqa: PLC0415 - other commands start without it
 
@@ -73,6 +91,12 @@ def _decide(protocol: str, config: ConfigOption, decision: str, reason: str | No
 
 def _line(view: "ProtocolView") -> str:
     expiry = "" if view.expires_at is None else f", until {view.expires_at:%Y-%m-%d}"
+    if view.max_hours is not None:
+        expiry += f", {view.hours:.2f} of {view.max_hours:g} hours computed"
+    if view.ethics_number:
+        expiry += f", ethics number {view.ethics_number}"
+    if view.reason:
+        expiry += f"  ({view.reason})"
     return (
         f"{view.plan_sha256[:12]}  {view.state:<9}  {view.name}: {view.label}, {view.strategy}, "
         f"{view.total_rounds} rounds, cohort {view.cohort} (at least {view.minimum_cohort}), "

@@ -24,6 +24,7 @@ class RunState(StrEnum):
     DONE = "done"
     DEAD = "dead"
     STOPPED = "stopped"
+    PAUSED = "paused"
 
 
 class Run(CoordinatorBase):

@@ -88,6 +88,8 @@ class ProtocolState(StrEnum):
     APPROVED = "approved"
     SUSPENDED = "suspended"
     REFUSED = "refused"
+    PAUSED = "paused"
+    LEFT = "left"
 
 
 class Protocol(ResearchBase):
@@ -104,6 +106,17 @@ class Protocol(ResearchBase):
     expires_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     decided_by: Mapped[str | None] = mapped_column(String(64))
     decided_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    approved_at: Mapped[datetime | None] = mapped_column(UTCDateTime)  # last; stays when the state changes
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class Preflight(ResearchBase):
+    """What the local cohort looked like to a protocol's task: counts, no instance and no person."""
+
+    __tablename__ = "preflight"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    protocol_id: Mapped[str] = mapped_column(ForeignKey("protocol.id"), index=True)
+    report: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
 
 
@@ -136,6 +149,9 @@ class Round(WorkMixin, ResearchBase):
         JSON, default=dict
     )  # of the incoming global model, local validation
     train_seconds: Mapped[float | None] = mapped_column()
+    compute_seconds: Mapped[float] = mapped_column(default=0.0)  # of all attempts
+    cases: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # counts: eligible, used, skipped
+    halted_by: Mapped[str | None] = mapped_column(String(16))  # why its work was stopped: a code of the gate
     receipt_id: Mapped[str | None] = mapped_column(String(32))
 
 
@@ -165,7 +181,7 @@ class CandidateModel(ResearchBase):
 
 
 class ResearchJob(JobMixin, ResearchBase):
-    """Work of the research zone other than rounds. Kinds: export."""
+    """Work of the research zone other than rounds. Kinds: preflight."""
 
     __tablename__ = "job"
     __table_args__ = (Index("ix_job_due", "state", "next_try_at"),)

@@ -11,7 +11,7 @@ from nvflare.app_common.abstract.fl_model import ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from appliance.federation import messages, progress
-from appliance.federation.book import Counted, received_bytes
+from appliance.federation.book import Counted
 from trainer.errors import TrainerError
 from trainer.federation import aggregation
 
@@ -72,7 +72,7 @@ def _read(site: str, result: object) -> Answer:
     if model.params_type != ParamsType.DIFF or not isinstance(model.params, dict):
         return Answer(site, _refusal("unreadable", "expected a difference of weights"))
     arrays = aggregation.plain_arrays(model.params)
-    return Answer(site, said, arrays, received_bytes(arrays))
+    return Answer(site, said, arrays, sum(int(array.nbytes) for array in arrays.values()))
 
 
 def _printable(code: object) -> str:

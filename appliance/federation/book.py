@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Engine, Select, func, select
 
@@ -32,6 +31,8 @@ Array = NDArray[Any]
 RUN_ADDED: Final = "run.added"
 ROUND_FINISHED: Final = "round.finished"
 RUN_ENDED: Final = "run.ended"
+RUN_PAUSED: Final = "run.paused"
+WAITING: Final = "waiting for sites that have paused"  # how a run's reason begins then
 OPEN: tuple[RunState, ...] = (RunState.QUEUED, RunState.RUNNING)
 
 
@@ -244,8 +245,29 @@ class Book:
         if self.is_current(run_id, job_id):
             self.end_run(run_id, RunState.DEAD, reason)
 
+    def pause(self, run_id: str, reason: str) -> None:
+        """Let an open run rest until it is reopened; its engine job is ended.
+
+        Raises
+        ------
+        CoordinatorError
+            If it is not open.
+        """
+        with writing(self.engine) as session:
+            run = _run(session, run_id)
+            if run.state not in OPEN:
+                raise CoordinatorError(f"the run is {run.state}; expected queued or running")
+            run.state, run.reason = RunState.PAUSED, reason[:500]
+            self._record(session, RUN_PAUSED, run_id, {"state": run.state})
+
+    def waits(self, run_id: str) -> bool:
+        """Whether the run's last job ended because too many sites have paused it."""
+        with reading(self.engine) as session:
+            reason = _run(session, run_id).reason
+            return reason is not None and reason.startswith(WAITING)
+
     def reopen(self, run_id: str) -> None:
-        """Let a dead or stopped run go on from its last finished round.
+        """Let a dead, stopped or paused run go on from its last finished round.
 
         Raises
         ------
@@ -254,8 +276,8 @@ class Book:
         """
         with writing(self.engine) as session:
             run = _run(session, run_id)
-            if run.state not in {RunState.DEAD, RunState.STOPPED}:
-                raise CoordinatorError(f"the run is {run.state}; expected dead or stopped")
+            if run.state not in {RunState.DEAD, RunState.STOPPED, RunState.PAUSED}:
+                raise CoordinatorError(f"the run is {run.state}; expected dead, stopped or paused")
             run.state, run.reason = RunState.QUEUED, None
 
     def is_current(self, run_id: str, job_id: str) -> bool:
@@ -270,6 +292,8 @@ class Book:
             run = _run(session, run_id)
             run.engine_job_id = job_id
             run.engine_jobs += 1
+            if run.reason is not None and run.reason.startswith(WAITING):
+                run.reason = None
             run.state = RunState.RUNNING
 
     def end_run(self, run_id: str, state: RunState, reason: str) -> None:
@@ -375,8 +399,3 @@ def open_ledger(root: Path) -> Ledger:
     """Open a coordinator's ledger."""
     secrets = keys.load_research_keys(root)
     return Ledger(CoordinatorLedgerEntry, secrets.signing, secrets.ledger_salt, root / "ledger.head")
-
-
-def received_bytes(arrays: Mapping[str, Any]) -> int:
-    """Return the size of the arrays in memory, which is that of the update without its envelope."""
-    return sum(int(np.asarray(value).nbytes) for value in arrays.values())

@@ -23,7 +23,7 @@ from appliance.db.base import now
 from appliance.errors import ApplianceError
 from appliance.federation import members, messages, policy, provision
 from appliance.federation.answers import Answer, read_result, to_counted
-from appliance.federation.book import Checkpoint, StaleJobError, open_book
+from appliance.federation.book import WAITING, Checkpoint, StaleJobError, open_book
 from appliance.federation.collection import Collection
 from appliance.federation.errors import CoordinatorError
 from appliance.federation.shelf import Shelf
@@ -47,7 +47,9 @@ ROUNDS_PER_JOB: Final = 10
 CURRENT_WAIT_S: Final = 30.0
 # A gate's word, which only people or a new plan change; any other failure of a site may have passed by the
 # next job.
-FINAL_CODES: Final = frozenset({*(refusal.value for refusal in Refusal), "unreadable_plan"})
+FINAL_CODES: Final = frozenset(
+    {*(code.value for code in Refusal if code != Refusal.PAUSED), "unreadable_plan"}
+)
 
 
 class NotAdmittedError(CoordinatorError):
@@ -132,6 +134,9 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         )
         refused = frozenset(answer.site for answer in answers if answer.said.code in FINAL_CODES)
         if not collection.enough:
+            paused = [answer.site for answer in answers if answer.said.code == Refusal.PAUSED]
+            if len(collection.usable) + len(paused) >= needed:
+                raise AggregationError(f"{WAITING}: {', '.join(paused)}")
             reasons = ", ".join(f"{a.site}: {a.said.code}" for a in answers if a.said.code) or "no answer"
             hopeless = len(self._members() - delivered - refused) < needed  # whoever is away may come back
             raise (NotAdmittedError if hopeless else AggregationError)(

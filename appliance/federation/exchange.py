@@ -79,9 +79,16 @@ class Exchange:
             return refused
         round_id = str(view["round_id"])
         view = self._until_worked(round_id)
-        if view["state"] != "done":
-            return Refused("round_failed", str(view["reason"] or "the local round failed")[:300])
-        reply = self._retrying(lambda: self.client.send("POST", f"/v1/rounds/{round_id}/update"))
+        refused = _refusal_of(view)
+        if refused is not None:
+            return refused
+        try:
+            reply = self._retrying(lambda: self.client.send("POST", f"/v1/rounds/{round_id}/update"))
+        except SiteServiceError:
+            refused = _refusal_of(_mapping(self._ask("GET", f"/v1/rounds/{round_id}")))
+            if refused is None:
+                raise
+            return refused  # halted in between
         return Finished(
             round_id=round_id,
             content=reply.content,
@@ -115,7 +122,7 @@ class Exchange:
         pause = POLL_S
         while True:
             view = _mapping(self._ask("GET", f"/v1/rounds/{round_id}"))
-            if view["state"] in {"done", "dead"}:
+            if view["state"] in {"done", "dead"} or view["halted"]:
                 return view
             pause = self._pause(pause)
 
@@ -140,6 +147,15 @@ class Exchange:
                 if not error.retryable or time.monotonic() >= deadline:
                     raise
             pause = self._pause(pause)
+
+
+def _refusal_of(view: Mapping[str, Any]) -> Refused | None:
+    """Return why a round that was worked on gives nothing; None when it gives its update."""
+    if view["halted"]:
+        return Refused(str(view["halted"]), "the site's people stopped the round, or its plan expired")
+    if view["state"] != "done":
+        return Refused("round_failed", str(view["reason"] or "the local round failed")[:300])
+    return None
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import distinct, func, select
+from sqlalchemy import Select, distinct, func, select
 
 from appliance.db.base import now
-from appliance.db.research import Label, Protocol, ProtocolState, ResearchInstance, Subject
+from appliance.db.research import Label, Protocol, ProtocolState, ResearchInstance, Round, Subject
 from appliance.federation.errors import FederationError
+from trainer.federation.gate import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from sqlalchemy.orm import Session
@@ -21,10 +24,23 @@ if TYPE_CHECKING:
 
 PROTOCOL_PROPOSED: Final = "protocol.proposed"
 PROTOCOL_DECIDED: Final = "protocol.decided"
+PROTOCOL_EXPIRED: Final = "protocol.expired"
+EXPIRED: Final = "its expiry has passed"
 MAX_REASON: Final = 500
 MAX_PENDING: Final = 200
 
-DECISIONS: Final = (ProtocolState.APPROVED, ProtocolState.REFUSED, ProtocolState.SUSPENDED)
+# What a person may decide, and in which state a protocol must be for it; leaving a run is final.
+_NOT_LEFT: Final = frozenset(ProtocolState) - {ProtocolState.LEFT}
+DECISIONS: Final[Mapping[ProtocolState, frozenset[ProtocolState]]] = MappingProxyType(
+    {
+        ProtocolState.APPROVED: _NOT_LEFT,
+        ProtocolState.REFUSED: _NOT_LEFT,
+        ProtocolState.SUSPENDED: _NOT_LEFT,
+        ProtocolState.PAUSED: frozenset({ProtocolState.APPROVED}),
+        ProtocolState.LEFT: _NOT_LEFT,
+    }
+)
+_EXPIRING: Final = (ProtocolState.PENDING, ProtocolState.APPROVED, ProtocolState.PAUSED)
 
 
 class UnknownProtocolError(FederationError):
@@ -54,6 +70,8 @@ def propose(session: Session, ledger: Ledger, plan: Plan) -> Protocol:
         state=ProtocolState.PENDING,
         expires_at=plan.expires_at,
     )
+    if _has_left(session, plan.run_id):
+        protocol.state, protocol.reason = ProtocolState.LEFT, "this site left the run"
     session.add(protocol)
     session.flush()
     ledger.append(session, kind=PROTOCOL_PROPOSED, subject_id=protocol.id, body={"plan_sha256": digest})
@@ -69,7 +87,9 @@ def decide(
     reason: str | None = None,
     at: datetime | None = None,
 ) -> Protocol:
-    """Record a person's decision; an earlier one may be changed, and every change is in the ledger.
+    """Record a person's decision; every one is in the ledger, and all but ``left`` may be changed later.
+
+    Whoever leaves, leaves the run: all its plans here, those too that are proposed later.
 
     Parameters
     ----------
@@ -83,18 +103,99 @@ def decide(
     UnknownProtocolError, ProtocolDecisionError
     """
     if state not in DECISIONS:
-        raise ProtocolDecisionError("a decision is approved, refused or suspended")
+        raise ProtocolDecisionError("a decision is approved, refused, suspended, paused or left")
     protocol = find(session, protocol_id)
+    if protocol.state not in DECISIONS[state]:
+        raise ProtocolDecisionError(f"the protocol is {protocol.state} and cannot be {state.value}")
     moment = at or now()
     if state == ProtocolState.APPROVED and protocol.expires_at is not None and protocol.expires_at <= moment:
         raise ProtocolDecisionError("the plan has expired; it can no longer be approved")
+    if state == ProtocolState.APPROVED:
+        protocol.approved_at = moment
+    _mark(session, ledger, protocol, state, actor, reason, moment)
+    if state == ProtocolState.LEFT:
+        for other in session.scalars(_of_run(protocol.run_id).where(Protocol.state != ProtocolState.LEFT)):
+            _mark(session, ledger, other, state, actor, reason, moment)
+    return protocol
+
+
+def resume(
+    session: Session, ledger: Ledger, protocol_id: str, actor: str, reason: str | None = None
+) -> Protocol:
+    """Let a paused protocol take part again; raises like :func:`decide`."""
+    state = find(session, protocol_id).state
+    if state != ProtocolState.PAUSED:
+        raise ProtocolDecisionError(f"the protocol is {state}; expected paused")
+    return decide(session, ledger, protocol_id, ProtocolState.APPROVED, actor, reason)
+
+
+def suspend_expired(session: Session, ledger: Ledger, at: datetime) -> int:
+    """Suspend what has passed its expiry; return how many."""
+    expired = session.scalars(_expired(at)).all()
+    for row in expired:
+        row.state, row.reason = ProtocolState.SUSPENDED, EXPIRED
+        body = {"protocol_id": row.id, "plan_sha256": row.plan_sha256}
+        ledger.append(session, kind=PROTOCOL_EXPIRED, subject_id=row.id, body=body)
+    return len(expired)
+
+
+def any_expired(session: Session, at: datetime) -> bool:
+    """Whether there is something for :func:`suspend_expired` to do."""
+    return session.scalar(_expired(at).limit(1)) is not None
+
+
+def _expired(at: datetime) -> Select[Protocol]:
+    return select(Protocol).where(Protocol.state.in_(_EXPIRING), Protocol.expires_at <= at)
+
+
+def halted(protocol: Protocol, at: datetime) -> Refusal | None:
+    """Return why nothing of this protocol may run or leave now; None when it may."""
+    if protocol.expires_at is not None and protocol.expires_at <= at:
+        return Refusal.EXPIRED
+    return _HALTS.get(ProtocolState(protocol.state), Refusal.NOT_APPROVED)
+
+
+_HALTS: Final[Mapping[ProtocolState, Refusal | None]] = MappingProxyType(
+    {
+        ProtocolState.APPROVED: None,
+        ProtocolState.PAUSED: Refusal.PAUSED,
+        ProtocolState.SUSPENDED: Refusal.SUSPENDED,
+        ProtocolState.REFUSED: Refusal.REFUSED,
+        ProtocolState.LEFT: Refusal.LEFT,
+    }
+)
+
+
+def hours(session: Session, protocol: Protocol) -> float:
+    """Return how many hours this site has computed for a protocol's run."""
+    seconds = select(func.sum(Round.compute_seconds)).where(Round.run_id == protocol.run_id)
+    return float(session.scalar(seconds) or 0.0) / 3600
+
+
+def _of_run(run_id: str) -> Select[Protocol]:
+    return select(Protocol).where(Protocol.run_id == run_id)
+
+
+def _has_left(session: Session, run_id: str) -> bool:
+    left = _of_run(run_id).where(Protocol.state == ProtocolState.LEFT).limit(1)
+    return session.scalar(left) is not None
+
+
+def _mark(
+    session: Session,
+    ledger: Ledger,
+    protocol: Protocol,
+    state: ProtocolState,
+    actor: str,
+    reason: str | None,
+    at: datetime,
+) -> None:
     protocol.state = state
     protocol.reason = reason[:MAX_REASON] if reason else None
     protocol.decided_by = actor[:64]
-    protocol.decided_at = moment
+    protocol.decided_at = at
     body = {"protocol_id": protocol.id, "state": state.value, "plan_sha256": protocol.plan_sha256}
     ledger.append(session, kind=PROTOCOL_DECIDED, subject_id=protocol.id, body=body, actor=actor)
-    return protocol
 
 
 def find(session: Session, protocol_id: str) -> Protocol:

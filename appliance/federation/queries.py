@@ -180,6 +180,9 @@ def _protocol(session: Session, zone: ResearchZone, row: Protocol) -> views.Prot
         max_update_norm=plan.max_update_norm,
         max_samples_per_site=plan.max_samples_per_site,
         cohort=protocols.cohort(session, plan.task),
+        ethics_number=plan.ethics_number,
+        max_hours=plan.max_hours,
+        hours=protocols.hours(session, row),
         plan=dict(row.plan),
     )
 

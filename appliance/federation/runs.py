@@ -24,6 +24,7 @@ MAX_FAILURES: Final = 6
 FIRST_BACKOFF_S: Final = 1.0
 LONGEST_BACKOFF_S: Final = 60.0
 GATHER_S: Final = 15.0
+WAIT_FOR_PAUSED_S: Final = 20.0
 PATIENCE_S: Final = 120.0  # longer than a restarted engine's sites take to come back
 
 JOB_SUBMITTED: Final = "federation.job_submitted"
@@ -200,6 +201,9 @@ class RunController:
         """Decide what follows a job that ended before its run did."""
         _LOG.warning(JOB_ENDED, run_id=attempt.run_id, job_id=attempt.job_id, status=why)
         attempt.job_id = None
+        if self._book.waits(attempt.run_id):
+            attempt.not_before = self._clock() + WAIT_FOR_PAUSED_S
+            return
         advanced = self._reached(attempt.run_id) > attempt.reached_at_start
         attempt.failures = 0 if advanced else attempt.failures + 1
         if attempt.failures >= MAX_FAILURES:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ColumnElement, Select, select
@@ -17,7 +17,7 @@ from appliance import logs
 from appliance.db.base import WorkState, now
 from appliance.db.engine import reading, writing
 from appliance.db.research import DatasetVersion, Protocol, Receipt, ResearchLedgerEntry, Round
-from appliance.federation import protocols, roundfiles
+from appliance.federation import protocols, refusals, roundfiles, roundrows
 from appliance.federation.errors import ReleaseError
 from trainer import strategies
 from trainer.errors import TrainerError
@@ -30,15 +30,12 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from appliance.federation.roundrows import RoundView
     from appliance.node import ResearchZone
 
 ROUND_REQUESTED: Final = "round.requested"
 ROUND_RELEASED: Final = "round.released"
 ROUND_OTHER_MODEL: Final = "round.other_model"
-REWAKE_S: Final = 10.0
-MAX_ATTEMPTS: Final = 4
-REVIVE_AFTER_S: Final = 10.0
-MAX_REVIVALS: Final = 3  # of one round before its deadline
 TRAIN: Final = "train"
 FINALIZE: Final = "finalize"
 KINDS: Final = (TRAIN, FINALIZE)
@@ -69,19 +66,6 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class RoundView:
-    """A round's row as the engine's process sees it."""
-
-    round_id: str
-    state: str
-    reason: str | None
-    progress: dict[str, Any]
-    samples: int
-    metrics: dict[str, Any]
-    train_seconds: float | None
-
-
-@dataclass(frozen=True)
 class SiteService:
     """Everything that the engine's process may ask for."""
 
@@ -92,17 +76,15 @@ class SiteService:
         try:
             plan = Plan.from_json(content)
         except TrainerError as error:
-            return Decision("refused", "unreadable_plan", str(error)[:300])
+            return self._refused(refusals.UNREADABLE_PLAN, str(error)[:300])
         if plan.sha256 != announced_sha256:
-            return Decision(
-                "refused", gate.Refusal.OTHER_PLAN.value, "the plan differs from its announced hash"
-            )
+            return self._refused(gate.Refusal.OTHER_PLAN, "the plan differs from its announced hash")
         with writing(self.zone.engine) as session:
             other = session.scalar(
                 select(Protocol).where(Protocol.run_id == plan.run_id, Protocol.plan_sha256 != plan.sha256)
             )
             protocol = protocols.propose(session, self.zone.ledger, plan)
-            if other is not None and protocol.state != gate.Standing.APPROVED:
+            if other is not None and protocol.state == gate.Standing.PENDING:
                 message = "this run was proposed here with another plan; a person must look"
                 protocol.reason = message
             return self._decide(session, protocol, plan, announced_sha256, 1, on_other_model=False)
@@ -120,7 +102,7 @@ class SiteService:
             if not roundfiles.model_path(self.zone.root, asked.model_sha256).is_file():
                 return Decision("wanted", "no_model", "the global model is not here"), None
             row, is_new = self._row(session, protocol, plan, asked)
-            view = _view(row)
+            view = roundrows.view(row)
             if is_new:
                 roundfiles.remove_old_models(session, self.zone.root)
         if is_new:
@@ -150,9 +132,10 @@ class SiteService:
     ) -> tuple[Protocol, Plan, Decision] | tuple[None, None, Decision]:
         """Ask the gate about a round; protocol and plan come with an admission alone."""
         if asked.kind not in KINDS:
-            return None, None, Decision("refused", "unknown_kind", "no such kind of round")
+            return None, None, self._refused(refusals.UNKNOWN_KIND, "no such kind of round", session)
         protocol = session.scalar(select(Protocol).where(Protocol.plan_sha256 == asked.plan_sha256))
         if protocol is None:
+            refusals.note(session, self.zone.ledger, refusals.UNKNOWN_PLAN)
             unknown = Decision("refused", gate.Refusal.NOT_APPROVED.value, "the plan is not known here")
             return None, None, unknown
         plan = Plan.from_json(protocol.plan)
@@ -170,7 +153,7 @@ class SiteService:
             row = session.get(Round, round_id)
             if row is None:
                 return None
-            view, forgotten = _view(row), _forgotten(row)
+            view, forgotten = _seen(session, row), roundrows.is_forgotten(row)
         if forgotten:
             with writing(self.zone.engine) as session:
                 again = session.get(Round, round_id)
@@ -192,6 +175,8 @@ class SiteService:
             row = session.get(Round, round_id)
             if row is None or row.state != WorkState.DONE:
                 raise ReleaseError("the round is not done")
+            if _seen(session, row).halted:
+                raise ReleaseError("the protocol is not approved here (any more)")
             content = self._output(session, row)
             known = session.get(Receipt, row.receipt_id) if row.receipt_id else None
             if known is not None:
@@ -235,6 +220,7 @@ class SiteService:
             site_minimum_cohort=self.zone.settings.federation.minimum_cohort,
             number=number,
             on_other_model=on_other_model,
+            hours=protocols.hours(session, protocol),
         )
         match gate.decide(plan, facts):
             case gate.Admit():
@@ -242,13 +228,24 @@ class SiteService:
             case gate.Wait():
                 return Decision("pending")
             case gate.Refuse(reason, message):
+                if reason != gate.Refusal.OTHER_MODEL:  # recorded with its round
+                    refusals.note(session, self.zone.ledger, reason, protocol.id, number=number)
                 return Decision("refused", reason.value, message)
+
+    def _refused(self, code: str, message: str, session: Session | None = None) -> Decision:
+        """Refuse what no protocol here is about, and record it."""
+        if session is None:
+            with writing(self.zone.engine) as own:
+                refusals.note(own, self.zone.ledger, code)
+        else:
+            refusals.note(session, self.zone.ledger, code)
+        return Decision("refused", str(code), message)
 
     def _row(self, session: Session, protocol: Protocol, plan: Plan, asked: Asked) -> tuple[Round, bool]:
         known = session.scalar(_rounds(protocol, asked).where(_on_model(asked)))
         deadline = now() + timedelta(seconds=plan.round_timeout_s)
         if known is not None:
-            return known, _revived(known, deadline)
+            return known, roundrows.revive(known, deadline)
         row = Round(
             run_id=plan.run_id,
             number=asked.number,
@@ -260,7 +257,7 @@ class SiteService:
             input_path=str(
                 roundfiles.model_path(self.zone.root, asked.model_sha256).relative_to(self.zone.root)
             ),
-            max_attempts=MAX_ATTEMPTS,
+            max_attempts=roundrows.MAX_ATTEMPTS,
             woken_at=now(),
             deadline_at=deadline,
         )
@@ -330,42 +327,12 @@ def _departure(session: Session, row: Round, content: bytes) -> receipt.Departur
     )
 
 
+def _seen(session: Session, row: Round) -> RoundView:
+    """Return a round as the engine's process sees it: a halted one has nothing to wait for."""
+    protocol = session.get(Protocol, row.protocol_id)
+    halted = gate.Refusal.NOT_APPROVED if protocol is None else protocols.halted(protocol, now())
+    return roundrows.view(row, halted or "")
+
+
 def _norm(content: bytes) -> float:
     return strategies.update_norm(from_bytes(content)) if content else 0.0
-
-
-def _view(row: Round) -> RoundView:
-    return RoundView(
-        row.id, row.state, row.reason, dict(row.progress), row.samples, dict(row.metrics), row.train_seconds
-    )
-
-
-def _revived(row: Round, deadline: datetime) -> bool:
-    """Give a round another chance, since it is asked for again.
-
-    One that nobody worked on in time starts anew. One that died before its deadline is tried again too, a few
-    times and not at once: the coordinator would give the run up before that deadline.
-    """
-    late = row.deadline_at is not None and row.deadline_at <= now()
-    if late and row.state in {WorkState.QUEUED, WorkState.FAILED, WorkState.DEAD}:
-        row.attempts, row.max_attempts = 0, MAX_ATTEMPTS
-    elif _may_try_again(row):
-        row.max_attempts += MAX_ATTEMPTS
-    else:
-        return False
-    row.state, row.reason, row.next_try_at = WorkState.QUEUED, None, None
-    row.deadline_at, row.woken_at = deadline, now()
-    return True
-
-
-def _may_try_again(row: Round) -> bool:
-    """Whether a dead row has rested and has revivals left; each raises ``max_attempts``, which so counts."""
-    rested = now() - row.updated_at >= timedelta(seconds=REVIVE_AFTER_S)
-    return row.state == WorkState.DEAD and rested and row.max_attempts < MAX_ATTEMPTS * (1 + MAX_REVIVALS)
-
-
-def _forgotten(row: Round) -> bool:
-    """Whether a queued row was announced so long ago that the message is probably lost."""
-    if row.state != WorkState.QUEUED:
-        return False
-    return row.woken_at is None or now() - row.woken_at > timedelta(seconds=REWAKE_S)

@@ -65,6 +65,9 @@ class ProtocolView:
     max_update_norm: float
     max_samples_per_site: int
     cohort: int  # subjects here that the plan could use now
+    ethics_number: str
+    max_hours: float | None
+    hours: float  # that this site has computed for the run
     plan: dict[str, Any]
 
 

@@ -49,7 +49,9 @@ def _body(process: base.Process) -> None:
 def _duties(zone: ResearchZone, refusals: Refusals) -> list[Duty]:
     from appliance import broker, importing, work  # noqa: PLC0415
     from appliance.db.base import now  # noqa: PLC0415
+    from appliance.db.engine import reading, writing  # noqa: PLC0415
     from appliance.db.research import Round  # noqa: PLC0415
+    from appliance.federation import protocols  # noqa: PLC0415
 
     def backlog(kind: str) -> int | None:
         del kind  # rounds have one queue
@@ -61,9 +63,17 @@ def _duties(zone: ResearchZone, refusals: Refusals) -> list[Duty]:
     def reconcile() -> None:
         work.reconcile(zone.engine, Round, zone.wake, now(), backlog)
 
+    def suspend_expired() -> None:
+        with reading(zone.engine) as session:
+            expired = protocols.any_expired(session, now())
+        if expired:
+            with writing(zone.engine) as session:
+                protocols.suspend_expired(session, zone.ledger, now())
+
     return [
         Duty("import", import_bundles, IMPORT_EVERY_S),
         Duty("reconcile", reconcile, RECONCILE_EVERY_S),
+        Duty("suspend_expired", suspend_expired, RECONCILE_EVERY_S),
     ]
 
 

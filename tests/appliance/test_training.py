@@ -9,6 +9,7 @@ import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from sqlalchemy import select, update
 
@@ -24,6 +25,7 @@ from appliance.db.research import (
     Round,
     Subject,
 )
+from appliance.federation import refusals
 from appliance.ledger import verify
 from appliance.work import LeaseLostError, claimed, reconcile
 from inference.evaluation import read_report
@@ -36,7 +38,7 @@ from trainer.metrics import Metrics
 from trainer.networks import initial_weights
 from trainer.strategies import check_update
 from trainer.task import LocalSpec
-from trainer.weights_io import load, sha256
+from trainer.weights_io import load, save, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -154,7 +156,10 @@ def test_a_heartbeat_after_the_lease_was_lost_stops_the_work(node: TrainingNode)
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda node: _set(node, Protocol, state=ProtocolState.SUSPENDED), "not approved"),
+        (lambda node: _set(node, Protocol, state=ProtocolState.SUSPENDED), "suspended"),
+        (lambda node: _set(node, Protocol, state=ProtocolState.PENDING), "not_approved"),
+        (lambda node: _set(node, Protocol, state=ProtocolState.LEFT), "left"),
+        (lambda node: _set(node, Protocol, expires_at=now()), "expired"),
         (lambda node: _set(node, Protocol, plan={**node.plan.to_json(), "seed": 8}), "plan"),
         (lambda node: _set(node, Round, global_model_sha256="0" * 64), "announced hash"),
         (lambda node: _set(node, Round, input_path="../clinical/keys/vault.key"), "outside"),
@@ -287,3 +292,21 @@ def test_a_worker_killed_in_a_round_loses_nothing_and_the_round_counts_once(
     assert row.output_path is not None
     assert sha256(node.zone.root / row.output_path) == row.output_sha256
     assert ledger_kinds(node, training.ROUND_TRAINED) == 1
+
+
+def test_a_global_model_with_other_tensors_is_refused_and_recorded_once(node: TrainingNode) -> None:
+    path = node.zone.root / "federation" / "models" / "other.safetensors"
+    digest = save(path, {**initial_weights(node.plan.task), "activations": np.zeros(4, np.float32)})
+    changes = {"global_model_sha256": digest, "input_path": str(path.relative_to(node.zone.root))}
+    for number in (1, 2):
+        round_id = node.add_round(number=number)
+        _set_row(node, round_id, **changes)
+        deliver(node, round_id)
+        row = row_of(node, round_id)
+        assert (row.state, row.output_path) == (WorkState.DEAD, None)
+    assert ledger_kinds(node, refusals.ORDER_REFUSED) == 1
+
+
+def _set_row(node: TrainingNode, round_id: str, **values: Any) -> None:
+    with writing(node.zone.engine) as session:
+        session.execute(update(Round).where(Round.id == round_id).values(**values))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -19,6 +19,8 @@ class Standing(StrEnum):
     APPROVED = "approved"
     SUSPENDED = "suspended"
     REFUSED = "refused"
+    PAUSED = "paused"
+    LEFT = "left"
 
 
 class Refusal(StrEnum):
@@ -32,6 +34,9 @@ class Refusal(StrEnum):
     COHORT_TOO_SMALL = "cohort_too_small"
     NOT_IN_PLAN = "not_in_plan"
     OTHER_MODEL = "other_model"
+    PAUSED = "paused"
+    LEFT = "left"
+    HOURS_SPENT = "hours_spent"
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class Facts:
     on_other_model : bool
         Whether this round ran here on another global model than the one that is offered now. An approved plan
         gives the coordinator one question per round, not as many as it has models.
+    hours : float
+        What this site has computed for the run so far.
     """
 
     now: datetime
@@ -65,6 +72,7 @@ class Facts:
     site_minimum_cohort: int
     number: int
     on_other_model: bool
+    hours: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,19 +98,23 @@ def decide(plan: Plan, facts: Facts) -> Admit | Wait | Refuse:
     hard = _hard_refusal(plan, facts)
     if hard is not None:
         return hard
-    match facts.standing:
-        case Standing.PENDING:
-            return Wait()
-        case Standing.SUSPENDED:
-            return Refuse(Refusal.SUSPENDED, "the plan is suspended at this site")
-        case Standing.REFUSED:
-            return Refuse(Refusal.REFUSED, "the plan was refused at this site")
-        case Standing.APPROVED:
-            return _approved(plan, facts)
+    if facts.standing in _STANDING_STILL:
+        return Refuse(*_STANDING_STILL[facts.standing])
+    return _approved(plan, facts) if facts.standing is Standing.APPROVED else Wait()
+
+
+_STANDING_STILL: Final = {
+    Standing.SUSPENDED: (Refusal.SUSPENDED, "the plan is suspended at this site"),
+    Standing.REFUSED: (Refusal.REFUSED, "the plan was refused at this site"),
+    Standing.PAUSED: (Refusal.PAUSED, "the plan is paused at this site"),
+    Standing.LEFT: (Refusal.LEFT, "this site left the run"),
+}
 
 
 def _approved(plan: Plan, facts: Facts) -> Admit | Refuse:
     """Decide over a round of an approved plan."""
+    if plan.max_hours is not None and facts.hours >= plan.max_hours:
+        return Refuse(Refusal.HOURS_SPENT, "the hours of computing that the plan allows are spent")
     needed = max(plan.minimum_cohort, facts.site_minimum_cohort)
     if facts.cohort < needed:
         return Refuse(Refusal.COHORT_TOO_SMALL, f"fewer than {needed} labelled subjects at this site")

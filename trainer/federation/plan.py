@@ -24,6 +24,8 @@ MAX_SECONDS: Final = 30 * 24 * 3600.0
 MIN_NORM: Final = 1e-6
 MAX_NORM: Final = 1e6
 MAX_SAMPLES: Final = 10_000_000
+MIN_HOURS: Final = 0.01
+MAX_HOURS: Final = 10_000.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ class Plan:
         coordinator refuses a larger one.
     max_samples_per_site : int
         Most samples that count as a site's weight in the mean, however many it claims.
+    ethics_number : str
+        Under which number an ethics committee approved the study; empty where the plan names none.
+    max_hours : float, optional
+        Most hours that one site computes for this run, all its rounds together; None sets no limit.
     """
 
     run_id: str
@@ -86,6 +92,8 @@ class Plan:
     straggler_wait_s: float = 60.0
     max_update_norm: float = 100.0
     max_samples_per_site: int = 100_000
+    ethics_number: str = ""
+    max_hours: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have, wherever the plan was made."""
@@ -100,14 +108,27 @@ class Plan:
         _check_range("straggler_wait_s", self.straggler_wait_s, 0.0, MAX_SECONDS)
         _check_range("max_update_norm", self.max_update_norm, MIN_NORM, MAX_NORM)
         _check_range("max_samples_per_site", self.max_samples_per_site, 1, MAX_SAMPLES)
+        if self.ethics_number:
+            _check_title("ethics_number", self.ethics_number)
+        if self.max_hours is not None:
+            _check_range("max_hours", self.max_hours, MIN_HOURS, MAX_HOURS)
+            object.__setattr__(self, "max_hours", float(self.max_hours))
         if self.expires_at.tzinfo is None:
             raise PlanError("expires_at: expected a moment with a time zone")
         for name in _FLOATS:
             object.__setattr__(self, name, float(getattr(self, name)))
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; :meth:`from_json` reads them back unchanged."""
+        """Return plain JSON values; :meth:`from_json` reads them back unchanged.
+
+        What is not set is left out, so that a plan of an earlier version keeps its hash and its approval.
+        """
+        unset = {"ethics_number": "", "max_hours": None}
+        optional = {
+            name: getattr(self, name) for name, empty in unset.items() if getattr(self, name) != empty
+        }
         return {
+            **optional,
             "run_id": self.run_id,
             "name": self.name,
             "task": self.task.to_json(),
@@ -260,7 +281,9 @@ def _strategy(field: str, value: Any) -> Strategy:
 
 
 _FLOATS: Final = ("round_timeout_s", "approval_wait_s", "straggler_wait_s", "max_update_norm")
-_OPTIONAL: Final = frozenset({"straggler_wait_s", "max_update_norm", "max_samples_per_site"})
+_OPTIONAL: Final = frozenset(
+    {"straggler_wait_s", "max_update_norm", "max_samples_per_site", "ethics_number", "max_hours"}
+)
 _FIELDS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "run_id": _typed(str),
     "name": _typed(str),
@@ -276,4 +299,6 @@ _FIELDS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "max_update_norm": _number,
     "max_samples_per_site": _typed(int),
     "seed": _typed(int),
+    "ethics_number": _typed(str),
+    "max_hours": _number,
 }

@@ -171,8 +171,12 @@ def _protocol(row: views.ProtocolView, view: FederationView) -> Markup:
         ("Rounds", f"{row.total_rounds} by {row.strategy}, at least {count(row.min_sites, 'site')}"),
         ("Bounds", _bounds(row)),
         ("Expires", when(row.expires_at)),
+        ("Ethics number", row.ethics_number or "none in the plan"),
+        ("Computing here", _hours(row)),
         ("Plan", code(row.plan_sha256, length=16)),
     ]
+    if row.reason and row.decided_at is None:
+        rows.append(("Note", row.reason))
     if row.decided_at is not None:
         rows.append(
             ("Decided", stack(join((when(row.decided_at), f" by {decided}" if decided else "")), row.reason))
@@ -190,6 +194,11 @@ def _protocol(row: views.ProtocolView, view: FederationView) -> Markup:
 def _bounds(row: views.ProtocolView) -> str:
     samples = count(row.max_samples_per_site, "sample")
     return f"a site's update has a norm of at most {row.max_update_norm:g} and counts as at most {samples}"
+
+
+def _hours(row: views.ProtocolView) -> str:
+    limit = "no limit in the plan" if row.max_hours is None else f"of at most {row.max_hours:g}"
+    return f"{row.hours:.2f} hours, {limit}"
 
 
 def _decisions(row: views.ProtocolView, view: FederationView) -> Markup | None:
@@ -222,10 +231,31 @@ def _decisions(row: views.ProtocolView, view: FederationView) -> Markup | None:
         id=row.id,
         ask=Ask(f"Suspend {row.name}? No further round runs here.", "Reason"),
     )
+    pause = button(
+        "pause",
+        "Pause",
+        described=row.name,
+        id=row.id,
+        ask=Ask(
+            f"Pause {row.name}? A round under way stops, and no update leaves until you resume.", "Reason"
+        ),
+    )
+    resume = button("resume", "Resume", described=row.name, style="primary", id=row.id)
+    leave = button(
+        "leave",
+        "Leave",
+        described=row.name,
+        style="danger",
+        id=row.id,
+        ask=Ask(
+            f"Leave the run of {row.name}? This is final: this site cannot join that run again.", "Reason"
+        ),
+    )
     offered = {
         "pending": (approve, refuse),
-        "approved": (suspend,),
-        "suspended": (approve, refuse),
+        "approved": (pause, suspend, leave),
+        "paused": (resume, suspend, leave),
+        "suspended": (approve, refuse, leave),
         "refused": (),
     }
     return el("span", offered.get(row.state, ()), class_="buttons")
@@ -346,5 +376,8 @@ PAGE: Final = Page(
         "approve": _decide("approve", "Approved: rounds of this plan run here from now on."),
         "refuse": _decide("refuse", "Refused."),
         "suspend": _decide("suspend", "Suspended: no further round runs here."),
+        "pause": _decide("pause", "Paused: nothing of it runs here or leaves until you resume."),
+        "resume": _decide("resume", "Resumed: this site takes part again."),
+        "leave": _decide("leave", "Left: this site takes no part in that run any more."),
     },
 )

@@ -38,6 +38,8 @@ TONES: Final[Mapping[str, str]] = MappingProxyType(
         "pending": "warn",
         "approved": "ok",
         "suspended": "warn",
+        "paused": "warn",
+        "left": "bad",
         "enabled": "ok",
         "disabled": "idle",
         "locked": "warn",

@@ -132,6 +132,35 @@ class TestAdmission:
 
         assert book.state(run_id) == RunState.DEAD
 
+    def test_a_site_that_has_paused_is_asked_in_every_round_and_holds_nobody_up(self, book: Book) -> None:
+        run_id = add_run(book, min_sites=2)
+        workflow = ScriptedWorkflow(book, run_id, "job-a", refused_by("west", "paused"), SITES)
+
+        workflow.work()
+
+        assert book.state(run_id) == RunState.DONE
+        assert workflow.asked.count(("train", "west")) == 3
+
+    def test_a_run_waits_for_sites_that_have_paused_without_an_end(self, book: Book) -> None:
+        run_id = add_run(book, min_sites=3)
+        for number in range(8):
+            ScriptedWorkflow(book, run_id, f"job-{number}", refused_by("west", "paused"), SITES).work()
+            assert book.state(run_id) == RunState.RUNNING
+            assert book.waits(run_id)
+
+        ScriptedWorkflow(book, run_id, "job-8", trains(), SITES).work()
+
+        assert book.state(run_id) == RunState.DONE
+
+    def test_a_site_that_left_is_not_asked_again_in_that_job(self, book: Book) -> None:
+        run_id = add_run(book, min_sites=2)
+        workflow = ScriptedWorkflow(book, run_id, "job-a", refused_by("west", "left"), SITES)
+
+        workflow.work()
+
+        assert book.state(run_id) == RunState.DONE
+        assert [task for task, site in workflow.asked if site == "west"] == ["admit"]
+
     def test_sites_that_are_away_do_not_end_the_run(self, book: Book) -> None:
         run_id = add_run(book, min_sites=2)
         ScriptedWorkflow(book, run_id, "job-a", trains(), ("north",)).work()

@@ -13,7 +13,7 @@ from appliance.db.base import now
 from appliance.db.coordinator import Contribution, Run, RunState
 from appliance.db.engine import reading, writing
 from appliance.federation import progress
-from appliance.federation.book import Book, Checkpoint, Counted, StaleJobError
+from appliance.federation.book import WAITING, Book, Checkpoint, Counted, StaleJobError
 from appliance.federation.enginelink import EngineAwayError
 from appliance.federation.errors import CoordinatorError
 from appliance.federation.runs import MAX_FAILURES, PATIENCE_S, RunController
@@ -125,7 +125,7 @@ class TestBook:
         book.reopen(run_id)
 
         assert book.open_runs() == [run_id]
-        with pytest.raises(CoordinatorError, match="expected dead or stopped"):
+        with pytest.raises(CoordinatorError, match="expected dead, stopped or paused"):
             book.reopen(run_id)
 
     def test_progress_shows_rounds_sites_and_final_metrics(self, book: Book, run_id: str) -> None:
@@ -311,6 +311,36 @@ class TestRunController:
 
         assert engine.aborted == ["job-1"]
         assert book.is_current(other, "job-2")
+
+    def test_a_paused_runs_job_is_ended_and_it_goes_on_where_it_stood(
+        self, controller: RunController, book: Book, run_id: str, engine: ScriptedEngine
+    ) -> None:
+        controller.step()
+        finish(book, run_id, "job-1", 1)
+        book.pause(run_id, "at night only")
+        controller.step()
+        assert (engine.aborted, book.state(run_id), book.open_runs()) == (["job-1"], RunState.PAUSED, [])
+        with pytest.raises(CoordinatorError, match="expected queued or running"):
+            book.pause(run_id, "again")
+
+        book.reopen(run_id)
+        controller.step()
+
+        assert book.is_current(run_id, "job-2")
+        assert book.last_round(run_id) == 1
+
+    def test_jobs_that_end_because_sites_paused_do_not_end_the_run(
+        self, controller: RunController, book: Book, run_id: str, engine: ScriptedEngine, clock: Clock
+    ) -> None:
+        for number in range(1, MAX_FAILURES + 3):
+            controller.step()
+            assert engine.submitted[-1] == f"job-{number}"
+            book.note(run_id, f"job-{number}", f"{WAITING}: west")
+            engine.statuses[f"job-{number}"] = "FINISHED:EXECUTION_EXCEPTION"
+            controller.step()
+            clock.at += 30.0
+
+        assert book.state(run_id) == RunState.RUNNING
 
     def test_a_final_model_that_is_offered_again_waits_for_a_site_that_misses_it(
         self, controller: RunController, book: Book, run_id: str, engine: ScriptedEngine, clock: Clock

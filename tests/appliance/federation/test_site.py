@@ -15,7 +15,8 @@ from appliance.db.research import Protocol, ProtocolState, Receipt, ResearchLedg
 from appliance.federation import protocols
 from appliance.federation.errors import ReleaseError
 from appliance.federation.protocols import ProtocolDecisionError, UnknownProtocolError
-from appliance.federation.site import MAX_REVIVALS, REVIVE_AFTER_S, Asked, RoundView, SiteService
+from appliance.federation.roundrows import MAX_REVIVALS, REVIVE_AFTER_S, RoundView
+from appliance.federation.site import Asked, SiteService
 from tests.appliance.federation.research import add_subjects, finish_round
 from tests.trainer.federation.plans import make_plan
 from trainer.federation import receipt

@@ -42,9 +42,14 @@ def test_a_plan_that_nobody_decided_on_waits() -> None:
 
 @pytest.mark.parametrize(
     ("standing", "reason"),
-    [(Standing.REFUSED, Refusal.REFUSED), (Standing.SUSPENDED, Refusal.SUSPENDED)],
+    [
+        (Standing.REFUSED, Refusal.REFUSED),
+        (Standing.SUSPENDED, Refusal.SUSPENDED),
+        (Standing.PAUSED, Refusal.PAUSED),
+        (Standing.LEFT, Refusal.LEFT),
+    ],
 )
-def test_a_refused_or_suspended_plan_does_not_run(standing: Standing, reason: Refusal) -> None:
+def test_a_plan_that_a_person_stopped_does_not_run(standing: Standing, reason: Refusal) -> None:
     assert reason_of(standing=standing) == reason
 
 
@@ -81,3 +86,14 @@ def test_the_greater_of_both_minimum_cohorts_counts() -> None:
 
 def test_a_round_that_ran_here_on_another_model_is_refused() -> None:
     assert reason_of(on_other_model=True) == Refusal.OTHER_MODEL
+
+
+def test_a_plan_whose_hours_are_spent_is_refused_and_one_without_limit_is_not() -> None:
+    limited = make_plan(max_hours=2.0)
+    of_it = {"announced_sha256": limited.sha256, "approved_sha256": limited.sha256}
+
+    assert decide(limited, facts(**of_it, hours=1.99)) == Admit()
+    spent = decide(limited, facts(**of_it, hours=2.0))
+    assert isinstance(spent, Refuse)
+    assert spent.reason == Refusal.HOURS_SPENT
+    assert decide(PLAN, facts(hours=1e6)) == Admit()

@@ -38,6 +38,8 @@ def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
         {"expires_at": EXPIRY + timedelta(seconds=1)},
         {"strategy": Strategy("fedavg", {"server_learning_rate": 0.5})},
         {"straggler_wait_s": 1.0},
+        {"ethics_number": "EK 12/2026"},
+        {"max_hours": 3.0},
         {"max_update_norm": 1.0},
         {"max_samples_per_site": 10},
     ],
@@ -82,6 +84,12 @@ def test_the_hash_is_of_the_canonical_text() -> None:
         ("strategy", {"name": "fedavg", "parameters": {"mu": "x"}}),
         ("task", {"name": "blob"}),
         ("task", 3),
+        ("ethics_number", "two\nlines"),
+        ("ethics_number", "x" * 65),
+        ("ethics_number", 7),
+        ("max_hours", 0),
+        ("max_hours", 1e9),
+        ("max_hours", "2"),
     ],
 )
 def test_a_wrong_field_is_refused_by_its_name(field: str, value: object) -> None:
@@ -108,6 +116,13 @@ def test_a_plan_file_without_bounds_gets_the_usual_ones_in_its_hash() -> None:
 
     assert plan.to_json() == content
     assert (plan.bounds.update_norm, plan.bounds.samples) == (100.0, 100_000)
+
+
+def test_what_a_plan_does_not_set_is_not_in_its_hash() -> None:
+    content = make_plan().to_json()
+
+    assert not {"ethics_number", "max_hours"} & set(content)
+    assert Plan.from_json({**content, "max_hours": 2}).sha256 == make_plan(max_hours=2.0).sha256
 
 
 def test_a_moment_without_a_time_zone_is_refused() -> None:
