@@ -1,4 +1,4 @@
-"""A site as a folder: DICOM files anywhere below it, labels in ``labels.csv``. For simulations."""
+"""A site as a folder: DICOM files anywhere below it, labels in a CSV file. For simulations."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ class SiteFolder:
     skipped: Mapping[str, int]
 
 
-def read_site_folder(folder: Path, label: str) -> SiteFolder:
+def read_site_folder(folder: Path, label: str, labels: Path | None = None) -> SiteFolder:
     """Join a folder's instances with its labels, by patient and, where a row names one, by study.
 
+    ``labels`` is the label file, ``labels.csv`` of the folder by default.
     The folder is read as it is: identifiers in it are not replaced, and are used for the split alone.
 
     Raises
@@ -45,15 +46,19 @@ def read_site_folder(folder: Path, label: str) -> SiteFolder:
     DatasetError
         If there is no such folder.
     LabelFileError
-        If ``labels.csv`` cannot be read.
+        If the label file cannot be read.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder}: expected a folder")
-    table = read_labels_csv(folder / LABELS)
+    labels = labels or folder / LABELS
+    table = read_labels_csv(labels)
     values = _values(table, label)
     cases: list[Case] = []
     skipped: Counter[str] = Counter()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LABELS):
+    left_out = {labels.resolve(), (folder / LABELS).resolve()}
+    for path in sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.resolve() not in left_out
+    ):
         try:
             ds = dcmread(path, stop_before_pixels=True, specific_tags=_KEYWORDS)
             value = _value_of(ds, values)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trainer import strategies
+from trainer.datasets import Dataset, Samples
 from trainer.errors import StrategyError
 from trainer.local_round import LocalUpdate, evaluate, local_round
 from trainer.metrics import Metrics
@@ -22,11 +23,10 @@ from trainer.site_rules import site_rule
 from trainer.weights_io import to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from trainer.datasets import Dataset
     from trainer.ports import Progress
     from trainer.task import TaskSpec
     from trainer.weights_io import Weights
@@ -36,11 +36,14 @@ if TYPE_CHECKING:
 class SiteRecord:
     """One site's part of one round; ``metrics`` are of the incoming global model.
 
+    ``update_bytes`` leave the site, ``model_bytes`` come to it: safetensors files, as they are sent.
+
     ``anomaly_score`` is that of :func:`trainer.strategies.anomaly_scores`, None below four sites.
     """
 
     samples: int
     update_bytes: int
+    model_bytes: int
     update_norm: float
     train_loss: float
     train_seconds: float
@@ -158,6 +161,39 @@ def final_metrics(
     }
 
 
+def held_out(dataset: Dataset) -> Dataset:
+    """Return a site that trains nothing: all its cases are there to measure on."""
+    return Dataset(
+        train=Samples(dataset.train.x[:0], dataset.train.y[:0]),
+        validation=Samples.join([dataset.train, dataset.validation]),
+        skipped=dataset.skipped,
+    )
+
+
+def unseen_metrics(
+    task: TaskSpec, strategy: str, weights: Mapping[str, NDArray[Any]], datasets: Mapping[str, Dataset]
+) -> dict[str, Metrics]:
+    """Measure the global model where nobody trained, on the held-out cases of each dataset.
+
+    Raises
+    ------
+    StrategyError
+        If a site has no model without having trained, as under FedBN.
+    """
+    return final_metrics(task, strategy, weights, {}, datasets)
+
+
+def bytes_by_site(rounds: Sequence[RoundRecord]) -> dict[str, dict[str, int]]:
+    """Return what each site sent and received in all rounds together, in bytes."""
+    totals: dict[str, dict[str, int]] = {}
+    for record in rounds:
+        for site, one in record.sites.items():
+            total = totals.setdefault(site, {"sent": 0, "received": 0})
+            total["sent"] += one.update_bytes
+            total["received"] += one.model_bytes
+    return totals
+
+
 def site_round(  # noqa: PLR0913 - as local_round
     task: TaskSpec,
     weights: Mapping[str, NDArray[Any]],
@@ -183,6 +219,7 @@ def site_round(  # noqa: PLR0913 - as local_round
     record = SiteRecord(
         samples=update.samples,
         update_bytes=len(to_bytes(update.delta)),
+        model_bytes=len(to_bytes(weights)),
         update_norm=strategies.update_norm(update.delta),
         train_loss=update.train_loss,
         train_seconds=update.train_seconds,

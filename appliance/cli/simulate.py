@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -12,16 +11,15 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from appliance.cli import WORK_FAILED, WRONG_USE
+from appliance.cli import WORK_FAILED, WRONG_USE, simulate_sites
 
 if TYPE_CHECKING:
-    from trainer.datasets import Dataset
+    from appliance.cli.simulate_sites import Sites
     from trainer.metrics import Metrics
     from trainer.simulation import Simulation
-    from trainer.task import TaskSpec
 
-_SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,39}\Z")
 _CACHE: Final = ".cloister-cache"
+_STDOUT: Final = Path("-")
 
 
 def register(app: typer.Typer) -> None:
@@ -41,8 +39,15 @@ def _list(wanted: bool) -> None:
 def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     task: Annotated[Path, typer.Argument(help="Task file (JSON).")],
     site: Annotated[
-        list[str], typer.Option(help="NAME=DIR: DICOM files below DIR, labels in DIR/labels.csv.")
+        list[str],
+        typer.Option(help="NAME=DIR[,LABELS]: DICOM files below DIR, labels in LABELS or DIR/labels.csv."),
     ],
+    unseen: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=DIR[,LABELS]: a site that trains nothing; the final model is measured there."
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=10_000)] = 10,
     strategy: Annotated[str, typer.Option(help="One of --list-strategies.")] = "fedavg",
     parameter: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER of the strategy.")] = None,
@@ -55,7 +60,9 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
         bool, typer.Option("--baselines", help="Train each site alone, and all pooled.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the final model here (safetensors).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here as JSON; - is standard output.")
+    ] = None,
     list_strategies: Annotated[
         bool, typer.Option("--list-strategies", is_eager=True, callback=_list, help="Name them and stop.")
     ] = False,
@@ -68,15 +75,17 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     from trainer.errors import TrainerError  # noqa: PLC0415  only when the command runs
 
     del list_strategies
-    folders = _sites(site)
+    training = simulate_sites.places("--site", site)
+    others = simulate_sites.places("--unseen", unseen or [], frozenset(training))
     numbers = _numbers(parameter or [])
     console = Console(stderr=True)
     try:
-        spec, datasets, reports = _read(task, folders, cache, console)
-        result = _run(spec, datasets, rounds, strategy, numbers, seed, in_process=in_process, console=console)
-        figures = {"sites": reports, **result.to_json()}
+        sites = simulate_sites.read(task, training, others, cache, console)
+        _check(sites, strategy, seed)
+        result = _run(sites, rounds, strategy, numbers, seed, in_process=in_process, console=console)
+        figures = _figures(sites, strategy, result)
         if baselines:
-            figures["baselines"] = _baselines(spec, datasets, rounds, seed, console)
+            figures["baselines"] = _baselines(sites, rounds, seed, console)
         if out is not None:
             from trainer.weights_io import save  # noqa: PLC0415
 
@@ -85,21 +94,45 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
         log = getattr(error, "log", "")
         typer.echo(f"{log}\n{type(error).__name__}: {error}".lstrip(), err=True)
         raise typer.Exit(WORK_FAILED) from error
-    if as_json:
-        typer.echo(json.dumps(figures, indent=2, allow_nan=False))
-    else:
-        _print(result, figures)
+    _deliver(result, figures, as_json)
 
 
-def _sites(options: list[str]) -> dict[str, Path]:
-    folders: dict[str, Path] = {}
-    for option in options:
-        name, separator, folder = option.partition("=")
-        if not separator or not _SITE_NAME.match(name) or name in folders or not Path(folder).is_dir():
-            typer.echo("--site: expected NAME=DIR, each name once, DIR a folder", err=True)
-            raise typer.Exit(WRONG_USE)
-        folders[name] = Path(folder)
-    return folders
+def _deliver(result: Simulation, figures: dict[str, Any], target: Path | None) -> None:
+    text = json.dumps(figures, indent=2, allow_nan=False)
+    if target == _STDOUT:
+        typer.echo(text)
+        return
+    if target is not None:
+        try:
+            target.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            typer.echo(f"--json: {target.name} cannot be written ({error.strerror})", err=True)
+            raise typer.Exit(WORK_FAILED) from error
+    _print(result, figures)
+
+
+def _check(sites: Sites, strategy: str, seed: int) -> None:
+    """Refuse before anything is trained a strategy whose model a site that trained nothing cannot use."""
+    from trainer import strategies  # noqa: PLC0415
+    from trainer.networks import initial_weights  # noqa: PLC0415
+    from trainer.simulation import unseen_metrics  # noqa: PLC0415
+
+    if sites.unseen:
+        weights = strategies.get(strategy).prepared(initial_weights(sites.task, seed))
+        unseen_metrics(sites.task, strategy, weights, sites.unseen)
+
+
+def _figures(sites: Sites, strategy: str, result: Simulation) -> dict[str, Any]:
+    from trainer.simulation import bytes_by_site, unseen_metrics  # noqa: PLC0415
+
+    unseen = unseen_metrics(sites.task, strategy, result.weights, sites.unseen)
+    return {
+        "sites": sites.reports,
+        "strategy": strategy,
+        **result.to_json(),
+        "unseen": {site: metrics.to_json() for site, metrics in unseen.items()},
+        "bytes": bytes_by_site(result.rounds),
+    }
 
 
 def _numbers(options: list[str]) -> dict[str, float]:
@@ -114,39 +147,8 @@ def _numbers(options: list[str]) -> dict[str, float]:
     return numbers
 
 
-def _read(
-    path: Path, folders: dict[str, Path], cache: Path, console: Console
-) -> tuple[TaskSpec, dict[str, Dataset], dict[str, Any]]:
-    from trainer import datasets  # noqa: PLC0415
-    from trainer.folders import read_site_folder  # noqa: PLC0415
-    from trainer.task import read_task  # noqa: PLC0415
-
-    task = read_task(path)
-    found: dict[str, Dataset] = {}
-    reports: dict[str, Any] = {}
-    with Progress(console=console, transient=True) as bars:
-        for name, folder in folders.items():
-            bar = bars.add_task(f"reading {name}")
-            content = read_site_folder(folder, task.label)
-
-            def step(stage: str, done: int, total: int, bar: Any = bar) -> None:
-                del stage
-                bars.update(bar, completed=done, total=total)
-
-            found[name] = datasets.build(content.cases, task, cache, step)
-            reports[name] = {
-                "counts": found[name].counts,
-                "skipped": {**content.skipped, **found[name].skipped},
-                "label_problems": [vars(problem) for problem in content.problems],
-            }
-            for problem in content.problems[:20]:
-                console.print(f"{name}: labels.csv line {problem.line}: {problem.message}", highlight=False)
-    return task, found, reports
-
-
 def _run(
-    task: TaskSpec,
-    datasets: dict[str, Dataset],
+    sites: Sites,
     rounds: int,
     strategy: str,
     numbers: dict[str, float],
@@ -160,7 +162,7 @@ def _run(
 
         with console.status("the engine's simulator runs"):
             return simulate_on_engine(
-                task, datasets, rounds=rounds, strategy=strategy, parameters=numbers, seed=seed
+                sites.task, sites.datasets, rounds=rounds, strategy=strategy, parameters=numbers, seed=seed
             )
     from trainer.local_round import use_threads  # noqa: PLC0415
     from trainer.simulation import simulate as simulate_here  # noqa: PLC0415
@@ -169,8 +171,8 @@ def _run(
     with Progress(console=console, transient=True) as bars:
         bar = bars.add_task("rounds", total=rounds)
         return simulate_here(
-            task,
-            datasets,
+            sites.task,
+            sites.datasets,
             rounds=rounds,
             strategy=strategy,
             parameters=numbers,
@@ -179,18 +181,17 @@ def _run(
         )
 
 
-def _baselines(
-    task: TaskSpec, datasets: dict[str, Dataset], rounds: int, seed: int, console: Console
-) -> dict[str, Any]:
+def _baselines(sites: Sites, rounds: int, seed: int, console: Console) -> dict[str, Any]:
     from trainer.baselines import cross_evaluate, train_local, train_pooled  # noqa: PLC0415
 
     with console.status("each site alone, and all pooled"):
+        task, datasets = sites.task, sites.datasets
         models = {
             f"local {name}": train_local(task, dataset, rounds=rounds, seed=seed)
             for name, dataset in datasets.items()
         }
         models["pooled"] = train_pooled(task, datasets, rounds=rounds, seed=seed)
-        table = cross_evaluate(task, models, datasets)
+        table = cross_evaluate(task, models, {**datasets, **sites.unseen})
     return {model: {site: metrics.to_json() for site, metrics in row.items()} for model, row in table.items()}
 
 
@@ -202,12 +203,17 @@ def _print(result: Simulation, figures: dict[str, Any]) -> None:
         typer.echo(f"{site}: its update was unlike the others' in {rounds} of {len(result.rounds)} rounds")
     final = "  ".join(f"{site} {_area(metrics)}" for site, metrics in result.final.items())
     typer.echo(f"final model: AUC  {final}")
+    if figures["unseen"]:
+        typer.echo(f"final model at sites that trained nothing: AUC  {_areas(figures['unseen'])}")
     for model, row in figures.get("baselines", {}).items():
-        areas = "  ".join(
-            f"{site} {'-' if item['auc'] is None else format(item['auc']['estimate'], '.3f')}"
-            for site, item in row.items()
-        )
-        typer.echo(f"{model}: AUC  {areas}")
+        typer.echo(f"{model}: AUC  {_areas(row)}")
+
+
+def _areas(row: dict[str, Any]) -> str:
+    return "  ".join(
+        f"{site} {'-' if item['auc'] is None else format(item['auc']['estimate'], '.3f')}"
+        for site, item in row.items()
+    )
 
 
 def _suspects(result: Simulation) -> Counter[str]:

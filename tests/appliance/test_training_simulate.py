@@ -37,7 +37,7 @@ def sites(tmp_path: Path) -> list[str]:
 
 def test_a_simulation_prints_its_figures_and_writes_the_model(sites: list[str], tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
-    extra = ["--rounds", "2", "--in-process", "--baselines", "--json", "--out", str(out)]
+    extra = ["--rounds", "2", "--in-process", "--baselines", "--json", "-", "--out", str(out)]
     found = CliRunner().invoke(build(), ["simulate", *sites, *extra])
     assert found.exit_code == 0, found.output
     figures = json.loads(found.stdout)
@@ -49,6 +49,10 @@ def test_a_simulation_prints_its_figures_and_writes_the_model(sites: list[str], 
     assert counts["train"] + counts["validation"] == 14
     assert figures["model_sha256"] == sha256(out)
     assert load(out)
+    for site, total in figures["bytes"].items():
+        rounds = [record["sites"][site] for record in figures["rounds"]]
+        assert total["sent"] == sum(one["update_bytes"] for one in rounds) > 0
+        assert total["received"] == sum(one["model_bytes"] for one in rounds) > 0
     assert "P9-9" not in found.output
 
 
@@ -56,6 +60,37 @@ def test_figures_are_printed_for_people_too(sites: list[str]) -> None:
     found = CliRunner().invoke(build(), ["simulate", *sites, "--rounds", "1", "--in-process"])
     assert found.exit_code == 0, found.output
     assert "final model: AUC  north" in found.stdout
+
+
+def test_figures_go_to_a_file_with_labels_from_one_and_a_site_that_trains_nothing(
+    sites: list[str], tmp_path: Path
+) -> None:
+    labels = tmp_path / "elsewhere.csv"
+    (tmp_path / "south" / "labels.csv").rename(labels)
+    figures_file = tmp_path / "figures.json"
+    south = sites.index(f"south={tmp_path / 'south'}")
+    command = [*sites[: south - 1], "--unseen", f"{sites[south]},{labels}"]
+    extra = ["--rounds", "1", "--in-process", "--baselines", "--json", str(figures_file)]
+    found = CliRunner().invoke(build(), ["simulate", *command, *extra])
+    assert found.exit_code == 0, found.output
+    figures = json.loads(figures_file.read_text())
+    assert set(figures["final"]) == set(figures["bytes"]) == {"north"}
+    assert set(figures["rounds"][0]["sites"]) == {"north"}
+    assert figures["unseen"]["south"]["samples"] == 14
+    assert figures["sites"]["south"]["counts"]["train"] == 0
+    assert set(figures["baselines"]["pooled"]) == {"north", "south"}
+    assert "sites that trained nothing: AUC  south" in found.stdout
+
+
+def test_a_strategy_that_leaves_an_unseen_site_without_a_model_is_refused_before_training(
+    sites: list[str], tmp_path: Path
+) -> None:
+    network = NetworkSpec("resnet", {"features": [4, 4, 8, 8], "groups": 2, "norm": "batch"})
+    (tmp_path / "task.json").write_text(json.dumps(replace(TASK, network=network).to_json()))
+    extra = ["--unseen", f"far={tmp_path / 'south'}", "--strategy", "fedbn"]
+    found = CliRunner().invoke(build(), ["simulate", *sites, *extra])
+    assert found.exit_code == 1
+    assert "trained no round" in found.output
 
 
 def test_strategies_are_listed_without_a_task() -> None:
@@ -67,7 +102,7 @@ def test_strategies_are_listed_without_a_task() -> None:
 def test_every_listed_strategy_runs(sites: list[str], strategy: str, tmp_path: Path) -> None:
     network = NetworkSpec("resnet", {"features": [4, 4, 8, 8], "groups": 2, "norm": "batch"})
     (tmp_path / "task.json").write_text(json.dumps(replace(TASK, network=network).to_json()))
-    extra = ["--rounds", "2", "--in-process", "--json", "--strategy", strategy]
+    extra = ["--rounds", "2", "--in-process", "--json", "-", "--strategy", strategy]
     found = CliRunner().invoke(build(), ["simulate", *sites, *extra])
     assert found.exit_code == 0, found.output
     assert set(json.loads(found.stdout)["final"]) == {"north", "south"}
@@ -79,6 +114,9 @@ def test_every_listed_strategy_runs(sites: list[str], strategy: str, tmp_path: P
         (["--site", "north=/nowhere"], 2),
         (["--site", "no,name=/tmp"], 2),
         (["--site", "justaname"], 2),
+        (["--site", "other=/tmp,/nowhere.csv"], 2),
+        (["--unseen", "north=/tmp"], 2),
+        (["--rounds", "1", "--in-process", "--json", "/nowhere/figures.json"], 1),
         (["--parameter", "mu=much"], 2),
         (["--strategy", "sorcery", "--in-process"], 1),
         (["--strategy", "fedprox", "--parameter", "mu=-1", "--in-process"], 1),
@@ -95,7 +133,7 @@ def test_a_missing_task_file_fails(sites: list[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_the_command_runs_on_the_engine_s_simulator(sites: list[str]) -> None:
-    argv = [sys.executable, "-m", "appliance.cli", "simulate", *sites, "--rounds", "1", "--json"]
+    argv = [sys.executable, "-m", "appliance.cli", "simulate", *sites, "--rounds", "1", "--json", "-"]
     found = subprocess.run(argv, check=False, capture_output=True, timeout=280)
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout)["rounds"][0]["sites"]["north"]["samples"] > 0

@@ -1,0 +1,113 @@
+"""The sites of ``cloister simulate``: options and folders."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+from rich.progress import Progress
+
+from appliance.cli import WRONG_USE
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trainer.datasets import Dataset
+    from trainer.task import TaskSpec
+
+_SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,39}\Z")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a site's files lie; without ``labels`` in ``labels.csv`` of the folder."""
+
+    folder: Path
+    labels: Path | None
+
+
+@dataclass(frozen=True)
+class Sites:
+    """What was read: sites that train, sites that are measured alone, and a report per site."""
+
+    task: TaskSpec
+    datasets: dict[str, Dataset]
+    unseen: dict[str, Dataset]
+    reports: dict[str, Any]
+
+
+def places(option: str, texts: list[str], taken: frozenset[str] = frozenset()) -> dict[str, Place]:
+    """Read NAME=DIR[,LABELS] of each text; ends the program with 2 for anything else.
+
+    ``taken`` names sites of another option: a name is used once.
+    """
+    found: dict[str, Place] = {}
+    for text in texts:
+        name, _, rest = text.partition("=")
+        place = _place(rest)
+        if place is None or not _SITE_NAME.match(name) or name in found or name in taken:
+            typer.echo(
+                f"{option}: expected NAME=DIR[,LABELS], each name once, DIR a folder, LABELS a CSV file",
+                err=True,
+            )
+            raise typer.Exit(WRONG_USE)
+        found[name] = place
+    return found
+
+
+def read(
+    path: Path, training: dict[str, Place], unseen: dict[str, Place], cache: Path, console: Console
+) -> Sites:
+    """Read the task and every site; raises TrainerError."""
+    from trainer.simulation import held_out  # noqa: PLC0415 - torch, only when the command runs
+    from trainer.task import read_task  # noqa: PLC0415
+
+    task = read_task(path)
+    reports: dict[str, Any] = {}
+    datasets = {name: _read(task, name, place, cache, console, reports) for name, place in training.items()}
+    others = {
+        name: held_out(_read(task, name, place, cache, console, reports)) for name, place in unseen.items()
+    }
+    for name, dataset in others.items():
+        reports[name]["counts"] = dataset.counts
+    return Sites(task, datasets, others, reports)
+
+
+def _place(text: str) -> Place | None:
+    """Split at the last comma, unless the whole is a folder, whose name may have one."""
+    if not text:
+        return None
+    if Path(text).is_dir():
+        return Place(Path(text), None)
+    folder, separator, labels = text.rpartition(",")
+    if not separator or not folder or not Path(folder).is_dir() or not Path(labels).is_file():
+        return None
+    return Place(Path(folder), Path(labels))
+
+
+def _read(
+    task: TaskSpec, name: str, place: Place, cache: Path, console: Console, reports: dict[str, Any]
+) -> Dataset:
+    from trainer import datasets  # noqa: PLC0415
+    from trainer.folders import read_site_folder  # noqa: PLC0415
+
+    with Progress(console=console, transient=True) as bars:
+        bar = bars.add_task(f"reading {name}")
+
+        def step(stage: str, done: int, total: int) -> None:
+            del stage
+            bars.update(bar, completed=done, total=total)
+
+        content = read_site_folder(place.folder, task.label, place.labels)
+        found = datasets.build(content.cases, task, cache, step)
+    reports[name] = {
+        "counts": found.counts,
+        "skipped": {**content.skipped, **found.skipped},
+        "label_problems": [vars(problem) for problem in content.problems],
+    }
+    for problem in content.problems[:20]:
+        console.print(f"{name}: labels, line {problem.line}: {problem.message}", highlight=False)
+    return found
