@@ -151,6 +151,7 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
         strategy_parameters=plan.strategy.parameters,
         own=work.own,
         max_norm=plan.max_update_norm,
+        number=row.number,
         seed=round_seed(plan.seed, row.site, row.number),
         progress=progress,
     )

@@ -69,6 +69,7 @@ def local_round(  # noqa: PLR0913 - all that the same update depends on
     strategy_parameters: Mapping[str, Any] | None = None,
     own: Mapping[str, NDArray[Any]] | None = None,
     max_norm: float = math.inf,
+    number: int = 1,
     seed: int,
     progress: Progress = silent,
 ) -> LocalUpdate:
@@ -88,6 +89,8 @@ def local_round(  # noqa: PLR0913 - all that the same update depends on
         What the last round left here; nothing before the first.
     max_norm : float
         The plan's bound: a larger update is scaled down to it, so that it is counted and not refused.
+    number : int
+        The round's, from 1.
     seed : int
         Take :func:`trainer.optimisation.seed_of` of plan seed, site and round.
     progress : Progress
@@ -105,7 +108,15 @@ def local_round(  # noqa: PLR0913 - all that the same update depends on
     require_trainable(dataset)
     rule = site_rule(strategy)
     this = Round(
-        task, strategy, strategy_parameters or {}, global_weights, own or {}, dataset.train, seed, progress
+        task,
+        strategy,
+        strategy_parameters or {},
+        global_weights,
+        own or {},
+        dataset.train,
+        number,
+        seed,
+        progress,
     )
     incoming = with_weights(task, rule.deployed(task, global_weights, this.own, trained=False))
     scores = probabilities(incoming, dataset.validation.x, progress)

@@ -214,6 +214,7 @@ def site_round(  # noqa: PLR0913 - as local_round
         strategy=strategy,
         strategy_parameters=parameters,
         own=own,
+        number=number,
         seed=round_seed(seed, site, number),
     )
     record = SiteRecord(

@@ -1,0 +1,107 @@
+"""What the rules of all sites share: a round, the protocol of a rule, the rule of most strategies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trainer import strategies
+from trainer.networks import weights_of, with_weights
+from trainer.optimisation import Budget, train
+from trainer.weights_io import difference
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+
+    from trainer.datasets import Samples
+    from trainer.ports import Progress
+    from trainer.task import TaskSpec
+    from trainer.weights_io import Array, Weights
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """What a site trains with; ``own`` is the state of its last round here, empty before the first.
+
+    ``number`` counts the run's rounds from 1.
+    """
+
+    task: TaskSpec
+    strategy: str
+    parameters: Mapping[str, Any]
+    weights: Mapping[str, Array]
+    own: Mapping[str, Array]
+    samples: Samples
+    number: int
+    seed: int
+    progress: Progress
+
+
+class SiteRule(Protocol):
+    """A strategy at a site; it mutates nothing."""
+
+    stateful: bool
+
+    def deployed(
+        self, task: TaskSpec, weights: Mapping[str, Array], own: Mapping[str, Array], *, trained: bool
+    ) -> Weights:
+        """Return the network's weights that are measured and, of the final model, exported at this site.
+
+        ``trained`` says that the site must have a state by now.
+        """
+
+    def train(self, this: Round) -> tuple[Weights, float, Weights]:
+        """Return the update, the training loss, and what else the next state is made of."""
+
+    def kept(self, this: Round, sent: Mapping[str, Array], made: Mapping[str, Array]) -> Weights:
+        """Return the next state; ``sent`` is the update as it leaves, ``made`` what training left."""
+
+
+class Whole:
+    """The global model is the network's, and nothing stays."""
+
+    stateful = False
+
+    def deployed(
+        self, task: TaskSpec, weights: Mapping[str, Array], own: Mapping[str, Array], *, trained: bool
+    ) -> Weights:
+        """Return the global model."""
+        del task, own, trained
+        return dict(weights)
+
+    def train(self, this: Round) -> tuple[Weights, float, Weights]:
+        """Train the global model."""
+        mu = strategies.get(this.strategy).proximal_mu(this.parameters, this.task.local.fedprox_mu)
+        after, loss = train_from(this, this.weights, proximal_mu=mu)
+        return difference(after, this.weights), loss, {}
+
+    def kept(self, this: Round, sent: Mapping[str, Array], made: Mapping[str, Array]) -> Weights:
+        """Keep nothing."""
+        del this, sent, made
+        return {}
+
+
+def train_from(
+    this: Round,
+    start: Mapping[str, Array],
+    *,
+    proximal_mu: float = 0.0,
+    centre: Sequence[torch.Tensor] | None = None,
+    **options: Any,
+) -> tuple[Weights, float]:
+    """Train from these weights for the round's budget; return the network's weights and the loss."""
+    network = with_weights(this.task, start)
+    loss = train(
+        network,
+        this.samples,
+        this.task.local,
+        Budget(this.task.local.local_steps, this.task.local.batch_size),
+        seed=this.seed,
+        proximal_mu=proximal_mu,
+        progress=this.progress,
+        centre=centre,
+        **options,
+    )
+    return weights_of(network), loss
