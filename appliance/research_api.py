@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from appliance import crossing, ledger, node, work
 from appliance.db.engine import reading, writing
 from appliance.db.research import ProtocolState, ResearchJob, Round
-from appliance.federation import protocols, queries, siteapi, views
+from appliance.federation import comparing, protocols, queries, siteapi, views
 from appliance.federation.unixhttp import OWNER_ONLY, Handler, Request, RequestError, Route, UnixServer
 
 if TYPE_CHECKING:
@@ -92,12 +92,17 @@ def _acts(zone: ResearchZone) -> list[Route]:
             raise RequestError(400, f"expected an actor and a decision: {', '.join(_DECISIONS)}")
         if reason is not None and not isinstance(reason, str):
             raise RequestError(400, "expected a text as reason")
+        shown = body.get("shown_sha256") or ""
+        if not isinstance(shown, str) or (decision == "approve" and not shown):
+            raise RequestError(400, "expected shown_sha256 with an approval: the hash of what was shown")
         with writing(zone.engine) as session:
-            wanted = request.parameters["id"]
-            if decision == "resume":
-                row = protocols.resume(session, zone.ledger, wanted, actor, reason)
+            act = (session, zone.ledger, request.parameters["id"])
+            if decision == "approve":
+                row = comparing.approve(*act, actor, reason, shown)
+            elif decision == "resume":
+                row = protocols.resume(*act, actor, reason)
             else:
-                row = protocols.decide(session, zone.ledger, wanted, _DECISIONS[decision], actor, reason)
+                row = protocols.decide(*act, _DECISIONS[decision], actor, reason)
             session.flush()
             return views.encode(queries.protocol(session, zone, row.id))
 

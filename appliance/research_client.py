@@ -52,13 +52,14 @@ class ResearchClient:
         )
 
     def decide(
-        self, protocol_id: str, decision: str, actor: str, reason: str | None = None
+        self, protocol_id: str, decision: str, actor: str, reason: str | None = None, shown: str = ""
     ) -> views.ProtocolView:
         """Record a person's decision; return the protocol after it.
 
-        ``approve``, ``refuse``, ``suspend``, ``pause``, ``resume`` or ``leave``.
+        ``approve``, ``refuse``, ``suspend``, ``pause``, ``resume`` or ``leave``. An approval
+        names in ``shown`` the view's ``shown_sha256``: nobody approves what was not shown.
         """
-        body = {"decision": decision, "actor": actor, "reason": reason}
+        body = {"decision": decision, "actor": actor, "reason": reason, "shown_sha256": shown}
         path = f"/v1/protocols/{quote(protocol_id, safe='')}/decision"
         return views.decode(views.ProtocolView, self._ask("POST", path, body))
 

@@ -2,15 +2,16 @@
 
 import getpass
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from appliance.cli import ConfigOption, read_settings
+from appliance.cli import WRONG_USE, ConfigOption, read_settings
 
 if TYPE_CHECKING:
     from appliance.federation.views import ProtocolView
 
+MIN_SHOWN: Final = 12
 _Protocol = Annotated[str, typer.Argument(help="Row id, or the first 8 or more digits of the plan's hash.")]
 _Reason = Annotated[str | None, typer.Option(help="Why; kept with the decision.")]
 _AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -52,9 +53,26 @@ def show(protocol: _Protocol, config: ConfigOption) -> None:
     typer.echo(json.dumps(views.encode(view), indent=2))
 
 
-def approve(protocol: _Protocol, config: ConfigOption, reason: _Reason = None) -> None:
-    """Let a plan run at this site."""
-    _decide(protocol, config, "approve", reason)
+def approve(
+    protocol: _Protocol,
+    config: ConfigOption,
+    reason: _Reason = None,
+    shown: Annotated[
+        str, typer.Option(help="The shown_sha256 that was printed, 12 or more digits; needed for a change.")
+    ] = "",
+) -> None:
+    """Let a plan run at this site; one that changes what was approved before needs --shown."""
+    from appliance import research_client  # noqa: PLC0415 - other commands start without it
+
+    client = research_client.connect(read_settings(config))
+    view = client.protocol(protocol)
+    named = len(shown) >= MIN_SHOWN and view.shown_sha256.startswith(shown)
+    if not named and (shown or (view.comparison is not None and view.comparison.differences)):
+        _print_comparison(view)
+        way = f"cloister protocol approve {protocol} --shown {view.shown_sha256[:MIN_SHOWN]}"
+        typer.echo(f"to approve this: {way}", err=True)
+        raise typer.Exit(WRONG_USE)
+    typer.echo(_line(client.decide(view.id, "approve", _actor(), reason, view.shown_sha256)))
 
 
 def refuse(protocol: _Protocol, config: ConfigOption, reason: _Reason = None) -> None:
@@ -86,7 +104,22 @@ def _decide(protocol: str, config: ConfigOption, decision: str, reason: str | No
     from appliance import research_client  # noqa: PLC0415 - other commands start without it
 
     client = research_client.connect(read_settings(config))
-    typer.echo(_line(client.decide(protocol, decision, f"cli:{getpass.getuser()}", reason)))
+    typer.echo(_line(client.decide(protocol, decision, _actor(), reason)))
+
+
+def _actor() -> str:
+    return f"cli:{getpass.getuser()}"
+
+
+def _print_comparison(view: "ProtocolView") -> None:
+    """Print what is new against the last plan that was approved here, worst first."""
+    if view.comparison is None:
+        typer.echo(_line(view))
+        return
+    against = view.comparison
+    typer.echo(f"{view.name}, against {against.name} ({against.plan_sha256[:12]}, {against.rule}):")
+    for one in against.differences:
+        typer.echo(f"  {one.grade:<9}  {one.words}: {json.dumps(one.old)} -> {json.dumps(one.new)}")
 
 
 def _line(view: "ProtocolView") -> str:

@@ -65,7 +65,9 @@ def _approve(world: World, waiting: list[Site]) -> None:
         except research_client.ResearchUnavailableError:
             continue
         for view in pending:
-            client.decide(view.id, "approve", site.user_id, "approved in the demonstration")
+            client.decide(
+                view.id, "approve", site.user_id, "approved in the demonstration", view.shown_sha256
+            )
             world.screen.say(f"  {site.title} approves the plan {view.plan_sha256[:12]}.")
             waiting.remove(site)
 

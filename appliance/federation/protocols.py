@@ -86,6 +86,7 @@ def decide(
     actor: str,
     reason: str | None = None,
     at: datetime | None = None,
+    shown_sha256: str = "",
 ) -> Protocol:
     """Record a person's decision; every one is in the ledger, and all but ``left`` may be changed later.
 
@@ -97,6 +98,8 @@ def decide(
         Row id, or the first 8 or more digits of the plan's hash.
     actor : str
         Who decides: a user's row id, or the account at the command line.
+    shown_sha256 : str
+        Of what the person saw (:mod:`appliance.federation.comparing`), for the ledger.
 
     Raises
     ------
@@ -112,7 +115,7 @@ def decide(
         raise ProtocolDecisionError("the plan has expired; it can no longer be approved")
     if state == ProtocolState.APPROVED:
         protocol.approved_at = moment
-    _mark(session, ledger, protocol, state, actor, reason, moment)
+    _mark(session, ledger, protocol, state, actor, reason, moment, shown_sha256)
     if state == ProtocolState.LEFT:
         for other in session.scalars(_of_run(protocol.run_id).where(Protocol.state != ProtocolState.LEFT)):
             _mark(session, ledger, other, state, actor, reason, moment)
@@ -189,12 +192,15 @@ def _mark(
     actor: str,
     reason: str | None,
     at: datetime,
+    shown_sha256: str = "",
 ) -> None:
     protocol.state = state
     protocol.reason = reason[:MAX_REASON] if reason else None
     protocol.decided_by = actor[:64]
     protocol.decided_at = at
     body = {"protocol_id": protocol.id, "state": state.value, "plan_sha256": protocol.plan_sha256}
+    if shown_sha256:
+        body["shown_sha256"] = shown_sha256
     ledger.append(session, kind=PROTOCOL_DECIDED, subject_id=protocol.id, body=body, actor=actor)
 
 

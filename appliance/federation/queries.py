@@ -22,7 +22,7 @@ from appliance.db.research import (
     Round,
     Subject,
 )
-from appliance.federation import protocols, views
+from appliance.federation import comparing, protocols, views
 from trainer.federation import receipt
 from trainer.federation.errors import ReceiptError
 from trainer.federation.plan import Plan
@@ -159,6 +159,7 @@ def _labels(session: Session) -> tuple[views.LabelCount, ...]:
 
 def _protocol(session: Session, zone: ResearchZone, row: Protocol) -> views.ProtocolView:
     plan = Plan.from_json(row.plan)
+    compared = comparing.comparison(session, row)
     return views.ProtocolView(
         id=row.id,
         run_id=row.run_id,
@@ -183,7 +184,24 @@ def _protocol(session: Session, zone: ResearchZone, row: Protocol) -> views.Prot
         ethics_number=plan.ethics_number,
         max_hours=plan.max_hours,
         hours=protocols.hours(session, row),
+        comparison=None if compared is None else _comparison(compared),
+        shown_sha256=comparing.shown_sha256(row, compared),
         plan=dict(row.plan),
+    )
+
+
+def _comparison(found: comparing.Comparison) -> views.ComparisonView:
+    earlier = found.earlier
+    return views.ComparisonView(
+        protocol_id=earlier.id,
+        name=earlier.name,
+        plan_sha256=earlier.plan_sha256,
+        approved_at=earlier.approved_at or earlier.created_at,
+        rule=found.rule,
+        differences=tuple(
+            views.DifferenceView(one.field, one.words, one.old, one.new, one.grade.value)
+            for one in found.differences
+        ),
     )
 
 

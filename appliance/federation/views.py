@@ -42,6 +42,29 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class DifferenceView:
+    """One field of a plan that differs from an earlier one's."""
+
+    field: str
+    words: str
+    old: Any
+    new: Any
+    grade: str  # asks_more, other, asks_less
+
+
+@dataclass(frozen=True)
+class ComparisonView:
+    """What is new in a plan against the last one that was approved here; worst first."""
+
+    protocol_id: str
+    name: str
+    plan_sha256: str
+    approved_at: datetime
+    rule: str  # same_run, same_task: why it was compared with this one
+    differences: tuple[DifferenceView, ...]
+
+
+@dataclass(frozen=True)
 class ProtocolView:
     """A plan that asks to run here, with what a person needs to decide."""
 
@@ -68,6 +91,8 @@ class ProtocolView:
     ethics_number: str
     max_hours: float | None
     hours: float  # that this site has computed for the run
+    comparison: ComparisonView | None
+    shown_sha256: str  # of plan and comparison: what an approval must name
     plan: dict[str, Any]
 
 

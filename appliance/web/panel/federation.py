@@ -188,7 +188,49 @@ def _protocol(row: views.ProtocolView, view: FederationView) -> Markup:
         el("pre", el("code", json.dumps(row.plan, indent=2, ensure_ascii=False)), class_="plan"),
         id=f"plan-{row.id}",
     )
-    return el("article", head, facts(rows), whole, class_="protocol")
+    return el("article", head, facts(rows), _comparison(row), whole, class_="protocol")
+
+
+_RULES: Final = {"same_run": "of the same run", "same_task": "of the same task"}
+_GRADES: Final = {
+    "asks_more": ("warn", "asks more"),
+    "other": ("idle", "changed"),
+    "asks_less": ("ok", "asks less"),
+}
+
+
+def _comparison(row: views.ProtocolView) -> Markup | None:
+    """Draw what is new against the last plan that was approved here, worst first."""
+    found = row.comparison
+    if found is None:
+        return None
+    against = join(
+        (f"Against {found.name}, approved here ", when(found.approved_at), f", {_RULES[found.rule]}, plan "),
+    )
+    lead = el("p", against, code(found.plan_sha256), class_="muted")
+    columns = (
+        Column("Change", "tight"),
+        Column("What", "wide"),
+        Column("Then", "wide"),
+        Column("Now", "wide"),
+    )
+    rows = [
+        (
+            badge("", tone=_GRADES[one.grade][0], text=_GRADES[one.grade][1]),
+            one.words,
+            _value(one.old),
+            _value(one.new),
+        )
+        for one in found.differences
+    ]
+    same = nothing("Nothing differs.", "")
+    return el("div", lead, table("What is new in this plan", columns, rows, empty=same), class_="comparison")
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "not set"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _bounds(row: views.ProtocolView) -> str:
@@ -210,6 +252,7 @@ def _decisions(row: views.ProtocolView, view: FederationView) -> Markup | None:
         described=row.name,
         style="primary",
         id=row.id,
+        shown=row.shown_sha256,
         ask=Ask(
             f"Approve {row.name}? This site then trains in up to {row.total_rounds} rounds; "
             "only bounded, signed model updates leave."
@@ -360,7 +403,10 @@ def _what_left(body: Mapping[str, Any]) -> Markup:
 def _decide(decision: str, said: str) -> Action:
     def run(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
         reason = fields.get("reason", "").strip() or None
-        research.act(lambda: desk.research.decide(fields.get("id", ""), decision, viewer.user_id, reason))
+        shown = fields.get("shown", "") if decision == "approve" else ""
+        research.act(
+            lambda: desk.research.decide(fields.get("id", ""), decision, viewer.user_id, reason, shown)
+        )
         return said
 
     return Action(Right.APPROVE_PROTOCOL, run)

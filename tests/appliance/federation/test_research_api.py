@@ -70,7 +70,7 @@ def test_a_plan_is_shown_with_what_a_person_needs_and_approved(
     assert (view.state, view.cohort, view.minimum_cohort, view.label) == ("pending", 6, 5, "blob")
     assert view.expires_at == PLAN.expires_at
 
-    decided = client.decide(PLAN.sha256[:12], "approve", "user-7", "looks good")
+    decided = client.decide(PLAN.sha256[:12], "approve", "user-7", "looks good", view.shown_sha256)
 
     assert (decided.state, decided.decided_by, decided.reason) == ("approved", "user-7", "looks good")
     assert exchange.admit(PLAN.to_json(), PLAN.sha256, 0.0) is None
@@ -179,7 +179,7 @@ def test_dead_work_is_listed_and_retried(client: ResearchClient, zone: ResearchZ
 )
 def test_decisions_about_nothing_are_refused(client: ResearchClient, protocol: str, decision: str) -> None:
     with pytest.raises(ResearchRefusedError):
-        client.decide(protocol, decision, "user-7")
+        client.decide(protocol, decision, "user-7", shown="0" * 64)
 
 
 def test_a_decision_without_a_person_or_of_an_unknown_kind_is_refused(

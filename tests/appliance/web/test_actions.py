@@ -154,7 +154,12 @@ def test_a_protocol_is_approved_and_suspended_by_name(panel: PanelServer) -> Non
     protocol = panel.seed.pending_protocol
     for action, state in (("approve", "approved"), ("suspend", "suspended"), ("refuse", "refused")):
         path = f"federation/actions/{action}"
-        assert _do(panel, "approve_protocol", path, id=protocol, reason="a test")[0] == 200
+        rows = panel.client("viewer").get("/api/v1/federation").json()["protocols"]
+        shown = next(row["shown_sha256"] for row in rows if row["id"] == protocol)
+        fields = {"id": protocol, "reason": "a test", "shown": shown}
+        if action == "approve":
+            assert _do(panel, "approve_protocol", path, **{**fields, "shown": "0" * 64})[0] == 409
+        assert _do(panel, "approve_protocol", path, **fields)[0] == 200
         view = panel.client("viewer").get("/api/v1/federation").json()
         found = next(row for row in view["protocols"] if row["id"] == protocol)
         assert found["state"] == state
