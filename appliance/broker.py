@@ -26,6 +26,7 @@ INFER_STUDY: Final = "clinical.infer_study"
 REPORT_COMMITMENT: Final = "clinical.report_commitment"
 REVIEW_INSTANCE: Final = "clinical.review_instance"
 RUN_LOCAL_ROUND: Final = "research.run_local_round"
+RUN_PREFLIGHT: Final = "research.run_preflight"
 
 # Job kind -> (Celery task, queue).
 CLINICAL_KINDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
@@ -39,6 +40,9 @@ CLINICAL_KINDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "review": (REVIEW_INSTANCE, CLINICAL_QUEUE),
     }
 )
+
+# Job kind -> Celery task; all of the research zone's work waits in one queue.
+RESEARCH_KINDS: Final[Mapping[str, str]] = MappingProxyType({"preflight": RUN_PREFLIGHT})
 
 WAKE_FAILED: Final = "wake.failed"
 WAKE_UNKNOWN: Final = "wake.unknown_kind"
@@ -102,6 +106,20 @@ class ResearchWaker:
     def __call__(self, round_id: str) -> bool:
         """Wake the research worker; return whether the message was sent."""
         return send(self.url, RUN_LOCAL_ROUND, RESEARCH_QUEUE, round_id)
+
+
+@dataclass(frozen=True)
+class ResearchJobWaker:
+    """``wake_job(kind, job_id)`` of the research zone."""
+
+    url: str
+
+    def __call__(self, kind: str, job_id: str) -> bool:
+        """Wake the research worker for a job; return whether the message was sent."""
+        if kind not in RESEARCH_KINDS:
+            _LOG.error(WAKE_UNKNOWN, kind=kind, row_id=job_id)
+            return False
+        return send(self.url, RESEARCH_KINDS[kind], RESEARCH_QUEUE, job_id)
 
 
 def backlog(url: str, queues: tuple[str, ...]) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import select
 
@@ -38,11 +38,18 @@ class Selection:
 
 
 @dataclass(frozen=True, eq=False)
-class Built:
-    """A dataset in memory with the row id of its version."""
+class Prepared:
+    """A dataset in memory; ``cases`` counts instances: eligible, used, and skipped by reason."""
+
+    dataset: Dataset
+    cases: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Built(Prepared):
+    """A dataset with the row id of its version."""
 
     version_id: str
-    dataset: Dataset
 
 
 def select_cases(zone: ResearchZone, task: TaskSpec) -> Selection:
@@ -87,12 +94,21 @@ def build(zone: ResearchZone, task: TaskSpec, progress: Progress | None = None) 
     progress : Progress, optional
         Called with stage ``prepare`` after each case.
     """
+    made = prepare(zone, task, progress)
+    return Built(made.dataset, made.cases, _record(zone, task, made.dataset, made.cases["skipped"]))
+
+
+def prepare(zone: ResearchZone, task: TaskSpec, progress: Progress | None = None) -> Prepared:
+    """Prepare the task's dataset as :func:`build` does, without recording a version."""
     from trainer import datasets  # noqa: PLC0415 - loads pydicom
     from trainer.ports import silent  # noqa: PLC0415
 
     selection = select_cases(zone, task)
     dataset = datasets.build(selection.cases, task, zone.root / "datasets" / "cache", progress or silent)
-    return Built(_record(zone, task, dataset, selection.skipped), dataset)
+    skipped = {**selection.skipped, **dataset.skipped}
+    used = len(dataset.train) + len(dataset.validation)
+    cases = {"eligible": used + sum(skipped.values()), "used": used, "skipped": skipped}
+    return Prepared(dataset, cases)
 
 
 def _labels(session: Session, task: TaskSpec) -> _Labels:
@@ -139,7 +155,7 @@ def _record(zone: ResearchZone, task: TaskSpec, dataset: Dataset, skipped: dict[
             content_sha256=digest,
             label_name=task.label,
             counts=dataset.counts,
-            skipped={**skipped, **dataset.skipped},
+            skipped=skipped,
             path=relative,
         )
         session.add(version)

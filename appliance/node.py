@@ -61,6 +61,7 @@ class ResearchZone:
     keys: keys.ResearchKeys
     ledger: Ledger
     wake: Callable[[str], bool]  # round id; False, never an error, when Redis is away
+    wake_job: Callable[[str, str], bool]  # kind, job id; as above
 
 
 def create_node(settings: Settings, zone: Zone | None = None) -> None:
@@ -183,6 +184,7 @@ def open_research(settings: Settings) -> ResearchZone:
             ResearchLedgerEntry, secrets.signing, secrets.ledger_salt, head_path(settings, "research")
         ),
         wake=broker.ResearchWaker(redis_url(settings, "research")),
+        wake_job=broker.ResearchJobWaker(redis_url(settings, "research")),
     )
 
 

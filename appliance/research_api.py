@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance import crossing, ledger, node, work
+from appliance import crossing, ledger, node, preflight, work
 from appliance.db.engine import reading, writing
 from appliance.db.research import ProtocolState, ResearchJob, Round
 from appliance.federation import comparing, protocols, queries, siteapi, views
 from appliance.federation.unixhttp import OWNER_ONLY, Handler, Request, RequestError, Route, UnixServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy.orm import Session
 
@@ -83,37 +83,48 @@ def _questions(zone: ResearchZone) -> list[Route]:
     ]
 
 
-def _acts(zone: ResearchZone) -> list[Route]:
-    def decide(request: Request) -> object:
-        body = request.json()
-        decision, actor = body.get("decision"), body.get("actor")
-        reason = body.get("reason")
-        if decision not in _DECISIONS or not isinstance(actor, str) or not actor:
-            raise RequestError(400, f"expected an actor and a decision: {', '.join(_DECISIONS)}")
-        if reason is not None and not isinstance(reason, str):
-            raise RequestError(400, "expected a text as reason")
-        shown = body.get("shown_sha256") or ""
-        if not isinstance(shown, str) or (decision == "approve" and not shown):
-            raise RequestError(400, "expected shown_sha256 with an approval: the hash of what was shown")
-        with writing(zone.engine) as session:
-            act = (session, zone.ledger, request.parameters["id"])
-            if decision == "approve":
-                row = comparing.approve(*act, actor, reason, shown)
-            elif decision == "resume":
-                row = protocols.resume(*act, actor, reason)
-            else:
-                row = protocols.decide(*act, _DECISIONS[decision], actor, reason)
-            session.flush()
-            return views.encode(queries.protocol(session, zone, row.id))
+def _decide(zone: ResearchZone, request: Request) -> object:
+    """Record a person's decision about a protocol."""
+    body = request.json()
+    decision, reason = body.get("decision"), body.get("reason")
+    actor = _actor(body)
+    if decision not in _DECISIONS:
+        raise RequestError(400, f"expected a decision: {', '.join(_DECISIONS)}")
+    if reason is not None and not isinstance(reason, str):
+        raise RequestError(400, "expected a text as reason")
+    shown = body.get("shown_sha256") or ""
+    if not isinstance(shown, str) or (decision == "approve" and not shown):
+        raise RequestError(400, "expected shown_sha256 with an approval: the hash of what was shown")
+    with writing(zone.engine) as session:
+        act = (session, zone.ledger, request.parameters["id"])
+        if decision == "approve":
+            row = comparing.approve(*act, actor, reason, shown)
+        elif decision == "resume":
+            row = protocols.resume(*act, actor, reason)
+        else:
+            row = protocols.decide(*act, _DECISIONS[decision], actor, reason)
+        session.flush()
+        return views.encode(queries.protocol(session, zone, row.id))
 
+
+def _actor(body: Mapping[str, Any]) -> str:
+    actor = body.get("actor")
+    if not isinstance(actor, str) or not actor:
+        raise RequestError(400, "expected an actor")
+    return actor
+
+
+def _acts(zone: ResearchZone) -> list[Route]:
     def retry(request: Request) -> object:
-        actor = request.json().get("actor")
-        if not isinstance(actor, str) or not actor:
-            raise RequestError(400, "expected an actor")
+        actor = _actor(request.json())
         return {"retried": _retry(zone, request.parameters["table"], request.parameters["id"], actor)}
 
+    def look(request: Request) -> object:
+        return {"job_id": preflight.ask(zone, request.parameters["id"], _actor(request.json()))}
+
     return [
-        Route("POST", "/v1/protocols/{id}/decision", decide),
+        Route("POST", "/v1/protocols/{id}/decision", lambda request: _decide(zone, request)),
+        Route("POST", "/v1/protocols/{id}/preflight", look),
         Route("POST", "/v1/jobs/{table}/{id}/retry", retry),
     ]
 

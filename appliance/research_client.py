@@ -63,6 +63,11 @@ class ResearchClient:
         path = f"/v1/protocols/{quote(protocol_id, safe='')}/decision"
         return views.decode(views.ProtocolView, self._ask("POST", path, body))
 
+    def preflight(self, protocol_id: str, actor: str) -> str:
+        """Ask for a preflight of a protocol; return the job's row id. The protocol's view shows its state."""
+        path = f"/v1/protocols/{quote(protocol_id, safe='')}/preflight"
+        return str(self._ask("POST", path, {"actor": actor})["job_id"])
+
     def runs(self) -> list[views.RunView]:
         """Return the runs that this site knows, newest first, with rounds and their metrics for curves."""
         return self._list(views.RunView, "/v1/runs")

@@ -169,6 +169,7 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
         stored.samples = update.samples
         stored.metrics = update.metrics.to_json()
         stored.train_seconds = update.train_seconds
+        stored.cases = built.cases
         session.flush()
         body = {
             "dataset_version_id": built.version_id,
@@ -202,6 +203,7 @@ def _finalize(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat)
         stored = _again(session, row.id)
         stored.dataset_version_id = built.version_id
         stored.samples = len(built.dataset.validation)
+        stored.cases = built.cases
         stored.metrics = metrics
         candidate = packaging.record(session, work, exported, metrics)
         session.flush()

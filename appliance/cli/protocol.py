@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from appliance.cli import WRONG_USE, ConfigOption, read_settings
+from appliance.cli.protocol_preflight import preflight
 
 if TYPE_CHECKING:
     from appliance.federation.views import ProtocolView
@@ -25,6 +26,7 @@ def register(app: typer.Typer) -> None:
     group.command("approve")(approve)
     group.command("refuse")(refuse)
     group.command("suspend")(suspend)
+    group.command("preflight")(preflight)
     group.command("pause")(pause)
     group.command("resume")(resume)
     group.command("leave")(leave)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import func, select
 
+from appliance import preflight
 from appliance.db.base import WorkState
 from appliance.db.research import (
     CandidateModel,
@@ -185,8 +186,24 @@ def _protocol(session: Session, zone: ResearchZone, row: Protocol) -> views.Prot
         max_hours=plan.max_hours,
         hours=protocols.hours(session, row),
         comparison=None if compared is None else _comparison(compared),
+        preflight=_preflight(session, row.id),
         shown_sha256=comparing.shown_sha256(row, compared),
         plan=dict(row.plan),
+    )
+
+
+def _preflight(session: Session, protocol_id: str) -> views.PreflightView | None:
+    job = preflight.newest_job(session, protocol_id)
+    if job is None:
+        return None
+    done = preflight.latest(session, protocol_id) if job.state == WorkState.DONE else None
+    return views.PreflightView(
+        state=job.state,
+        reason=job.reason,
+        progress=dict(job.progress),
+        asked_at=job.created_at,
+        made_at=None if done is None else done.created_at,
+        report={} if done is None else dict(done.report),
     )
 
 
@@ -233,6 +250,7 @@ def _round(row: Round) -> views.RoundView:
         samples=row.samples,
         metrics=dict(row.metrics),
         train_seconds=row.train_seconds,
+        cases=dict(row.cases),
         progress=dict(row.progress),
         attempts=row.attempts,
         max_attempts=row.max_attempts,

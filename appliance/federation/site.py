@@ -324,6 +324,9 @@ def _departure(session: Session, row: Round, content: bytes) -> receipt.Departur
         dataset_sha256=dataset.content_sha256 if dataset is not None else "",
         metric_names=tuple(row.metrics),
         update_norm=_norm(content),
+        eligible=int(row.cases.get("eligible", 0)),
+        used=int(row.cases.get("used", 0)),
+        skipped=dict(row.cases.get("skipped", {})),
     )
 
 

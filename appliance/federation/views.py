@@ -65,6 +65,18 @@ class ComparisonView:
 
 
 @dataclass(frozen=True)
+class PreflightView:
+    """A preflight; ``report`` is empty while it waits or runs, or where it failed with a reason."""
+
+    state: str
+    reason: str | None
+    progress: dict[str, Any]
+    asked_at: datetime
+    made_at: datetime | None
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class ProtocolView:
     """A plan that asks to run here, with what a person needs to decide."""
 
@@ -92,6 +104,7 @@ class ProtocolView:
     max_hours: float | None
     hours: float  # that this site has computed for the run
     comparison: ComparisonView | None
+    preflight: PreflightView | None  # the newest, of whatever state
     shown_sha256: str  # of plan and comparison: what an approval must name
     plan: dict[str, Any]
 
@@ -109,6 +122,7 @@ class RoundView:
     samples: int
     metrics: dict[str, Any]
     train_seconds: float | None
+    cases: dict[str, Any]  # instances: eligible, used, skipped by reason
     progress: dict[str, Any]
     attempts: int
     max_attempts: int

@@ -50,7 +50,7 @@ def _duties(zone: ResearchZone, refusals: Refusals) -> list[Duty]:
     from appliance import broker, importing, work  # noqa: PLC0415
     from appliance.db.base import now  # noqa: PLC0415
     from appliance.db.engine import reading, writing  # noqa: PLC0415
-    from appliance.db.research import Round  # noqa: PLC0415
+    from appliance.db.research import ResearchJob, Round  # noqa: PLC0415
     from appliance.federation import protocols  # noqa: PLC0415
 
     def backlog(kind: str) -> int | None:
@@ -62,6 +62,7 @@ def _duties(zone: ResearchZone, refusals: Refusals) -> list[Duty]:
 
     def reconcile() -> None:
         work.reconcile(zone.engine, Round, zone.wake, now(), backlog)
+        work.reconcile(zone.engine, ResearchJob, zone.wake_job, now(), backlog)
 
     def suspend_expired() -> None:
         with reading(zone.engine) as session:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from appliance import broker, figures
 from appliance.db.clinical import ClinicalJob
-from appliance.db.research import Round
+from appliance.db.research import ResearchJob, Round
 from appliance.errors import ApplianceError
 from appliance.node import ClinicalZone, ResearchZone, open_clinical, open_research
 from appliance.work import candidates, claimed
@@ -68,6 +68,14 @@ def run_round(round_id: str, module: str, function: str) -> None:
     """Claim a round and hand it to ``module.function``; a second delivery finds nothing to do."""
     zone = _research(os.getpid())
     with claimed(zone.engine, Round, round_id, function, zone.settings.training.round_lease_s) as claim:
+        if claim is not None:
+            getattr(import_module(module), function)(zone, claim)
+
+
+def run_research_job(job_id: str, module: str, function: str) -> None:
+    """Claim a job of the research zone and hand it to ``module.function``."""
+    zone = _research(os.getpid())
+    with claimed(zone.engine, ResearchJob, job_id, "research", zone.settings.training.round_lease_s) as claim:
         if claim is not None:
             getattr(import_module(module), function)(zone, claim)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-VERSION: Final = 2
+VERSION: Final = 3
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Departure:
 
     ``update_sha256`` and ``size_bytes`` are of the safetensors file; ``dataset_sha256`` is that of the
     dataset version and names no instance; ``update_norm`` is the L2 norm of the tensors that leave.
-    Evaluating a final model sends no tensors: empty hash, zero bytes, norm zero.
+    Evaluating a final model sends no tensors: empty hash, zero bytes, norm zero. ``eligible``, ``used`` and
+    ``skipped`` (by reason) count instances of the task's modalities; they stay with the receipt at the site.
     """
 
     run_id: str
@@ -41,6 +42,9 @@ class Departure:
     dataset_sha256: str
     metric_names: tuple[str, ...]
     update_norm: float
+    eligible: int = 0
+    used: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ def build(departure: Departure, at: datetime) -> dict[str, Any]:
     """Return the receipt's body."""
     fields = asdict(departure)
     fields["tensor_names"] = list(departure.tensor_names)
+    fields["skipped"] = dict(sorted(departure.skipped.items()))
     fields["metric_names"] = sorted(departure.metric_names)
     return {"version": VERSION, "at": at.astimezone(UTC).isoformat(), **fields}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from appliance.auth import users
 from appliance.auth.rights import Right
 from appliance.db.engine import reading
-from appliance.web.panel import charts, research
+from appliance.web.panel import charts, protocol_parts, research
 from appliance.web.panel.markup import DASH, count, el, join, size, when
 from appliance.web.panel.page import Action, Drawing, Page, Query
 from appliance.web.panel.parts import (
@@ -169,10 +169,10 @@ def _protocol(row: views.ProtocolView, view: FederationView) -> Markup:
         ("Learns", f"{row.label} on {', '.join(row.modalities) or 'any modality'} with {row.network}"),
         ("Cohort", cohort),
         ("Rounds", f"{row.total_rounds} by {row.strategy}, at least {count(row.min_sites, 'site')}"),
-        ("Bounds", _bounds(row)),
+        ("Bounds", protocol_parts.bounds(row)),
         ("Expires", when(row.expires_at)),
         ("Ethics number", row.ethics_number or "none in the plan"),
-        ("Computing here", _hours(row)),
+        ("Computing here", protocol_parts.hours(row)),
         ("Plan", code(row.plan_sha256, length=16)),
     ]
     if row.reason and row.decided_at is None:
@@ -181,66 +181,17 @@ def _protocol(row: views.ProtocolView, view: FederationView) -> Markup:
         rows.append(
             ("Decided", stack(join((when(row.decided_at), f" by {decided}" if decided else "")), row.reason))
         )
-    head = el("div", el("h3", row.name), badge(row.state), _decisions(row, view), class_="head")
+    preflight = protocol_parts.preflight(row, can_ask=view.can_decide)
+    head = el("div", el("h3", row.name), badge(row.state), class_="head")
     whole = el(
         "details",
         el("summary", "The whole plan"),
         el("pre", el("code", json.dumps(row.plan, indent=2, ensure_ascii=False)), class_="plan"),
         id=f"plan-{row.id}",
     )
-    return el("article", head, facts(rows), _comparison(row), whole, class_="protocol")
-
-
-_RULES: Final = {"same_run": "of the same run", "same_task": "of the same task"}
-_GRADES: Final = {
-    "asks_more": ("warn", "asks more"),
-    "other": ("idle", "changed"),
-    "asks_less": ("ok", "asks less"),
-}
-
-
-def _comparison(row: views.ProtocolView) -> Markup | None:
-    """Draw what is new against the last plan that was approved here, worst first."""
-    found = row.comparison
-    if found is None:
-        return None
-    against = join(
-        (f"Against {found.name}, approved here ", when(found.approved_at), f", {_RULES[found.rule]}, plan "),
-    )
-    lead = el("p", against, code(found.plan_sha256), class_="muted")
-    columns = (
-        Column("Change", "tight"),
-        Column("What", "wide"),
-        Column("Then", "wide"),
-        Column("Now", "wide"),
-    )
-    rows = [
-        (
-            badge("", tone=_GRADES[one.grade][0], text=_GRADES[one.grade][1]),
-            one.words,
-            _value(one.old),
-            _value(one.new),
-        )
-        for one in found.differences
-    ]
-    same = nothing("Nothing differs.", "")
-    return el("div", lead, table("What is new in this plan", columns, rows, empty=same), class_="comparison")
-
-
-def _value(value: object) -> str:
-    if value is None:
-        return "not set"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _bounds(row: views.ProtocolView) -> str:
-    samples = count(row.max_samples_per_site, "sample")
-    return f"a site's update has a norm of at most {row.max_update_norm:g} and counts as at most {samples}"
-
-
-def _hours(row: views.ProtocolView) -> str:
-    limit = "no limit in the plan" if row.max_hours is None else f"of at most {row.max_hours:g}"
-    return f"{row.hours:.2f} hours, {limit}"
+    decisions = _decisions(row, view)
+    new = protocol_parts.comparison(row)
+    return el("article", head, facts(rows), new, preflight, whole, decisions, class_="protocol")
 
 
 def _decisions(row: views.ProtocolView, view: FederationView) -> Markup | None:
@@ -412,6 +363,11 @@ def _decide(decision: str, said: str) -> Action:
     return Action(Right.APPROVE_PROTOCOL, run)
 
 
+def _ask_preflight(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> str:
+    research.act(lambda: desk.research.preflight(fields.get("id", ""), viewer.user_id))
+    return "Preflight asked for: its result appears here."
+
+
 PAGE: Final = Page(
     path="/federation",
     title="Federation",
@@ -422,6 +378,7 @@ PAGE: Final = Page(
         "approve": _decide("approve", "Approved: rounds of this plan run here from now on."),
         "refuse": _decide("refuse", "Refused."),
         "suspend": _decide("suspend", "Suspended: no further round runs here."),
+        "preflight": Action(Right.APPROVE_PROTOCOL, _ask_preflight),
         "pause": _decide("pause", "Paused: nothing of it runs here or leaves until you resume."),
         "resume": _decide("resume", "Resumed: this site takes part again."),
         "leave": _decide("leave", "Left: this site takes no part in that run any more."),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from appliance.auth.rights import Right
+from appliance.federation import preflight_words
 from appliance.web.panel import charts, research
 from appliance.web.panel.federation import interval, points, receipts_table
 from appliance.web.panel.markup import DASH, duration, el, when
@@ -140,7 +141,7 @@ def _rounds(run: views.RunView) -> Markup:
                 _progress(one),
                 el("span", one.reason, class_="reason") if one.reason else None,
             ),
-            one.samples or DASH,
+            _cases(one),
             _auc(one),
             f"{one.metrics['log_loss']:.3f}"
             if isinstance(one.metrics.get("log_loss"), int | float)
@@ -152,6 +153,19 @@ def _rounds(run: views.RunView) -> Markup:
         for one in reversed(run.rounds)
     ]
     return table("Rounds", columns, rows, empty=nothing("No round has run here yet."))
+
+
+def _cases(one: views.RoundView) -> Markup | str:
+    """Write how many cases were trained on, and what of this site's instances was left out and why."""
+    if not one.samples:
+        return DASH
+    skipped = preflight_words.skipped(one.cases)
+    used = f"{one.cases['used']} used of {one.cases['eligible']}" if "used" in one.cases else None
+    return stack(
+        str(one.samples),
+        el("small", used) if used else None,
+        el("small", f"left out: {skipped}") if skipped else None,
+    )
 
 
 def _auc(one: views.RoundView) -> str:

@@ -31,10 +31,12 @@ from appliance.db.engine import writing
 from appliance.db.research import (
     Crossing,
     Label,
+    Preflight,
     Protocol,
     ProtocolState,
     Receipt,
     ResearchInstance,
+    ResearchJob,
     Round,
     Subject,
 )
@@ -404,20 +406,49 @@ def _research(zone: ResearchZone) -> dict[str, Any]:
             expires_at=at + timedelta(days=30),
             decided_by="admin",
             decided_at=at - timedelta(hours=3),
+            approved_at=at - timedelta(hours=3),
             created_at=at - timedelta(hours=4),
         )
         pending = Protocol(
             plan_sha256=hashlib.sha256(b"another plan").hexdigest(),
             run_id="run-2",
             name="effusion",
-            plan={**document, "run_id": "run-2", "name": "effusion"},
+            plan={**document, "run_id": "run-2", "name": "effusion", "total_rounds": 12, "max_hours": 6.0},
             expires_at=at + timedelta(days=7),
         )
         session.add_all((running, pending))
         session.flush()
         dead = _rounds(session, zone, running, at)
+        _preflight(session, pending.id)
         zone.ledger.append(session, kind="protocol.proposed", subject_id=pending.id)
         return {"pending_protocol": pending.id, "run_id": plan.run_id, "dead_round": dead}
+
+
+def _preflight(session: Session, protocol_id: str) -> None:
+    """File a preflight that warns."""
+    session.add(
+        ResearchJob(
+            kind="preflight",
+            subject_id=protocol_id,
+            dedupe_key=f"preflight:{protocol_id}",
+            state=WorkState.DONE,
+        )
+    )
+    report = {
+        "eligible": 40,
+        "used": 36,
+        "skipped": {"unlabelled": 3, "pixel.values": 1},
+        "train": {"cases": 27, "positive": 9, "negative": 18, "subjects": 27},
+        "held_out": {"cases": 9, "positive": 4, "negative": 5, "subjects": 9},
+        "repeats": {"compared": 36, "identical": 2, "similar": 0, "of_other_subjects": 2, "across_split": 1},
+        "missing": {"labelled_without_pictures": 2, "labelled_of_other_modality": 0},
+        "timing": {"round_seconds": 41.5, "run_hours": 0.14, "measured_steps": 6},
+        "minimum_cohort": 5,
+        "max_hours": 6.0,
+        "total_rounds": 12,
+        "warnings": ["few_of_one_class", "pictures_on_both_sides"],
+    }
+    session.add(Preflight(protocol_id=protocol_id, report=report))
 
 
 def _cohort(session: Session, zone: ResearchZone) -> None:

@@ -228,6 +228,26 @@ def test_federation_shows_protocols_runs_and_genuine_receipts(desk: Desk, plante
     assert [one.number for one in page.run.rounds if one.state == "done"] == [1, 2, 3, 4, 5]
 
 
+def test_a_waiting_protocol_shows_its_preflight_and_what_is_new_before_it_is_approved(desk: Desk) -> None:
+    view = federation.load(desk, NOBODY_IN_PARTICULAR, Query())
+    [row] = [one for one in view.protocols if one.run_id == "run-2"]
+    assert row.comparison is not None
+    assert [one.field for one in row.comparison.differences] == [
+        "total_rounds",
+        "name",
+        "run_id",
+        "max_hours",
+    ]
+    drawn = str(federation.PAGE.draw(view, NOBODY_IN_PARTICULAR)["now"])
+    for words in (
+        "asks more",
+        "36 used of 40 eligible; left out: 1 pixel values, 3 unlabelled",
+        "The same pictures are in training and held out.",
+        "0.14 hours for 12 rounds (the plan allows 6; measured on 6 steps)",
+    ):
+        assert words in drawn
+
+
 def test_an_unknown_run_is_not_there(desk: Desk) -> None:
     with pytest.raises(NotThereError):
         run.load(desk, NOBODY_IN_PARTICULAR, Query({"run_id": "run-99"}))
