@@ -212,7 +212,8 @@ class Ring:
         """Approve a plan at every site, through the command line, as soon as it was proposed there."""
         for member in self.members.values():
             until(functools.partial(_is_known, member, plan), timeout_s, f"{member.name} knows the plan")
-            cloister("protocol", "approve", plan.sha256[:12], "--config", member.config)
+            shown = member.client.protocol(plan.sha256).shown_sha256
+            cloister("protocol", "approve", plan.sha256, "--shown", shown, "--config", member.config)
 
     def view(self, plan: Plan) -> progress.RunProgress:
         """Return how far a run is."""
