@@ -47,7 +47,17 @@ def examine(settings: Settings) -> Health:
         if "clinical" in health.open_zones(settings):
             found += [*tls_checks.checks(settings), *_profile(settings)]
         found += health.overall(settings).checks
+        found += _federation(settings, {check.name for check in found})
     return Health(all(check.ok for check in found), found)
+
+
+def _federation(settings: Settings, known: set[str]) -> Iterator[Check]:
+    """Check the way to the coordinator, where this site has joined one."""
+    from appliance.federation import preflight  # noqa: PLC0415 - only a site of a federation pays for it
+
+    workspace = settings.federation.workspace
+    if settings.federation.enabled and workspace is not None and "research" in health.open_zones(settings):
+        yield from (check for check in preflight.of_site(workspace) if check.name not in known)
 
 
 def _programs() -> Iterator[Check]:

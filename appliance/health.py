@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 BEAT_EVERY_S: Final = 5.0
 BEAT_TOO_OLD_S: Final = 30.0
+MEMBERSHIP: Final = "federation certificate"
+CERTIFICATE_ENDS: Final = "certificate_ends"  # there too: seconds since the epoch
+CERTIFICATE_WARNING_S: Final = 30 * 86400.0
 REFUSED_BUNDLES: Final = "refused_bundles"  # in the research agent's signs of life
 
 CLINICAL_PROCESSES: Final = (
@@ -143,6 +146,7 @@ def overall(settings: Settings) -> Health:
         _redis,
         _databases,
         _crossing,
+        _membership,
         _disk,
     )
     for check in checks:
@@ -218,6 +222,23 @@ def _crossing(settings: Settings) -> Iterator[Check]:
     yield Check(
         "crossing", refused == 0, f"{refused} bundles refused", "" if refused == 0 else fix, stops=False
     )
+
+
+def _membership(settings: Settings) -> Iterator[Check]:
+    """Say when the certificate with which this site connects to its federation ends; it renews by itself."""
+    last = last_beat(settings, "research_agent") if settings.federation.enabled else None
+    ends = None if last is None else last.detail.get(CERTIFICATE_ENDS)
+    if ends is None:
+        return
+    left_s, day = ends - time.time(), time.strftime("%Y-%m-%d", time.gmtime(ends))
+    fix = "run: cloister join --check, which says what is blocked, then cloister join --renew"
+    if left_s <= 0:
+        detail = f"expired on {day}; the coordinator refuses this site"
+        yield Check(MEMBERSHIP, ok=False, detail=detail, fix=fix, stops=False)
+    elif left_s < CERTIFICATE_WARNING_S:
+        yield Check(MEMBERSHIP, ok=True, detail=f"ends on {day}, not renewed yet", fix=fix, warning=True)
+    else:
+        yield Check(MEMBERSHIP, ok=True, detail=f"good until {day}")
 
 
 def _disk(settings: Settings) -> Iterator[Check]:

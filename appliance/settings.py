@@ -268,11 +268,11 @@ class DICOMwebSettings(_Section):
 
 
 class FederationSettings(_Section):
-    """The site's side of the federation; ``kit`` is the engine's startup kit folder."""
+    """The site's side of the federation; ``workspace`` is the engine's folder, made by ``cloister join``."""
 
     enabled: bool = False
     site: Name = "site"
-    kit: Path | None = None
+    workspace: Path | None = None
     minimum_cohort: int = Field(default=20, ge=1)
     max_model_mib: int = Field(default=512, ge=1, le=2048)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from appliance.cli import WORK_FAILED
+from appliance.cli import WORK_FAILED, membership
 
 if TYPE_CHECKING:
     from appliance.federation.progress import RunProgress
@@ -29,27 +29,26 @@ def register(app: typer.Typer) -> None:
     group.command("resume")(resume)
     group.command("offer")(offer)
     group.command("status")(status)
+    membership.register(group)
     app.add_typer(group, name="coordinator")
 
 
 def init(
     folder: _Folder,
-    site: Annotated[list[str], typer.Option(help="Name of a site; once per site.")],
     host: Annotated[str, typer.Option(help="Name by which sites reach the coordinator.")] = "localhost",
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 0,
     as_json: _AsJSON = False,
 ) -> None:
-    """Make certificates and one kit per site in a new folder."""
+    """Make a coordinator in a new folder: its root certificate, its server, no site yet."""
     from appliance.federation import provision  # noqa: PLC0415 - other commands start without it
 
-    federation = provision.create(folder, site, host, port)
-    kits = {name: str(federation.kit(name)) for name in site}
+    federation = provision.create(folder, host, port)
     if as_json:
-        typer.echo(json.dumps({"host": federation.host, "port": federation.port, "kits": kits}, indent=2))
+        typer.echo(json.dumps({"host": federation.host, "port": federation.port}, indent=2))
         return
-    typer.echo(f"coordinator {federation.host}:{federation.port}; hand each site its kit, by a safe way:")
-    for path in kits.values():
-        typer.echo(f"  {path}")
+    typer.echo(f"coordinator {federation.host}:{federation.port}")
+    typer.echo(f"Start it with: cloister coordinator up {folder}")
+    typer.echo(f"Invite a site: cloister coordinator invite {folder} --site NAME")
 
 
 def up(folder: _Folder) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import secrets
+import socket
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
@@ -14,7 +16,8 @@ from appliance.demo import own_data
 from appliance.demo.cohorts import LABEL, Cohort, draw_next
 from appliance.demo.hospitals import HOSPITALS
 from appliance.demo.world import USER, WORKSTATION, WORKSTATION_AE_TITLE, Site, StageError, json_lines
-from appliance.federation import kit as kits
+from appliance.federation import joining, workspaces
+from appliance.federation import provision as coordination
 from appliance.settings import load_settings
 
 if TYPE_CHECKING:
@@ -65,7 +68,7 @@ def set_up(world: World, deadline: Deadline) -> dict[str, Any]:
     else:
         _read_own(world)
     provision(world, deadline)
-    return {"hospitals": len(world.sites), "startup_kits": len(world.sites)}
+    return {"hospitals": len(world.sites), "joined": len(world.sites)}
 
 
 def add_site(
@@ -93,14 +96,26 @@ def add_site(
 
 
 def provision(world: World, deadline: Deadline) -> None:
-    """Make the federation's certificates and let every hospital join with its startup kit."""
-    names = [word for site in world.sites for word in ("--site", site.name)]
-    argv = ["-m", "appliance.cli", "coordinator", "init", str(world.coordinator), *names]
-    world.crew.run("coordinator-init", argv, deadline.left())
+    """Start the coordinator and let every hospital join with a code of its own; its keys are made there."""
+    argv = ["-m", "appliance.cli", "coordinator"]
+    world.crew.run("coordinator-init", [*argv, "init", str(world.coordinator)], deadline.left())
+    world.crew.start("coordinator", [*argv, "up", str(world.coordinator)], standing=True)
+    federation = coordination.load(world.coordinator)
+    world.until(deadline, "the coordinator answers", lambda: _answers(federation.host, federation.port))
     for site in world.sites:
-        kit = kits.read_kit(world.coordinator / "kits" / f"{site.name}.zip")
-        kits.enable(site.config, kit, kits.install(kit, site.settings))
+        wanted = [*argv, "invite", str(world.coordinator), "--site", site.name, "--json"]
+        code = json.loads(world.crew.run(f"invite-{site.name}", wanted, deadline.left()))["code"]
+        joined = joining.join(code, site.settings)
+        workspaces.enable(site.config, joined.site, joined.workspace)
         site.settings = load_settings(site.config)
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), 1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def start_drawing(world: World) -> None:
@@ -171,12 +186,10 @@ def start_nodes(world: World, deadline: Deadline) -> dict[str, Any]:
 
 
 def bring_up(world: World, deadline: Deadline) -> None:
-    """Start every node and the coordinator, and wait until all their processes are well."""
+    """Start every node, and wait until all their processes are well."""
     for site in world.sites:
         argv = ["-m", "appliance.cli", "up", "--config", str(site.config)]
         site.member = world.crew.start(f"node-{site.name}", argv, standing=True)
-    argv = ["-m", "appliance.cli", "coordinator", "up", str(world.coordinator)]
-    world.crew.start("coordinator", argv, standing=True)
     with world.screen.bars() as bars:
         world.until(deadline, "every process of the nodes is up", lambda: _all_well(world, bars))
 

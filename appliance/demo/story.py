@@ -44,7 +44,7 @@ STAGES: Final = (
     Stage(
         "set_up",
         "Three hospitals get ready",
-        "Each has its own X-ray room, look and patients. A coordinator makes a startup kit for each.",
+        "Each has its own X-ray room, look and patients. Each joins the coordinator with a code.",
         180,
         stages_nodes.set_up,
     ),

@@ -7,15 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance import logs
 from appliance.children import adopt_orphans
 from appliance.federation import book as books
-from appliance.federation import members, policy
+from appliance.federation import enrolment, members, owncerts, policy
 from appliance.federation.enginehost import command, end_jobs
 from appliance.federation.enginelink import EngineLink
 from appliance.federation.errors import CoordinatorError
@@ -41,8 +43,9 @@ _LOG = logs.logger(__name__)
 class EngineServer:
     """The engine's server process, started again with backoff when it ends."""
 
-    def __init__(self, federation: Federation) -> None:
+    def __init__(self, federation: Federation, enrolling: Path) -> None:
         self._federation = federation
+        self._enrolling = enrolling
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._failures = 0
@@ -69,6 +72,7 @@ class EngineServer:
     def _start(self, at: float) -> None:
         argv = [*command("server", self._federation.server_workspace, "server"), "--parent", str(os.getpid())]
         environment = {**os.environ, policy.ROOT_VARIABLE: str(self._federation.root)}
+        environment[policy.ENROLMENT_VARIABLE] = str(self._enrolling)
         self._process = subprocess.Popen(argv, env=environment, start_new_session=True)
         self._started = at
         _LOG.info(ENGINE_STARTED, pid=self._process.pid)
@@ -95,14 +99,17 @@ def run(
     CoordinatorError
         If a coordinator runs on this folder already.
     """
-    with _only_one(federation):
+    with _only_one(federation), tempfile.TemporaryDirectory(prefix="cloister-") as short:
         adopt_orphans()
         book = books.open_book(federation)
         link = EngineLink(federation.admin_workspace)
-        server = EngineServer(federation)
+        enrolling = enrolment.serve(federation, book, Path(short) / "enrol.sock")
+        server = EngineServer(federation, enrolling.path)
         controller = RunController(book, link, partial(members.active, book.engine))
         try:
             while not stopping.is_set():
+                if owncerts.renew(federation):
+                    server.stop()
                 if server.keep():
                     link.close()
                     controller.engine_restarted()
@@ -112,6 +119,7 @@ def run(
                 stopping.wait(STEP_S)
         finally:
             server.stop()
+            enrolling.stop()
             link.close()
             book.engine.dispose()
 

@@ -112,7 +112,10 @@ def _run_server(workspace: Path, name: str) -> int:
     from nvflare.fuel.f3.mpm import MainProcessMonitor  # noqa: PLC0415 - signals first
     from nvflare.private.fed.app.server import server_train  # noqa: PLC0415
 
+    from appliance.federation import door  # noqa: PLC0415 - a site's process loads no database
+
     del name
+    door.install(Path(os.environ[policy.ROOT_VARIABLE]), Path(os.environ[policy.ENROLMENT_VARIABLE]))
     options = ["secure_train=true", f"org={policy.ORGANIZATION}", "config_folder=config"]
     arguments = argparse.Namespace(workspace=str(workspace), fed_server="fed_server.json", set=options)
     return _code(MainProcessMonitor.run(main_func=server_train.main, run_dir=str(workspace), args=arguments))

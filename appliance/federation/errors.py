@@ -13,8 +13,16 @@ class ProvisioningError(FederationError):
     """A federation cannot be set up as asked."""
 
 
-class KitError(FederationError):
-    """A startup kit is not one, or does not fit this node."""
+class EnrolmentError(FederationError):
+    """A code, a request for a certificate, or an answer to one is not what it has to be."""
+
+
+class CoordinatorAwayError(FederationError):
+    """The coordinator cannot be reached now."""
+
+
+class StrangeRootError(FederationError):
+    """Whoever answers is not the coordinator that the code, or the root certificate, names."""
 
 
 class MembershipError(FederationError):

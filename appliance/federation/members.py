@@ -103,20 +103,21 @@ def signing_key(engine: Engine, site: str) -> Ed25519PublicKey:
 def admit(
     session: Session, ledger: Ledger, site: str, certificate: Certificate, key: str | None
 ) -> MemberView:
-    """Make a site a member, or again one that left; the caller's transaction decides whether it lasts.
+    """Make a site a member, again one that left, or give a member another certificate.
+
+    The caller's transaction decides whether it lasts.
 
     Raises
     ------
     MembershipError
-        If it is a member already, was expelled, or shows another signing key than before. The last is
-        recorded by :func:`pin`, in a transaction of its own.
+        If it was expelled, or shows another signing key than before; see :func:`check_key`.
     """
     row = _row(session, site)
     if row is None:
         row = Member(name=site, signing_key=_checked(key))
         session.add(row)
-    elif row.state != MemberState.LEFT:
-        raise MembershipError(f"the site is {row.state}; expected a new one, or one that left")
+    elif row.state == MemberState.EXPELLED:
+        raise MembershipError("the site was expelled; it cannot join under this name")
     elif key is not None and row.signing_key not in {None, _checked(key)}:
         raise MembershipError("the site has another signing key than before; let it join under a new name")
     row.state, row.left_at, row.joined_at = MemberState.ACTIVE, None, now()
@@ -129,6 +130,24 @@ def admit(
     return _view(row)
 
 
+def check_key(engine: Engine, ledger: Ledger, site: str, key: str) -> None:
+    """Refuse, and record, another signing key than the one that is known of a site; unknown sites pass.
+
+    Raises
+    ------
+    MembershipError
+        If the site has another key.
+    """
+    with writing(engine) as session:
+        row = _row(session, site)
+        other = row is not None and row.signing_key not in {None, _checked(key)}
+        if row is not None and other:
+            _record(session, ledger, row, KEY_REFUSED, {"signing_key": row.signing_key, "shown": key})
+    if other:
+        _LOG.error(KEY_REFUSED, site=site)
+        raise MembershipError("the site shows another signing key than the one that is known")
+
+
 def pin(engine: Engine, ledger: Ledger, site: str, key: str) -> None:
     """Keep a site's signing key; the same key again changes nothing.
 
@@ -137,18 +156,12 @@ def pin(engine: Engine, ledger: Ledger, site: str, key: str) -> None:
     MembershipError
         If there is no such active member, or another key is known: that is recorded, the known one stays.
     """
-    _checked(key)
+    check_key(engine, ledger, site, key)
     with writing(engine) as session:
         row = _active(session, site)
-        known = row.signing_key
-        if known is None:
+        if row.signing_key is None:
             row.signing_key = key
             _record(session, ledger, row, KEY_PINNED, {"signing_key": key})
-        elif known != key:
-            _record(session, ledger, row, KEY_REFUSED, {"signing_key": known, "shown": key})
-    if known not in {None, key}:
-        _LOG.error(KEY_REFUSED, site=site)
-        raise MembershipError("the site shows another signing key than the one that is known")
 
 
 def renew(session: Session, ledger: Ledger, site: str, used_serial: str, certificate: Certificate) -> None:

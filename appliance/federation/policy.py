@@ -1,6 +1,6 @@
 """Policies of the engine, as data: what a site or a coordinator allows whoever talks to it.
 
-A site writes its own policy when it joins; what a kit says about policy is ignored.
+A site writes its own policy when it joins; nobody else says what it allows.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ TASKS: Final = (TASK_ADMIT, TASK_TRAIN, TASK_FINALIZE)
 # Environment of the engine's processes: where its components find the rest of the appliance.
 SOCKET_VARIABLE: Final = "CLOISTER_FEDERATION_SOCKET"
 ROOT_VARIABLE: Final = "CLOISTER_COORDINATOR_ROOT"
+ENROLMENT_VARIABLE: Final = "CLOISTER_ENROLMENT_SOCKET"
 
 EXECUTOR_CLASS: Final = "appliance.federation.executor.SiteExecutor"
 CONTROLLER_CLASS: Final = "appliance.federation.controller.RunWorkflow"

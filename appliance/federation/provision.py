@@ -1,34 +1,25 @@
-"""Set up a federation with the engine's own provisioning: root certificate, coordinator, site kits."""
+"""Set up a coordinator with the engine's own provisioning: root certificate, server, administrator."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 import socket
 import tempfile
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cryptography import x509
-
 from appliance import durable, keys
 from appliance.db import migrate
-from appliance.db.engine import writing
-from appliance.federation import book as books
-from appliance.federation import members, policy
+from appliance.federation import policy
 from appliance.federation.errors import CoordinatorError, ProvisioningError
+from appliance.federation.joincode import HOST_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 ROOT_VALID_DAYS: Final = 3650
-KIT_FILES: Final = ("kit.json", "client.crt", "client.key", "rootCA.pem")
-SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,39}")
-HOST_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
 _DESCRIPTION: Final = "federation.json"
 
 
@@ -52,7 +43,7 @@ class Federation:
 
     @property
     def admin_workspace(self) -> Path:
-        """Kit with which the run controller speaks to the engine's server."""
+        """Certificate with which the run controller speaks to the engine's server."""
         return self.root / "admin"
 
     @property
@@ -60,13 +51,9 @@ class Federation:
         """Checkpoints and job folders of the runs."""
         return self.root / "runs"
 
-    def kit(self, site: str) -> Path:
-        """Return the kit file of a site."""
-        return self.root / "kits" / f"{site}.zip"
 
-
-def create(root: Path, sites: Sequence[str], host: str = "localhost", port: int = 0) -> Federation:
-    """Provision a federation in an empty or missing folder.
+def create(root: Path, host: str = "localhost", port: int = 0) -> Federation:
+    """Provision a federation in an empty or missing folder: its root certificate, and no site yet.
 
     Parameters
     ----------
@@ -78,10 +65,9 @@ def create(root: Path, sites: Sequence[str], host: str = "localhost", port: int 
     Raises
     ------
     ProvisioningError
-        If the folder is in use, a site name is repeated, or the engine's provisioning fails.
+        If the folder is in use, the host is none, or the engine's provisioning fails.
     """
-    if len(set(sites)) != len(sites) or not sites or not all(SITE_NAME.fullmatch(site) for site in sites):
-        raise ProvisioningError("sites: expected different names of 1 to 40 letters, digits or hyphens")
+    host = host.lower()
     if not HOST_NAME.fullmatch(host):
         raise ProvisioningError("host: expected a host name or an IPv4 address")
     if root.exists() and any(root.iterdir()):
@@ -90,15 +76,12 @@ def create(root: Path, sites: Sequence[str], host: str = "localhost", port: int 
     root.chmod(0o700)
     federation = Federation(root.resolve(), host, port or _free_port())
     with tempfile.TemporaryDirectory(dir=root, prefix=".provision-") as folder:
-        made = _engine_provision(Path(folder), federation, sites)
+        made = _engine_provision(Path(folder), federation)
         _install_server(federation, made / host)
         _install_admin(federation, made / policy.ADMIN)
-        for site in sites:
-            _write_kit(federation, site, made / site / "startup")
         _keep_authority(federation, made.parent / "state")
     keys.create_research_keys(federation.root)  # the ledger's
     migrate.upgrade(federation.database_url, "coordinator")
-    _admit(federation, sites)
     description = {**asdict(federation), "root": "."}
     write_private(root / _DESCRIPTION, json.dumps(description, indent=2).encode())
     return federation
@@ -159,7 +142,7 @@ class _Quiet:
         self.problems.append(message)
 
 
-def _engine_provision(folder: Path, federation: Federation, sites: Sequence[str]) -> Path:
+def _engine_provision(folder: Path, federation: Federation) -> Path:
     """Run the engine's builders; return the folder with one kit per participant."""
     from nvflare.lighter.entity import Participant, Project  # noqa: PLC0415
     from nvflare.lighter.impl.cert import CertBuilder  # noqa: PLC0415
@@ -174,7 +157,6 @@ def _engine_provision(folder: Path, federation: Federation, sites: Sequence[str]
             Participant("server", federation.host, organization, {"fed_learn_port": federation.port}),
             Participant("admin", policy.ADMIN, organization, {"role": policy.ADMIN_ROLE}),
         ]
-        people += [Participant("client", site, organization) for site in sites]
         for participant in people:
             project.add_participant(participant)
         builders = [
@@ -219,41 +201,9 @@ def _write_policies(local: Path) -> None:
 
 
 def write_site_policies(local: Path) -> None:
-    """Write what this appliance allows a coordinator, whatever a kit says."""
+    """Write what this appliance allows a coordinator, whatever that says."""
     write_json(local / "resources.json", policy.site_resources())
     _write_policies(local)
-
-
-def _write_kit(federation: Federation, site: str, startup: Path) -> None:
-    content = {
-        "version": 1,
-        "site": site,
-        "host": federation.host,
-        "port": federation.port,
-        "federation": policy.PROJECT,
-    }
-    path = federation.kit(site)
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("kit.json", json.dumps(content, indent=2))
-        for name in KIT_FILES[1:]:
-            archive.writestr(name, (startup / name).read_bytes())
-
-
-def _admit(federation: Federation, sites: Sequence[str]) -> None:
-    """Make the sites members; their signing keys are pinned when they show them."""
-    book = books.open_book(federation)
-    ledger = books.open_ledger(federation.root)
-    try:
-        with writing(book.engine) as session:
-            for site in sites:
-                with zipfile.ZipFile(federation.kit(site)) as archive:
-                    made = x509.load_pem_x509_certificate(archive.read("client.crt"))
-                certificate = members.Certificate(f"{made.serial_number:x}", made.not_valid_after_utc)
-                members.admit(session, ledger, site, certificate, None)
-    finally:
-        book.engine.dispose()
 
 
 def _keep_authority(federation: Federation, state: Path) -> None:

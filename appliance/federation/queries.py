@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+from cryptography import x509
 from sqlalchemy import func, select
 
 from appliance import preflight
@@ -30,6 +31,8 @@ from trainer.federation.plan import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
+    from pathlib import Path
 
     from sqlalchemy.orm import Session
 
@@ -58,7 +61,17 @@ def summary(session: Session, zone: ResearchZone) -> views.Summary:
         rounds_dead=_count(session, select(func.count(Round.id)).where(Round.state == WorkState.DEAD)),
         candidates=_count(session, select(func.count(CandidateModel.id))),
         last_import_at=session.scalar(select(func.max(Crossing.imported_at))),
+        certificate_ends_at=_certificate_end(settings.workspace) if settings.enabled else None,
     )
+
+
+def _certificate_end(workspace: Path | None) -> datetime | None:
+    """Return the end of the certificate; a missing or damaged one is for health and doctor to tell."""
+    try:
+        content = b"" if workspace is None else (workspace / "startup" / "client.crt").read_bytes()
+        return x509.load_pem_x509_certificate(content).not_valid_after_utc
+    except (OSError, ValueError):
+        return None
 
 
 def list_protocols(session: Session, zone: ResearchZone) -> list[views.ProtocolView]:

@@ -39,6 +39,7 @@ class Summary:
     rounds_dead: int
     candidates: int
     last_import_at: datetime | None
+    certificate_ends_at: datetime | None = None  # with which this site connects; None before it joined
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ _LOG = logs.logger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Become the engine; return only when that is not possible: 1 without a kit, 2 for wrong settings."""
+    """Become the engine; return only when that is not possible: 1 before it joined, 2 for wrong settings."""
     os.umask(0o077)
     arguments = base.parse(NAME, argv)
     try:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     logs.setup(settings.logging, NAME)
-    workspace = settings.federation.kit
+    workspace = settings.federation.workspace
     if workspace is None or not (workspace / "startup" / "fed_client.json").is_file():
         _LOG.error(NOT_JOINED)
         return 1

@@ -28,11 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _body(process: base.Process) -> None:
     from appliance import research_api  # noqa: PLC0415 - signals and logs first
+    from appliance.federation.renewal import LOOK_EVERY_S, Renewal  # noqa: PLC0415
     from appliance.importing import Refusals  # noqa: PLC0415
 
     zone = node.open_research(process.settings)
     refusals = Refusals()
-    duties = _duties(zone, refusals)
+    joined = process.settings.federation
+    renewal = Renewal(joined.workspace if joined.enabled else None, process.settings.zone_root("research"))
+    duties = [*_duties(zone, refusals), Duty("renewal", renewal.look, LOOK_EVERY_S)]
     services = research_api.start_api(zone)
 
     def step() -> None:
@@ -41,7 +44,7 @@ def _body(process: base.Process) -> None:
                 duty.step(time.monotonic())
 
     try:
-        process.loop(step, IDLE_S, lambda: {health.REFUSED_BUNDLES: len(refusals)})
+        process.loop(step, IDLE_S, lambda: {health.REFUSED_BUNDLES: len(refusals), **renewal.detail()})
     finally:
         services.stop()
 

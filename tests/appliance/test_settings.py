@@ -115,8 +115,10 @@ def test_settings_cannot_be_changed(tmp_path: Path) -> None:
 
 
 def test_relative_paths_of_every_section_are_meant_from_the_file(tmp_path: Path) -> None:
-    text = '[dicom]\ntls_certificate = "tls/a.pem"\ntls_key = "/etc/a.key"\n[federation]\nkit = "kit"\n'
+    text = (
+        '[dicom]\ntls_certificate = "tls/a.pem"\ntls_key = "/etc/a.key"\n[federation]\nworkspace = "site"\n'
+    )
     settings = load_settings(write(tmp_path, text))
     assert settings.dicom.tls_certificate == (tmp_path / "tls" / "a.pem").resolve()
     assert settings.dicom.tls_key == Path("/etc/a.key")
-    assert settings.federation.kit == (tmp_path / "kit").resolve()
+    assert settings.federation.workspace == (tmp_path / "site").resolve()

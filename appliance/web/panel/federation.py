@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from appliance.auth import users
 from appliance.auth.rights import Right
+from appliance.db.base import now
 from appliance.db.engine import reading
 from appliance.web.panel import charts, protocol_parts, research
 from appliance.web.panel.markup import DASH, count, el, join, size, when
@@ -99,6 +100,7 @@ def draw(view: FederationView, viewer: Viewer) -> Drawing:
         if view.enabled
         else "The federation is switched off; see federation.enabled in the configuration."
     )
+    lead += certificate(view.summary)
     if not view.reachable:
         return {"head": page_head("Federation", lead=lead), "body": research.away()}
     return {
@@ -113,6 +115,16 @@ def draw(view: FederationView, viewer: Viewer) -> Drawing:
             "What left the building", _receipts(view), aside="one signed receipt for each round"
         ),
     }
+
+
+def certificate(summary: views.Summary | None) -> str:
+    """Say how long the certificate is good with which this site connects."""
+    ends = None if summary is None else summary.certificate_ends_at
+    if ends is None:
+        return ""
+    if ends <= now():
+        return f" Its certificate expired on {ends:%Y-%m-%d}, refused from then on: see cloister doctor."
+    return f" Its certificate is good until {ends:%Y-%m-%d} and renews by itself."
 
 
 def _cohort(view: FederationView) -> Markup:

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -212,8 +213,7 @@ class Ring:
         """Approve a plan at every site, through the command line, as soon as it was proposed there."""
         for member in self.members.values():
             until(functools.partial(_is_known, member, plan), timeout_s, f"{member.name} knows the plan")
-            shown = member.client.protocol(plan.sha256).shown_sha256
-            cloister("protocol", "approve", plan.sha256, "--shown", shown, "--config", member.config)
+            approve_at(member, plan)
 
     def view(self, plan: Plan) -> progress.RunProgress:
         """Return how far a run is."""
@@ -233,6 +233,12 @@ class Ring:
         return self.view(plan)
 
 
+def approve_at(member: Member, plan: Plan) -> None:
+    """Approve a plan at one site as it is shown there: it may differ from one that was approved before."""
+    shown = member.client.protocol(plan.sha256).shown_sha256
+    cloister("protocol", "approve", plan.sha256, "--shown", shown, "--config", member.config)
+
+
 def _command_line(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
@@ -248,30 +254,47 @@ def _is_known(member: Member, plan: Plan) -> bool:
 
 
 @contextlib.contextmanager
-def running_ring(folder: Path) -> Iterator[Ring]:
+def running_ring(folder: Path, sites: tuple[str, ...] = SITES) -> Iterator[Ring]:
     """Provision, join and run a federation; everything is gone afterwards."""
     root = folder / "coordinator"
-    sites = [word for site in SITES for word in ("--site", site)]
-    cloister("coordinator", "init", root, *sites)
+    cloister("coordinator", "init", root)
     federation = provision.load(root)
     up = Program(
         [sys.executable, "-m", "appliance.cli", "coordinator", "up", str(root)], folder / "coordinator.log"
     )
-    members = {name: _member(folder / name, name, federation, seed) for seed, name in enumerate(SITES)}
-    ring = Ring(folder, federation, members, up)
+    ring = Ring(folder, federation, {}, up)
     try:
-        ring.start()
+        up.start()
+        until(functools.partial(answers, federation), 60.0, "the coordinator answers")
+        for seed, name in enumerate(sites):
+            ring.members[name] = join_member(folder / name, name, federation, seed)
+            ring.members[name].program.start()
         yield ring
     finally:
         ring.stop()
 
 
-def _member(folder: Path, name: str, federation: Federation, seed: int) -> Member:
+def answers(federation: Federation) -> bool:
+    """Whether the coordinator's port is open."""
+    with contextlib.suppress(OSError):
+        socket.create_connection((federation.host, federation.port), 1.0).close()
+        return True
+    return False
+
+
+def invite(federation: Federation, name: str, *options: str) -> str:
+    """Return a code for a site, from the command line."""
+    made = cloister("coordinator", "invite", federation.root, "--site", name, "--json", *options)
+    return str(json.loads(made)["code"])
+
+
+def join_member(folder: Path, name: str, federation: Federation, seed: int) -> Member:
+    """Make a node and let it join with a code of the running coordinator."""
     folder.mkdir()
     config = folder / "cloister.toml"
     config.write_text(CONFIG.format(name=name))
     node.create_node(load_settings(config))
-    cloister("join", federation.kit(name), "--config", config)
+    cloister("join", invite(federation, name), "--config", config)
     settings = load_settings(config)
     zone = node.open_research(settings)
     add_cases(zone, CASES, seed)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def test_a_run_that_needs_more_sites_than_there_are_is_not_written_down(tmp_path: Path) -> None:
     root = tmp_path / "coordinator"
-    provision.create(root, ["north", "south"], "localhost", 0)
+    provision.create(root)
     path = tmp_path / "plan.json"
     path.write_text(make_plan(min_sites=3).dumps())
 
