@@ -18,10 +18,12 @@ from appliance.federation import coordinator, siteapi
 from appliance.federation.exchange import Exchange
 from appliance.federation.roundfiles import KEPT_UPDATES
 from appliance.federation.unixclient import UnixClient
+from tests.appliance.federation import hostile_orders
 from tests.appliance.federation.ring import SITES, Member, Ring, cloister, running_ring, until
 from trainer import strategies
 from trainer.federation.plan import Plan, Strategy
-from trainer.weights_io import load, sha256
+from trainer.networks import initial_weights
+from trainer.weights_io import load, save, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -256,3 +258,56 @@ def test_code_in_a_job_is_refused_by_the_sites_whatever_the_coordinator_allows(r
     assert not mark.exists()
     logs = "".join(member.program.log.read_text() for member in ring.members.values())
     assert "is not in allow_list" in logs
+
+
+REFUSED_ORDERS = {
+    "other model": "other_model",
+    "more rounds": "not_in_plan",
+    "other plan": "other_plan",
+    "unbounded": "unreadable_plan",
+    "activations": "unreadable_plan",
+    "unknown plan": "not_approved",
+    "unknown task": "unknown_kind",
+    "unknown tensors": "round_failed",
+}
+
+
+def test_a_coordinator_that_asks_too_much_gets_refusals_and_is_recorded(
+    ring: Ring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator runs a workflow of its own; what the sites' people approved is all that it gets."""
+    plan = ring.plan(total_rounds=2, min_sites=3)
+    for member in ring.members.values():
+        Exchange(UnixClient(siteapi.socket_path(member.settings)), lambda: False).admit(
+            plan.to_json(), plan.sha256, 0.0
+        )
+    ring.approve(plan)
+    (tmp_path / "plan.json").write_text(plan.dumps())
+    save(tmp_path / "model.safetensors", initial_weights(plan.task, plan.seed))
+    resources = ring.federation.server_workspace / "local" / "resources.json"
+    allowed = {**json.loads(resources.read_text()), "class_allow_list": ["*"]}
+    resources.write_text(json.dumps(allowed))
+    monkeypatch.setenv(hostile_orders.SCENE, str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    ring.coordinator.kill()
+    ring.coordinator.start()
+
+    argv = [sys.executable, "-m", "tests.appliance.federation.hostile", str(ring.federation.root), "orders"]
+    subprocess.run(argv, check=True, capture_output=True, text=True, timeout=230)
+
+    answers = json.loads((tmp_path / "answers.json").read_text())
+    for name in SITES:
+        said = {order: answer[name] for order, answer in answers.items()}
+        assert said["approved"]["tensors"]
+        assert said["replayed"] == said["approved"]
+        codes = {order: said[order]["answer"].get("code") for order in REFUSED_ORDERS}
+        assert codes == REFUSED_ORDERS
+        assert not [order for order in REFUSED_ORDERS if said[order]["tensors"]]
+        member = ring.members[name]
+        assert len([row for row in member.receipts(plan.run_id) if row.body["kind"] == "train"]) == 1
+        entries = member.client.ledger(limit=1000)
+        recorded = {str(row.body["code"]) for row in entries if row.kind == "order.refused"}
+        assert {"not_in_plan", "other_plan", "unreadable_plan", "unknown_plan", "unknown_kind"} <= recorded
+        assert "unfit_model" in recorded
+        assert "round.other_model" in {row.kind for row in entries}
+        assert member.client.verify_ledger().ok
