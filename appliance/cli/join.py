@@ -1,6 +1,7 @@
 """``cloister join`` and ``cloister leave``: this site's membership of a federation."""
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +25,8 @@ def register(app: typer.Typer) -> None:
 def join(
     config: ConfigOption,
     code: Annotated[
-        str | None, typer.Argument(help="The code of the coordinator's people, as host:port/letters.")
+        str | None,
+        typer.Argument(help="The code of the coordinator's people, as host:port/letters; - reads it."),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Only look whether joining would work, and what is blocked.")
@@ -35,6 +37,8 @@ def join(
     from appliance.federation import joining, preflight  # noqa: PLC0415 - other commands start without it
 
     settings = read_settings(config)
+    if code == "-":
+        code = sys.stdin.readline().strip()
     if renew:
         ends = joining.renew(_workspace(settings), settings.zone_root("research"))
         typer.echo(f"renewed: good until {ends:%Y-%m-%d}")

@@ -158,12 +158,6 @@ def is_due(certificate: x509.Certificate) -> bool:
     return ends - now() < (ends - begins) * RENEW_AT
 
 
-def renew_own(authority: Authority, path: Path) -> bytes | None:
-    """Return the coordinator's own certificate at ``path`` renewed when that is due, else None."""
-    old = path.read_bytes()
-    return authority.renewed(old) if is_due(x509.load_pem_x509_certificate(old)) else None
-
-
 def fingerprint(certificate: x509.Certificate) -> bytes:
     """Return the SHA-256 of a certificate's DER form."""
     return hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).digest()

@@ -127,7 +127,7 @@ class Door:
             sock.settimeout(HANDSHAKE_S)
             sock.do_handshake()
         except ssl.SSLCertVerificationError as error:
-            self._refuse(_WHY.get(error.verify_code, "unverified"), "")
+            self.refuse(_WHY.get(error.verify_code, "unverified"), "")
             return None
         except OSError:  # not TLS, too slow, or gone: whoever scans ports fills no ledger
             return None
@@ -136,12 +136,12 @@ class Door:
             return None
         shown = sock.getpeercert(binary_form=True)
         if shown is None:
-            self._refuse("no_certificate", "")
+            self.refuse("no_certificate", "")
             return None
         peer = _peer(shown)
         reason = self.reason(peer, _address(sock))
         if reason:
-            self._refuse(reason, peer.sha256)
+            self.refuse(reason, peer.sha256)
             return None
         sock.settimeout(None)
         return peer
@@ -189,7 +189,8 @@ class Door:
         except SiteServiceError as error:
             return _error("the coordinator does not answer now; try again" if error.retryable else str(error))
 
-    def _refuse(self, reason: str, sha256: str) -> None:
+    def refuse(self, reason: str, sha256: str) -> None:
+        """Log and record a refusal."""
         _LOG.warning(REFUSED, reason=reason)
         self._record(REFUSED, reason, sha256)
 
@@ -247,9 +248,26 @@ def install(root: Path, enrolling: Path) -> None:
                 super().handle()
 
     tcp_driver.get_ssl_context, tcp_driver.ConnectionHandler = guarded_context, GuardedHandler
+    _record_other_names(door)
     tcp_driver.TcpStreamServer.request_queue_size = MAX_STRANGERS
     tcp_driver.TcpStreamServer.daemon_threads = True
     threading.Thread(target=door.watch, name="door", daemon=True).start()
+
+
+def _record_other_names(door: Door) -> None:
+    """Record what the engine refuses by itself: a member that speaks under another member's name."""
+    from nvflare.fuel.f3.cellnet.identity import CellIdentityResolver  # noqa: PLC0415 - heavy
+
+    require_match = CellIdentityResolver.require_match
+
+    def recorded(resolver: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return require_match(resolver, *arguments, **named)
+        except ValueError:
+            door.refuse("other_name", "")
+            raise
+
+    CellIdentityResolver.require_match = recorded
 
 
 class Listening:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from cryptography import x509
+
 from appliance import logs
 from appliance.federation import authority
 from appliance.federation.provision import write_private
@@ -25,11 +27,9 @@ def renew(federation: Federation) -> bool:
         If the authority cannot be read.
     """
     server = federation.server_workspace / "startup" / "server.crt"
-    renewed = False
-    for path in (server, federation.admin_workspace / "startup" / "client.crt"):
-        content = authority.renew_own(authority.load(federation.root), path)
-        if content is not None:
-            write_private(path, content)
-            _LOG.info(OWN_RENEWED, name=path.stem)
-            renewed = True
-    return renewed
+    own = (server, federation.admin_workspace / "startup" / "client.crt")
+    due = [path for path in own if authority.is_due(x509.load_pem_x509_certificate(path.read_bytes()))]
+    for path in due:  # the key is read then alone: this is asked twice a second
+        write_private(path, authority.load(federation.root).renewed(path.read_bytes()))
+        _LOG.info(OWN_RENEWED, name=path.stem)
+    return bool(due)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from datetime import timedelta
@@ -16,10 +17,11 @@ from sqlalchemy import select
 from appliance import health, research_client
 from appliance.db.coordinator import CoordinatorLedgerEntry
 from appliance.db.engine import reading, writing
-from appliance.federation import authority, book, members, workspaces
+from appliance.federation import authority, book, enginehost, members, workspaces
 from tests.appliance.federation.doorway import PEM
 from tests.appliance.federation.ring import (
     Member,
+    Program,
     Ring,
     approve_at,
     cloister,
@@ -132,18 +134,41 @@ def test_an_expelled_site_is_cut_off_and_the_run_goes_on_for_the_others(ring: Ri
     )
     assert refused.returncode == 1
     assert "no active member" in refused.stderr
-    opened = book.open_book(ring.federation)
-    until(lambda: _is_refused(opened), 60, "the refusal stands in the ledger")
-    opened.engine.dispose()
+    until(lambda: is_refused(ring, "expelled"), 60, "the refusal stands in the ledger")
     ring.members.pop("east").program.stop()
 
 
-def _is_refused(opened: book.Book) -> bool:
+def is_refused(ring: Ring, reason: str) -> bool:
+    """Whether a refusal for this reason stands in the coordinator's ledger."""
+    opened = book.open_book(ring.federation)
+    found = reason in _reasons(opened)
+    opened.engine.dispose()
+    return found
+
+
+def _reasons(opened: book.Book) -> list[str]:
     with reading(opened.engine) as session:
         statement = select(CoordinatorLedgerEntry.body).where(
             CoordinatorLedgerEntry.kind == "connection.refused"
         )
-        return any(json.loads(body)["reason"] == "expelled" for body in session.scalars(statement))
+        return [json.loads(body)["reason"] for body in session.scalars(statement)]
+
+
+def test_a_member_that_speaks_under_anothers_name_is_refused_and_recorded(ring: Ring) -> None:
+    workspace = ring.members["north"].settings.federation.workspace
+    assert workspace is not None
+    thief = ring.folder / "thief"
+    shutil.copytree(workspace / "startup", thief / "startup")
+    shutil.copytree(workspace / "local", thief / "local")
+    start = thief / "startup" / "fed_client.json"
+    start.write_text(start.read_text().replace('"fqsn": "north"', '"fqsn": "south"'))
+    program = Program(enginehost.command("site", thief, "south"), ring.folder / "thief.log")
+
+    program.start()
+    try:
+        until(lambda: is_refused(ring, "other_name"), 120, "the refusal stands in the ledger")
+    finally:
+        program.stop()
 
 
 def test_a_site_leaves_by_itself(ring: Ring) -> None:
