@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from sqlalchemy import select
 
@@ -26,6 +27,7 @@ from appliance.federation import preflight_words, protocols, queries
 from appliance.federation.site import SiteService
 from appliance.work import claimed
 from tests.appliance.training_node import TrainingNode, make_training_node
+from tests.trainer.samples import dicom_picture, picture, write_case
 from trainer.local_round import use_threads
 
 if TYPE_CHECKING:
@@ -149,3 +151,34 @@ def test_a_round_says_what_it_used_and_what_it_skipped_and_so_does_its_receipt(n
     assert run.rounds[0].cases == {"eligible": 23, "used": 19, "skipped": expected}
     assert (signed.body["eligible"], signed.body["used"], signed.body["skipped"]) == (23, 19, expected)
     assert hours > 0
+
+
+BAD_STUDIES: dict[str, dict[str, Any]] = {
+    "nan slope": {"RescaleSlope": "nan", "RescaleIntercept": "0"},
+    "infinite slope": {"RescaleSlope": "inf", "RescaleIntercept": "0"},
+    "too many frames": {"NumberOfFrames": "4000000000"},
+    "huge": {"Rows": 65535, "Columns": 65535},
+    "cut off": {"PixelData": b"xx"},
+    "odd bits": {"BitsAllocated": 7},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_bad_studies_are_skipped_with_their_reasons_and_end_no_round(node: TrainingNode) -> None:
+    generator = np.random.default_rng(5)
+    with writing(node.zone.engine) as session:
+        rows = session.scalars(select(ResearchInstance).order_by(ResearchInstance.path)).all()
+        for row, changes in zip(rows, BAD_STUDIES.values(), strict=False):
+            bad = write_case(node.zone.root, dicom_picture(picture(generator, 1), "P", **changes), 1)
+            row.path, row.sha256 = bad.path.name, bad.sha256
+    round_id = node.add_round()
+
+    with claimed(node.zone.engine, Round, round_id, "test", 20.0) as claim:
+        assert claim is not None
+        training.run_round(node.zone, claim)
+
+    with reading(node.zone.engine) as session:
+        done = session.get_one(Round, round_id)
+    assert (done.state, done.cases["used"]) == (WorkState.DONE, 24 - len(BAD_STUDIES))
+    assert sum(done.cases["skipped"].values()) == len(BAD_STUDIES)
+    assert all(reason.startswith("pixel.") for reason in done.cases["skipped"])
