@@ -22,7 +22,7 @@ from appliance import node, research_client
 from appliance.children import descendants_of
 from appliance.db.engine import reading
 from appliance.db.research import Receipt, Round
-from appliance.federation import coordinator, progress, provision
+from appliance.federation import coordinator, invitations, progress, provision
 from appliance.settings import Settings, load_settings
 from tests.appliance.training_node import add_cases
 from tests.trainer.federation.plans import make_plan
@@ -282,19 +282,17 @@ def answers(federation: Federation) -> bool:
     return False
 
 
-def invite(federation: Federation, name: str, *options: str) -> str:
-    """Return a code for a site, from the command line."""
-    made = cloister("coordinator", "invite", federation.root, "--site", name, "--json", *options)
-    return str(json.loads(made)["code"])
-
-
 def join_member(folder: Path, name: str, federation: Federation, seed: int) -> Member:
     """Make a node and let it join with a code of the running coordinator."""
     folder.mkdir()
     config = folder / "cloister.toml"
     config.write_text(CONFIG.format(name=name))
     node.create_node(load_settings(config))
-    cloister("join", invite(federation, name), "--config", config)
+    opened = coordinator.open_book(federation)
+    assert opened.ledger is not None
+    code = invitations.invite(federation, opened.engine, opened.ledger, name, 1.0)
+    opened.engine.dispose()
+    cloister("join", str(code), "--config", config)
     settings = load_settings(config)
     zone = node.open_research(settings)
     add_cases(zone, CASES, seed)

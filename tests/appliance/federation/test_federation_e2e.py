@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from appliance.federation.progress import RoundProgress, RunProgress
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

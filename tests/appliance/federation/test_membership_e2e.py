@@ -175,8 +175,11 @@ def test_a_site_leaves_by_itself(ring: Ring) -> None:
     south = ring.members["south"]
 
     said = cloister("leave", "--config", south.config)
+    invited = cloister("coordinator", "invite", ring.federation.root, "--site", "south", "--json")
+    look = cloister("join", json.loads(invited)["code"], "--check", "--config", south.config)
 
     assert "left" in said
+    assert "good, for the site south" in look
     assert listed(ring)["south"]["state"] == "left"
     assert south.settings.federation.workspace is not None
     assert not south.settings.federation.workspace.exists()
