@@ -14,8 +14,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from anonymizer.errors import ProfileError
 from anonymizer.profiles import load_profile
 from appliance import health, keys, ledger, node, tls_checks
+from appliance.consortium import replica
+from appliance.consortium.chain import audit
 from appliance.db import migrate
-from appliance.db.engine import make_engine
+from appliance.db.engine import make_engine, reading
 from appliance.errors import ApplianceError
 from appliance.health import Check, Health
 from appliance.processes._redis import server_program
@@ -143,6 +145,25 @@ def _ledgers(settings: Settings) -> Iterator[Check]:
             detail = f"{report.entries} entries, {len(report.problems)} problems"
             fix = "run: cloister ledger verify; keep the database as it is and tell the privacy officer"
             yield Check(f"{zone} ledger", report.ok, detail, "" if report.ok else fix)
+        if zone == "research":
+            yield _consortium(settings)
+
+
+def _consortium(settings: Settings) -> Check:
+    """Say whether something is wrong with the ledger that all sites of a federation share."""
+    name = "consortium ledger"
+    try:
+        engine = make_engine(node.database_url(settings, "research"), read_only=True)
+        with reading(engine) as session:
+            open_ones = len(replica.open_findings(session))
+            _, found = audit(replica.current(session))
+        engine.dispose()
+    except SQLAlchemyError as error:
+        return Check(name, ok=False, detail=type(error).__name__, fix="see the checks above")
+    detail = f"{open_ones} open findings, {len(found)} problems in the replica"
+    fix = "run: cloister ledger verify --consortium; no round runs here until a person has resolved it"
+    ok = not open_ones and not found
+    return Check(name, ok, detail, "" if ok else fix)
 
 
 def _public_key(settings: Settings, zone: Zone) -> ledger.PublicKey:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance import crossing, ledger, node, preflight, work
+from appliance.consortium import shown
+from appliance.consortium.errors import ConsortiumError
+from appliance.consortium.replica import Replica
 from appliance.db.engine import reading, writing
 from appliance.db.research import ProtocolState, ResearchJob, Round
 from appliance.federation import comparing, protocols, queries, siteapi, views
@@ -80,6 +83,7 @@ def _questions(zone: ResearchZone) -> list[Route]:
         Route("GET", "/v1/jobs", ask(lambda s, r: queries.list_jobs(s, r.query.get("state"), _limit(r)))),
         Route("GET", "/v1/ledger", ask(lambda s, r: queries.ledger_page(s, _before(r), _limit(r)))),
         Route("GET", "/v1/ledger/report", verify),
+        Route("GET", "/v1/consortium", ask(lambda s, _: shown.history(s))),
     ]
 
 
@@ -122,7 +126,15 @@ def _acts(zone: ResearchZone) -> list[Route]:
     def look(request: Request) -> object:
         return {"job_id": preflight.ask(zone, request.parameters["id"], _actor(request.json()))}
 
+    def resolve(request: Request) -> object:
+        try:
+            Replica(zone).resolve(request.parameters["id"], _actor(request.json()), adopt=False)
+        except ConsortiumError as error:
+            raise RequestError(404, str(error)) from error
+        return {}
+
     return [
+        Route("POST", "/v1/consortium/findings/{id}", resolve),
         Route("POST", "/v1/protocols/{id}/decision", lambda request: _decide(zone, request)),
         Route("POST", "/v1/protocols/{id}/preflight", look),
         Route("POST", "/v1/jobs/{table}/{id}/retry", retry),

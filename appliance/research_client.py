@@ -97,6 +97,14 @@ class ResearchClient:
         """Return ledger entries, newest first, below a sequence number."""
         return self._list(views.LedgerRow, "/v1/ledger", before=before, limit=limit)
 
+    def consortium(self) -> views.ConsortiumView:
+        """Return the consortium's history as this site keeps it."""
+        return views.decode(views.ConsortiumView, self._ask("GET", "/v1/consortium"))
+
+    def resolve_finding(self, finding_id: str, actor: str) -> None:
+        """Note that a person has looked into a finding of the consortium's ledger."""
+        self._ask("POST", f"/v1/consortium/findings/{quote(finding_id, safe='')}", {"actor": actor})
+
     def verify_ledger(self) -> views.LedgerReport:
         """Check the whole ledger."""
         return views.decode(views.LedgerReport, self._ask("GET", "/v1/ledger/report"))

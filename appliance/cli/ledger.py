@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from appliance.cli import WORK_FAILED, ConfigOption, read_settings
+from appliance.cli import WORK_FAILED, ConfigOption, consortium, read_settings
 
 
 def register(app: typer.Typer) -> None:
@@ -14,6 +15,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="The append-only record of every step.", no_args_is_help=True)
     group.callback()(lambda: None)
     group.command("verify")(verify)
+    consortium.register(group)
     app.add_typer(group, name="ledger")
 
 
@@ -23,8 +25,18 @@ def verify(
         Literal["all", "clinical", "research"], typer.Option(help="Check one zone only.")
     ] = "all",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    of_consortium: Annotated[
+        bool, typer.Option("--consortium", help="Check the replica of the consortium's ledger.")
+    ] = False,
+    coordinator: consortium.CoordinatorOption = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="With --consortium: another site's exported replica.")
+    ] = None,
 ) -> None:
     """Check every entry's place, link, content and signature; exit 1 when anything was tampered with."""
+    if of_consortium or coordinator is not None or against:
+        consortium.verify(config, coordinator, against or [], as_json=as_json)
+        return
     from appliance import ledger, node  # noqa: PLC0415 - other commands start without
 
     settings = read_settings(config)

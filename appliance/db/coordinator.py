@@ -119,3 +119,24 @@ class Invitation(CoordinatorBase):
     used_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     withdrawn_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class ConsortiumBlock(CoordinatorBase):
+    """A block of the consortium's ledger; written with what it tells of, in one transaction."""
+
+    __tablename__ = "consortium_block"
+    sequence: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    body: Mapped[str] = mapped_column(Text)
+    signature: Mapped[str] = mapped_column(String(128))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class Countersignature(CoordinatorBase):
+    """The newest head that a site countersigned."""
+
+    __tablename__ = "countersignature"
+    site: Mapped[str] = mapped_column(String(40), primary_key=True)
+    size: Mapped[int] = mapped_column(Integer)
+    root: Mapped[str] = mapped_column(String(64))
+    signature: Mapped[str] = mapped_column(String(128))
+    at: Mapped[datetime] = mapped_column(UTCDateTime, default=now, onupdate=now)

@@ -191,3 +191,45 @@ class ResearchLedgerEntry(LedgerMixin, ResearchBase):
     """The research zone's ledger."""
 
     __tablename__ = "ledger_entry"
+
+
+class ConsortiumBlock(ResearchBase):
+    """A block of the consortium's ledger, as it came and was checked; a replica of the whole chain."""
+
+    __tablename__ = "consortium_block"
+    __table_args__ = (UniqueConstraint("replica", "sequence"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    replica: Mapped[int] = mapped_column(Integer)  # one more whenever a person took up another history
+    sequence: Mapped[int] = mapped_column(Integer)
+    body: Mapped[str] = mapped_column(Text)
+    signature: Mapped[str] = mapped_column(String(128))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class ConsortiumHead(ResearchBase):
+    """The newest head of a replica that this site countersigned, with the coordinator's signature."""
+
+    __tablename__ = "consortium_head"
+    replica: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    size: Mapped[int] = mapped_column(Integer, default=0)
+    root: Mapped[str] = mapped_column(String(64), default="")
+    signature: Mapped[str] = mapped_column(String(128), default="")
+    countersignature: Mapped[str] = mapped_column(String(128), default="")
+    at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class ConsortiumFinding(ResearchBase):
+    """What was found wrong with the consortium's ledger; nothing runs here while one is open."""
+
+    __tablename__ = "consortium_finding"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    replica: Mapped[int] = mapped_column(Integer)
+    sequence: Mapped[int] = mapped_column(Integer)
+    code: Mapped[str] = mapped_column(String(40))
+    message: Mapped[str] = mapped_column(Text)
+    evidence: Mapped[dict[str, Any]] = mapped_column(
+        JSON, default=dict
+    )  # the block that was refused, as it came
+    found_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+    resolved_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    resolved_by: Mapped[str | None] = mapped_column(String(64))

@@ -87,7 +87,7 @@ def to_counted(answer: Answer, judgement: aggregation.Judgement | None) -> Count
     """Return an answer as it goes into the book; ``judgement`` is that of its update, if it has one."""
     said = answer.said
     reason = f"{said.code}: {said.message}" if said.code else None
-    base = Counted(answer.site, said.samples, "", answer.bytes_received, said.metrics, reason)
+    base = Counted(answer.site, said.samples, "", answer.bytes_received, said.metrics, reason, said.statement)
     if judgement is None:
         return base
     metrics = dict(said.metrics)

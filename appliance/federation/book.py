@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from appliance import keys
 from appliance.db.base import now
 from appliance.db.coordinator import Contribution, CoordinatorLedgerEntry, FinishedRound, Run, RunState
 from appliance.db.engine import make_engine, reading, writing
-from appliance.federation import checkpoints
+from appliance.federation import chapters, checkpoints
 from appliance.federation.errors import CoordinatorError
 from appliance.ledger import Ledger
 from trainer.federation.plan import Plan
@@ -50,6 +50,7 @@ class Counted:
     bytes_received: int
     metrics: Mapping[str, Any]
     reason: str | None
+    signed: Mapping[str, Any] = field(default_factory=dict)  # the site's statement and its signature, checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +162,7 @@ class Book:
             row = self._finished(run_id, checkpoint.number, digest, started_at)
             row.checkpoint_path = str(path.relative_to(self.root))
             session.add(row)
-            session.add_all(_contribution(run_id, checkpoint.number, one) for one in counted)
+            session.add_all(chapters.row(run_id, checkpoint.number, one) for one in counted)
             body = {
                 "number": checkpoint.number,
                 "model_sha256": digest,
@@ -169,6 +170,8 @@ class Book:
                 "refused": sum(one.reason is not None for one in counted),
             }
             self._record(session, ROUND_FINISHED, run_id, body)
+            run = _run(session, run_id)
+            chapters.round_finished(session, self.ledger, run, checkpoint.number, counted)
         return Checkpoint(checkpoint.number, checkpoint.weights, checkpoint.state, digest)
 
     def finish_run(self, run_id: str, job_id: str, counted: Sequence[Counted]) -> frozenset[str]:
@@ -186,14 +189,14 @@ class Book:
             run = self._check_job(session, run_id, job_id)
             number = run.total_rounds + 1
             known = {row.site: row for row in session.scalars(_contributions(run_id, number))}
-            for one in counted:
+            new = [one for one in counted if one.site not in known or not known[one.site].accepted]
+            for one in new:
                 row = known.get(one.site)
-                if row is not None and row.accepted:
-                    continue
                 if row is not None:
                     session.delete(row)
                     session.flush()
-                session.add(_contribution(run_id, number, one))
+                session.add(chapters.row(run_id, number, one))
+            chapters.model_taken(session, self.ledger, run, new)
             session.flush()
             have = _delivered(session, run)
             if len(have) >= run.min_sites:
@@ -374,20 +377,6 @@ def _contributions(run_id: str, number: int) -> Select[Contribution]:
 def _delivered(session: Session, run: Run) -> frozenset[str]:
     rows = session.scalars(_contributions(run.id, run.total_rounds + 1))
     return frozenset(row.site for row in rows if row.accepted)
-
-
-def _contribution(run_id: str, number: int, one: Counted) -> Contribution:
-    return Contribution(
-        run_id=run_id,
-        number=number,
-        site=one.site,
-        samples=one.samples,
-        update_sha256=one.update_sha256,
-        bytes_received=one.bytes_received,
-        metrics=dict(one.metrics),
-        accepted=one.reason is None,
-        reason=None if one.reason is None else one.reason[:500],
-    )
 
 
 def open_book(federation: Federation) -> Book:

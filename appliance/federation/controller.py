@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,7 +22,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from appliance.db.base import now
 from appliance.errors import ApplianceError
-from appliance.federation import members, messages, policy, provision
+from appliance.federation import members, messages, policy, provision, witness
 from appliance.federation.answers import Answer, read_result, to_counted
 from appliance.federation.book import WAITING, Checkpoint, StaleJobError, open_book
 from appliance.federation.collection import Collection
@@ -45,10 +46,11 @@ POLL_S: Final = 0.05
 GRACE_S: Final = 5.0
 ROUNDS_PER_JOB: Final = 10
 CURRENT_WAIT_S: Final = 30.0
+CIRCULATE_S: Final = 20.0
 # A gate's word, which only people or a new plan change; any other failure of a site may have passed by the
 # next job.
 FINAL_CODES: Final = frozenset(
-    {*(code.value for code in Refusal if code != Refusal.PAUSED), "unreadable_plan"}
+    {*(code.value for code in Refusal if code != Refusal.PAUSED), "unreadable_plan", "ledger_broken"}
 )
 
 
@@ -62,6 +64,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
     def __init__(self, run_id: str) -> None:
         super().__init__(task_check_period=POLL_S)
         self._run_id = run_id
+        self._witness: witness.Witness | None = None
         self._lock = threading.Lock()
 
     def start_controller(self, fl_ctx: FLContext) -> None:
@@ -70,6 +73,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         self._members: Callable[[], frozenset[str]] = partial(members.active, self._book.engine)
         self._job_id = str(fl_ctx.get_job_id())
         self._silent: frozenset[str] = frozenset()
+        self._witness = witness.of_book(self._book)
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Close the book."""
@@ -106,6 +110,8 @@ class RunWorkflow(Controller):  # type: ignore[misc]
     def _run(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         plan = self._book.plan(self._run_id)
         standing = self._book.checkpoint(self._run_id)
+        if self._witness is not None:
+            self._witness.open_run(plan.sha256, standing.number, standing.model_sha256)
         sites = self._admit(plan, abort_signal, fl_ctx)
         last = min(plan.total_rounds, standing.number + ROUNDS_PER_JOB)
         while standing.number < last:
@@ -113,6 +119,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         if last < plan.total_rounds:
             return  # the next job goes on, with the sites that have come or come back meanwhile
         self._finalize(plan, standing, sites, abort_signal, fl_ctx)
+        self._circulate(sites, abort_signal, fl_ctx)
 
     def _admit(self, plan: Plan, abort_signal: Signal, fl_ctx: FLContext) -> frozenset[str]:
         """Show the plan to every site that misses the final model; return those that take part."""
@@ -121,6 +128,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         delivered = self._book.delivered(self._run_id)
         connected = frozenset(client.name for client in self._engine.get_clients())
         everyone = (connected & self._members()) - delivered
+        self._catch_up(everyone, abort_signal, fl_ctx)
         collection = Collection(
             everyone,
             everyone,
@@ -223,6 +231,8 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         """Broadcast one task and gather answers, each as ``keep`` keeps it, until the collection is over."""
         answers: dict[str, Answer] = {}
         self._disk: OSError | None = None
+        if self._witness is not None:
+            order = replace(order, ledger=self._witness.offer(collection.targets))
         data[messages.ORDER_KEY] = messages.write_order(order)
         task = Task(name=name, data=data, result_received_cb=self._receiver(answers, collection, keep))
         self.broadcast(task=task, fl_ctx=fl_ctx, targets=sorted(collection.targets), min_responses=0)
@@ -235,7 +245,24 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         self.cancel_task(task, TaskCompletionStatus.OK, fl_ctx)
         still = self._members()  # whoever left or was expelled meanwhile does not count
         with self._lock:
-            return [answers[site] for site in sorted(answers) if site in still]
+            counted = [answers[site] for site in sorted(answers) if site in still]
+        return counted if self._witness is None else self._witness.judge(name, order, counted)
+
+    def _catch_up(self, sites: frozenset[str], abort_signal: Signal, fl_ctx: FLContext) -> None:
+        """Send sites that were long away the ledger's blocks in parts, as long as they take them."""
+        while self._witness is not None and not self._witness.reaches_head(sites):
+            before = self._witness.offer(sites)["first"]
+            self._circulate(sites, abort_signal, fl_ctx)
+            if self._witness.offer(sites)["first"] <= before:
+                return
+
+    def _circulate(self, sites: frozenset[str], abort_signal: Signal, fl_ctx: FLContext) -> None:
+        """Show sites the ledger's newest blocks; who does not answer now sees them with the next order."""
+        if self._witness is None or not sites:
+            return
+        collection = Collection(sites, sites, len(sites), CIRCULATE_S, 0.0, time.monotonic())
+        order = messages.Order("", wait_s=CIRCULATE_S)
+        self._ask(policy.TASK_LEDGER, Shareable(), order, collection, abort_signal, fl_ctx, _as_it_is)
 
     def _is_over(self, collection: Collection) -> bool:
         gone = [site for site in collection.targets if self.get_client_disconnect_time(site) is not None]

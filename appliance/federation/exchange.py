@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
@@ -42,6 +42,7 @@ class Finished:
     train_seconds: float
     receipt_sha256: str
     signature: str
+    statement: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,13 @@ class Exchange:
 
     client: UnixClient
     aborted: Callable[[], bool]
+
+    def keep(self, offer: Mapping[str, Any]) -> tuple[Refused | None, dict[str, Any]]:
+        """Hand over blocks of the consortium's ledger; return a refusal and the site's countersignature."""
+        answer = _mapping(self._ask("POST", "/v1/consortium", offer))
+        if answer["code"]:
+            return Refused(str(answer["code"]), str(answer["message"])), {}
+        return None, _mapping(answer["countersignature"])
 
     def admit(self, plan: Mapping[str, Any], plan_sha256: str, wait_s: float) -> Refused | None:
         """Propose a plan and wait for a person's decision; None means admitted."""
@@ -97,6 +105,7 @@ class Exchange:
             train_seconds=float(view["train_seconds"] or 0.0),
             receipt_sha256=reply.headers.get("X-Receipt", ""),
             signature=reply.headers.get("X-Signature", ""),
+            statement=_mapping(self._ask("GET", f"/v1/rounds/{round_id}/statement")),
         )
 
     def _store(self, asked: Mapping[str, Any], model: bytes) -> None:

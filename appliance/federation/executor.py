@@ -25,6 +25,8 @@ from trainer.errors import TrainerError
 from trainer.weights_io import from_bytes, to_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nvflare.apis.fl_context import FLContext
     from nvflare.apis.signal import Signal
 
@@ -41,9 +43,13 @@ class SiteExecutor(Executor):  # type: ignore[misc]
         )
         try:
             order = messages.read_order(shareable.get(messages.ORDER_KEY))
+            refused, countersignature = exchange.keep(order.ledger)
+            if refused is not None or task_name == policy.TASK_LEDGER:
+                return _plain(refused, countersignature)
             if task_name == policy.TASK_ADMIT:
-                return _plain(exchange.admit(order.plan, order.plan_sha256, order.wait_s))
-            return self._round(task_name, exchange, order, shareable)
+                admitted = exchange.admit(order.plan, order.plan_sha256, order.wait_s)
+                return _plain(admitted, countersignature)
+            return self._round(task_name, exchange, order, shareable, countersignature)
         except AbortedError:
             return make_reply(ReturnCode.TASK_ABORTED)
         except (SiteServiceError, TrainerError, messages.MessageError) as error:
@@ -51,7 +57,12 @@ class SiteExecutor(Executor):  # type: ignore[misc]
             return _plain(Refused("site_error", str(error)[:300]))
 
     def _round(
-        self, task_name: str, exchange: Exchange, order: messages.Order, shareable: Shareable
+        self,
+        task_name: str,
+        exchange: Exchange,
+        order: messages.Order,
+        shareable: Shareable,
+        countersignature: Mapping[str, Any],
     ) -> Shareable:
         model = FLModelUtils.from_shareable(shareable)
         content = to_bytes({name: np.asarray(value) for name, value in model.params.items()})
@@ -63,16 +74,20 @@ class SiteExecutor(Executor):  # type: ignore[misc]
         }
         answer = exchange.run(asked, content, order.wait_s)
         if isinstance(answer, Refused):
-            return _plain(answer)
+            return _plain(answer, countersignature)
         reply = _carrier(answer, task_name)
-        reply[messages.ANSWER_KEY] = json.dumps(messages.answer_of(answer))
+        reply[messages.ANSWER_KEY] = json.dumps(
+            {**messages.answer_of(answer), "countersignature": dict(countersignature)}
+        )
         return reply
 
 
-def _plain(refused: Refused | None) -> Shareable:
+def _plain(refused: Refused | None, countersignature: Mapping[str, Any] | None = None) -> Shareable:
     """Answer without tensors."""
     reply = make_reply(ReturnCode.OK)
-    reply[messages.ANSWER_KEY] = json.dumps(messages.refusal_of(refused))
+    reply[messages.ANSWER_KEY] = json.dumps(
+        {**messages.refusal_of(refused), "countersignature": dict(countersignature or {})}
+    )
     return reply
 
 

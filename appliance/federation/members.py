@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import select
 
 from appliance import logs
+from appliance.consortium import chronicle
 from appliance.db.base import now
 from appliance.db.coordinator import Member, MemberState
 from appliance.db.engine import reading, writing
@@ -220,9 +221,10 @@ def _padded(serial: str) -> str:
 
 
 def _record(session: Session, ledger: Ledger, row: Member, kind: str, body: dict[str, Any]) -> None:
-    """Append to the coordinator's ledger; the site is named by a commitment, since its name is free text."""
+    """Append to both ledgers; the coordinator's own names the site by a commitment: a name is free text."""
     body = {**body, "site": ledger.commitment("site", row.name)}
     ledger.append(session, kind=kind, subject_id=row.id, body=body, actor="coordinator")
+    chronicle.append_members(session, ledger.signing)
 
 
 def _view(row: Member) -> MemberView:

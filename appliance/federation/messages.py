@@ -38,6 +38,7 @@ class Order:
     model_sha256: str = ""
     wait_s: float = 0.0
     plan: Mapping[str, Any] = field(default_factory=dict)
+    ledger: Mapping[str, Any] = field(default_factory=dict)  # blocks of the consortium's ledger
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class SiteAnswer:
     train_seconds: float
     receipt_sha256: str
     signature: str
+    statement: Mapping[str, Any] = field(default_factory=dict)
+    countersignature: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_order(order: Order) -> str:
@@ -64,11 +67,16 @@ def read_order(text: object) -> Order:
     number, wait_s = content.get("number", 0), content.get("wait_s", 0.0)
     texts = [content.get("plan_sha256"), content.get("model_sha256", "")]
     plan = content.get("plan", {})
-    if not all(_is_text(item) for item in texts) or not isinstance(plan, dict):
-        raise MessageError("order: expected hashes and a plan")
+    ledger = content.get("ledger", {})
+    if (
+        not all(_is_text(item) for item in texts)
+        or not isinstance(plan, dict)
+        or not isinstance(ledger, dict)
+    ):
+        raise MessageError("order: expected hashes, a plan and an offer of blocks")
     if not _is_count(number) or not _is_number(wait_s, 0.0, MAX_SECONDS):
         raise MessageError("order: expected a round and a time")
-    return Order(str(texts[0]), number, str(texts[1]), float(wait_s), plan)
+    return Order(str(texts[0]), number, str(texts[1]), float(wait_s), plan, ledger)
 
 
 def refusal_of(refused: Refused | None) -> dict[str, Any]:
@@ -87,6 +95,7 @@ def answer_of(finished: Finished) -> dict[str, Any]:
         "train_seconds": finished.train_seconds,
         "receipt_sha256": finished.receipt_sha256,
         "signature": finished.signature,
+        "statement": dict(finished.statement),
     }
 
 
@@ -107,7 +116,10 @@ def read_answer(text: object) -> SiteAnswer:
     texts = {name: content.get(name, "") for name in ("code", "message", "receipt_sha256", "signature")}
     if not all(_is_text(item) for item in texts.values()):
         raise MessageError("answer: expected short texts")
-    return SiteAnswer(samples=samples, metrics=metrics, train_seconds=float(seconds), **texts)
+    signed = {name: content.get(name, {}) for name in ("statement", "countersignature")}
+    if not all(isinstance(item, dict) for item in signed.values()):
+        raise MessageError("answer: expected objects that were signed")
+    return SiteAnswer(samples=samples, metrics=metrics, train_seconds=float(seconds), **texts, **signed)
 
 
 def _check_metrics(metrics: dict[str, Any]) -> None:

@@ -21,7 +21,8 @@ SCHEME: Final = "tcp"
 TASK_ADMIT: Final = "admit"
 TASK_TRAIN: Final = "train"
 TASK_FINALIZE: Final = "finalize"
-TASKS: Final = (TASK_ADMIT, TASK_TRAIN, TASK_FINALIZE)
+TASK_LEDGER: Final = "ledger"
+TASKS: Final = (TASK_ADMIT, TASK_TRAIN, TASK_FINALIZE, TASK_LEDGER)
 
 # Environment of the engine's processes: where its components find the rest of the appliance.
 SOCKET_VARIABLE: Final = "CLOISTER_FEDERATION_SOCKET"

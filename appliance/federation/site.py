@@ -109,6 +109,11 @@ class SiteService:
             self.zone.wake(view.round_id)
         return decision, view
 
+    def decide(self, asked: Asked) -> Decision:
+        """Ask the gate about a round without beginning it; what it refuses is recorded."""
+        with writing(self.zone.engine) as session:
+            return self._admitted(session, asked)[-1]
+
     def store_model(self, asked: Asked, content: bytes) -> Path:
         """Keep the global model of a round that the gate admits; older ones make room.
 

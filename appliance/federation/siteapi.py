@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from appliance import node
-from appliance.federation.site import Asked, SiteService
+from appliance.consortium.errors import BlockFormError
+from appliance.consortium.offers import read_offer
+from appliance.consortium.replica import Held, Replica
+from appliance.federation.site import Asked, Decision, SiteService
 from appliance.federation.unixclient import FEDERATION_SOCKET
 from appliance.federation.unixhttp import Answer, Request, RequestError, Route, UnixServer
 
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from appliance.settings import Settings
+
+MAX_BODY: Final = 2 * 2**20
 
 
 def socket_path(settings: Settings) -> Path:
@@ -49,8 +54,7 @@ def routes(service: SiteService) -> list[Route]:
         return {}
 
     def begin(request: Request) -> object:
-        decision, view = service.begin(_asked(request.json()))
-        return {"decision": asdict(decision), "round": None if view is None else asdict(view)}
+        return _begin(service, replica, _asked(request.json()))
 
     def watch(request: Request) -> object:
         view = service.watch(request.parameters["round_id"])
@@ -63,13 +67,47 @@ def routes(service: SiteService) -> list[Route]:
         headers = {"X-Receipt": signed.body_sha256, "X-Signature": signed.signature}
         return Answer(content, headers=headers)
 
+    replica = Replica(service.zone)
     max_bytes = service.zone.settings.federation.max_model_mib * 2**20
     return [
         Route("POST", "/v1/plans", propose),
         Route("PUT", "/v1/models/{sha256}", store, max_bytes),
         Route("POST", "/v1/rounds", begin),
         Route("GET", "/v1/rounds/{round_id}", watch),
+        *_ledger(replica),
         Route("POST", "/v1/rounds/{round_id}/update", release),
+    ]
+
+
+def _begin(service: SiteService, replica: Replica, asked: Asked) -> object:
+    """Begin a round that the gate admits, on the model that the consortium's ledger names."""
+    refused = service.decide(asked)
+    if refused.standing != "admitted":
+        return {"decision": asdict(refused), "round": None}
+    held = replica.hold(asked.plan_sha256, asked.kind, asked.number, asked.model_sha256)
+    if held is not None:
+        return {"decision": asdict(Decision("refused", held.code, held.message)), "round": None}
+    decision, view = service.begin(asked)
+    return {"decision": asdict(decision), "round": None if view is None else asdict(view)}
+
+
+def _ledger(replica: Replica) -> list[Route]:
+    def keep(request: Request) -> object:
+        try:
+            kept = replica.receive(read_offer(request.json()))
+        except BlockFormError as error:
+            raise RequestError(400, str(error)) from error
+        if isinstance(kept, Held):
+            return asdict(kept)
+        return {"code": "", "countersignature": asdict(kept)}
+
+    def state(request: Request) -> object:
+        statement, signature = replica.statement(request.parameters["round_id"])
+        return {"statement": asdict(statement), "signature": signature}
+
+    return [
+        Route("POST", "/v1/consortium", keep, MAX_BODY),
+        Route("GET", "/v1/rounds/{round_id}/statement", state),
     ]
 
 

@@ -232,6 +232,56 @@ class LedgerProblem:
 
 
 @dataclass(frozen=True)
+class ConsortiumPart:
+    """A site's part in a round of the consortium; ``dataset_sha256`` is empty where no data was used."""
+
+    site: str
+    accepted: bool
+    samples: int
+    dataset_sha256: str
+
+
+@dataclass(frozen=True)
+class ConsortiumBlockView:
+    """A block of the consortium's ledger."""
+
+    sequence: int
+    at: str
+    kind: str  # members, run, round, final
+    run: str
+    round: int
+    model_sha256: str
+    block_hash: str
+    contributions: tuple[ConsortiumPart, ...]
+    members: tuple[str, ...]
+    countersigned_by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ConsortiumFindingView:
+    """What was found wrong with the consortium's ledger."""
+
+    id: str
+    code: str
+    sequence: int
+    message: str
+    found_at: datetime
+    resolved_at: datetime | None
+    resolved_by: str | None
+
+
+@dataclass(frozen=True)
+class ConsortiumView:
+    """A site's replica of the consortium's ledger: its size, the newest blocks, all findings."""
+
+    size: int
+    root: str
+    countersigned_at: datetime | None
+    blocks: tuple[ConsortiumBlockView, ...]
+    findings: tuple[ConsortiumFindingView, ...]
+
+
+@dataclass(frozen=True)
 class LedgerReport:
     """Outcome of a check of the ledger."""
 

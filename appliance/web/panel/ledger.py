@@ -143,6 +143,7 @@ def draw(view: LedgerView, viewer: Viewer) -> Drawing:
             "nav",
             _tab("/ledger", "Clinical zone", current=view.zone == "clinical"),
             _tab("/ledger?zone=research", "Research zone", current=view.zone == "research"),
+            _tab("/consortium", "Consortium", current=False),
             class_="tabs",
             aria_label="Zones",
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.web.panel import (
+    consortium,
     deliveries,
     federation,
     fetch,
@@ -59,6 +60,7 @@ PAGES: Final[tuple[Page[Any], ...]] = (
     rules.PAGE,
     retention.PAGE,
     ledger.PAGE,
+    consortium.PAGE,
     vault.PAGE,
     users.PAGE,
 )

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,13 @@ from nvflare.apis.impl.controller import Controller
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
-from appliance.federation import messages
+from appliance.consortium import block as blocks
+from appliance.consortium import chronicle
+from appliance.consortium.chronicle import Chronicle, Entry
+from appliance.consortium.offers import write_offer
+from appliance.db.engine import writing
+from appliance.federation import messages, policy, provision
+from appliance.federation.book import open_book
 from trainer.federation.plan import Plan
 from trainer.weights_io import load, to_bytes
 
@@ -47,6 +53,7 @@ class HostileWorkflow(Controller):  # type: ignore[misc]
         self._folder = Path(os.environ[SCENE])
         self._plan = Plan.loads((self._folder / "plan.json").read_text())
         self._model = load(self._folder / "model.safetensors")
+        self._chronicle = self._write_down()
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Do nothing."""
@@ -84,6 +91,22 @@ class HostileWorkflow(Controller):  # type: ignore[misc]
     ) -> None:
         """Drop it."""
 
+    def _write_down(self) -> Chronicle:
+        """Put what will be asked for into the consortium's ledger: its own part of that it may make up."""
+        book = open_book(provision.load(Path(os.environ[policy.ROOT_VARIABLE])))
+        assert book.ledger is not None
+        chain = Chronicle(book.engine, book.ledger.signing)
+        plan, first, strange = (
+            self._plan.sha256,
+            self._order(self._plan, 1, self._model),
+            self._strange(self._plan),
+        )
+        chain.open_run(plan, 0, first.model_sha256)
+        with writing(book.engine) as session:
+            entry = Entry(blocks.ROUND, plan, 1, first.model_sha256, strange.model_sha256)
+            chronicle.append(session, chain.key, entry)
+        return chain
+
     def _order(self, plan: Plan, number: int, model: dict[str, Any]) -> messages.Order:
         return messages.Order(plan.sha256, number, hashlib.sha256(to_bytes(model)).hexdigest())
 
@@ -106,8 +129,9 @@ class HostileWorkflow(Controller):  # type: ignore[misc]
                 }
 
         data = FLModelUtils.to_shareable(FLModel(params_type=ParamsType.FULL, params=arrays))
-        data[messages.ORDER_KEY] = json.dumps(asdict(order))
         targets = [client.name for client in self._engine.get_clients()]
+        order = replace(order, ledger=write_offer(self._chronicle.offer(targets)))
+        data[messages.ORDER_KEY] = json.dumps(asdict(order))
         task = Task(name=name, data=data, result_received_cb=receive)
         self.broadcast(task=task, fl_ctx=fl_ctx, targets=targets, min_responses=0)
         deadline = time.monotonic() + DEADLINE_S

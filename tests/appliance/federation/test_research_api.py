@@ -16,6 +16,7 @@ from appliance.federation.exchange import AbortedError, Exchange, Finished, Refu
 from appliance.federation.site import SiteService
 from appliance.federation.unixclient import UnixClient
 from appliance.research_client import ResearchRefusedError, ResearchUnavailableError
+from tests.appliance.consortium.scene import show_run
 from tests.appliance.federation.research import add_subjects, finish_round
 from tests.appliance.federation.ring import until
 from tests.appliance.federation.test_site import CONTENT, approve, asked, begun, count_rounds, stored_models
@@ -23,6 +24,7 @@ from tests.trainer.federation.plans import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from appliance.node import ResearchZone
     from appliance.research_client import ResearchClient
@@ -32,9 +34,10 @@ PLAN = make_plan()
 
 
 @pytest.fixture
-def zone(make_node: Callable[..., Settings]) -> Iterator[ResearchZone]:
+def zone(make_node: Callable[..., Settings], tmp_path: Path) -> Iterator[ResearchZone]:
     opened = node.open_research(make_node(federation={"site": "north", "minimum_cohort": 3}))
     add_subjects(opened, 6)
+    show_run(opened, tmp_path / "coordinator", PLAN.sha256, asked(PLAN).model_sha256)
     services = research_api.start_api(opened)
     yield opened
     services.stop()

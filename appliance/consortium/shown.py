@@ -1,0 +1,65 @@
+"""The consortium's history as people see it: rounds, who contributed, which data, which model, findings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import select
+
+from appliance.consortium import block as blocks
+from appliance.consortium import replica
+from appliance.db.research import ConsortiumFinding, Protocol
+from appliance.federation import views
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from appliance.consortium.block import Block, Signed
+
+NEWEST: Final = 200
+
+
+def history(session: Session, limit: int = NEWEST) -> views.ConsortiumView:
+    """Return the newest blocks of this site's replica, and all findings."""
+    stored = replica.current(session)
+    read = [(signed, blocks.read_block(signed.body)) for signed in stored[-limit:]]
+    names = {row.plan_sha256: row.name for row in session.scalars(select(Protocol))}
+    sizes: dict[str, int] = {}
+    for _, block in read:
+        sizes.update({one.site: one.size for one in block.countersigned})
+    head = replica.head(session)
+    found = session.scalars(select(ConsortiumFinding).order_by(ConsortiumFinding.found_at.desc()))
+    return views.ConsortiumView(
+        size=len(stored),
+        root=head.root if head is not None else "",
+        countersigned_at=head.at if head is not None and head.countersignature else None,
+        blocks=tuple(_block(signed, block, names, sizes) for signed, block in reversed(read)),
+        findings=tuple(
+            views.ConsortiumFindingView(
+                row.id, row.code, row.sequence, row.message, row.found_at, row.resolved_at, row.resolved_by
+            )
+            for row in found
+        ),
+    )
+
+
+def _block(
+    signed: Signed, block: Block, names: dict[str, str], sizes: dict[str, int]
+) -> views.ConsortiumBlockView:
+    return views.ConsortiumBlockView(
+        sequence=block.sequence,
+        at=block.at,
+        kind=block.kind,
+        run=names.get(block.plan, block.plan[:12]),
+        round=block.round,
+        model_sha256=block.model_out,
+        block_hash=signed.block_hash,
+        contributions=tuple(
+            views.ConsortiumPart(
+                one.site, one.accepted, one.samples, one.statement.dataset if one.statement else ""
+            )
+            for one in block.contributions
+        ),
+        members=tuple(f"{one.site}: {one.state}" for one in block.members),
+        countersigned_by=tuple(sorted(site for site, size in sizes.items() if size >= block.sequence)),
+    )
