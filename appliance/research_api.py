@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from appliance import crossing, ledger, node, preflight, work
 from appliance.consortium import shown
@@ -11,7 +11,7 @@ from appliance.consortium.errors import ConsortiumError
 from appliance.consortium.replica import Replica
 from appliance.db.engine import reading, writing
 from appliance.db.research import ProtocolState, ResearchJob, Round
-from appliance.federation import comparing, protocols, queries, siteapi, views
+from appliance.federation import budget, comparing, protocols, queries, siteapi, views
 from appliance.federation.unixhttp import OWNER_ONLY, Handler, Request, RequestError, Route, UnixServer
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def _questions(zone: ResearchZone) -> list[Route]:
         Route("GET", "/v1/protocols/{id}", ask(lambda s, r: queries.protocol(s, zone, r.parameters["id"]))),
         Route("GET", "/v1/runs", ask(lambda s, _: queries.list_runs(s))),
         Route("GET", "/v1/receipts", ask(lambda s, r: queries.list_receipts(s, zone, _limit(r)))),
+        Route("GET", "/v1/budget", ask(lambda s, _: queries.privacy_budget(s))),
         Route("GET", "/v1/datasets", ask(lambda s, r: queries.list_datasets(s, _limit(r)))),
         Route("GET", "/v1/candidates", ask(lambda s, r: queries.list_candidates(s, _limit(r)))),
         Route("GET", "/v1/jobs", ask(lambda s, r: queries.list_jobs(s, r.query.get("state"), _limit(r)))),
@@ -138,7 +139,23 @@ def _acts(zone: ResearchZone) -> list[Route]:
         Route("POST", "/v1/protocols/{id}/decision", lambda request: _decide(zone, request)),
         Route("POST", "/v1/protocols/{id}/preflight", look),
         Route("POST", "/v1/jobs/{table}/{id}/retry", retry),
+        Route("POST", "/v1/budget", lambda request: _set_budget(zone, request)),
     ]
+
+
+def _set_budget(zone: ResearchZone, request: Request) -> object:
+    """Set the privacy budget."""
+    body = request.json()
+    epsilon, delta, actor = body.get("epsilon"), body.get("delta"), body.get("actor")
+    if not isinstance(actor, str) or not actor or not _is_number(epsilon) or not _is_number(delta):
+        raise RequestError(400, "expected an actor, and epsilon and delta as numbers")
+    with writing(zone.engine) as session:
+        budget.set_budget(session, zone.ledger, epsilon, delta, actor)
+        return views.encode(queries.privacy_budget(session))
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _retry(zone: ResearchZone, table: str, row_id: str, actor: str) -> bool:

@@ -76,6 +76,15 @@ class ResearchClient:
         """Return the newest receipts."""
         return self._list(views.ReceiptView, "/v1/receipts", limit=limit)
 
+    def budget(self) -> views.BudgetView:
+        """Return what privacy may cost, and has cost."""
+        return views.decode(views.BudgetView, self._ask("GET", "/v1/budget"))
+
+    def set_budget(self, epsilon: float, delta: float, actor: str) -> views.BudgetView:
+        """Set the privacy budget; return it with what is spent."""
+        body = {"epsilon": epsilon, "delta": delta, "actor": actor}
+        return views.decode(views.BudgetView, self._ask("POST", "/v1/budget", body))
+
     def datasets(self, limit: int = 100) -> list[views.DatasetView]:
         """Return the newest dataset versions."""
         return self._list(views.DatasetView, "/v1/datasets", limit=limit)

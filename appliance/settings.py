@@ -275,6 +275,7 @@ class FederationSettings(_Section):
     workspace: Path | None = None
     minimum_cohort: int = Field(default=20, ge=1)
     max_model_mib: int = Field(default=512, ge=1, le=2048)
+    require_privacy: bool = False
 
 
 class MonitoringSettings(_Section):

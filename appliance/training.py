@@ -153,6 +153,7 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
         max_norm=plan.max_update_norm,
         number=row.number,
         seed=round_seed(plan.seed, row.site, row.number),
+        privacy=plan.privacy,
         progress=progress,
     )
     # An attempt's own file: one that lost its lease cannot replace what the row names. The attempt's number
@@ -170,6 +171,7 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
         stored.metrics = update.metrics.to_json()
         stored.train_seconds = update.train_seconds
         stored.cases = built.cases
+        stored.noise_source = update.noise_source
         session.flush()
         body = {
             "dataset_version_id": built.version_id,

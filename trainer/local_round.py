@@ -14,6 +14,9 @@ from trainer.datasets import Dataset, Samples, require_trainable
 from trainer.networks import with_weights
 from trainer.optimisation import probabilities
 from trainer.ports import silent
+from trainer.privacy import training
+from trainer.privacy.noise import SecureNoise
+from trainer.privacy.promise import DP_SGD, UPDATE_GAUSSIAN, PrivacyError
 from trainer.site_rules import Round, site_rule
 
 if TYPE_CHECKING:
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
     from trainer.metrics import Metrics
     from trainer.ports import Progress
+    from trainer.privacy.noise import Noise
+    from trainer.privacy.promise import Promise
+    from trainer.site_rules import SiteRule
     from trainer.task import TaskSpec
     from trainer.weights_io import Weights
 
@@ -49,6 +55,8 @@ class LocalUpdate:
         Wall-clock time of the training alone.
     own : dict of ndarray
         What stays at the site for its next round; empty for most strategies.
+    noise_source : str
+        Of the noise on the update: ``secure`` or ``seeded``; empty where none was promised.
     """
 
     delta: Weights
@@ -58,6 +66,7 @@ class LocalUpdate:
     train_loss: float
     train_seconds: float
     own: Weights
+    noise_source: str = ""
 
 
 def local_round(  # noqa: PLR0913 - all that the same update depends on
@@ -71,9 +80,14 @@ def local_round(  # noqa: PLR0913 - all that the same update depends on
     max_norm: float = math.inf,
     number: int = 1,
     seed: int,
+    privacy: Promise | None = None,
+    noise: Noise | None = None,
     progress: Progress = silent,
 ) -> LocalUpdate:
     """Run one local round; the same arguments give the same update on the same machine.
+
+    Secure noise makes the exception: no two updates are equal then. What leaves is made in this order:
+    trained, clipped and noised as promised, scaled down to ``max_norm``; any packing comes after.
 
     Parameters
     ----------
@@ -93,6 +107,10 @@ def local_round(  # noqa: PLR0913 - all that the same update depends on
         The round's, from 1.
     seed : int
         Take :func:`trainer.optimisation.seed_of` of plan seed, site and round.
+    privacy : Promise, optional
+        How the update is protected.
+    noise : Noise, optional
+        Secure unless given; what is seeded must not leave a building.
     progress : Progress
         Called with stages ``evaluate`` and ``train``; renew a lease here.
 
@@ -122,13 +140,32 @@ def local_round(  # noqa: PLR0913 - all that the same update depends on
     scores = probabilities(incoming, dataset.validation.x, progress)
     before = metrics.measure(dataset.validation.y, scores, task.threshold)
     started = time.perf_counter()
-    delta, loss, made = rule.train(this)
+    source = noise or SecureNoise()
+    delta, loss, made = _trained(rule, this, privacy, source)
     seconds = time.perf_counter() - started
     strategies.check_update(global_weights, delta)
     norm = strategies.update_norm(delta)
     clipped = strategies.clip_update(delta, max_norm)
     kept = rule.kept(this, clipped, made)
-    return LocalUpdate(clipped, norm, len(dataset.train), before, loss, seconds, kept)
+    named = source.source if privacy is not None else ""
+    return LocalUpdate(clipped, norm, len(dataset.train), before, loss, seconds, kept, named)
+
+
+def _trained(
+    rule: SiteRule, this: Round, privacy: Promise | None, noise: Noise
+) -> tuple[Weights, float, Weights]:
+    """Train as the strategy says, with what the plan promises."""
+    if privacy is None:
+        return rule.train(this)
+    privacy.check_fits(this.task, this.strategy)
+    if privacy.mechanism == DP_SGD:
+        mu = strategies.get(this.strategy).proximal_mu(this.parameters, this.task.local.fedprox_mu)
+        delta, loss = training.private_update(this, privacy, noise, mu)
+        return delta, loss, {}
+    if privacy.mechanism != UPDATE_GAUSSIAN:
+        raise PrivacyError("mechanism: expected dp-sgd or update-gaussian")
+    delta, loss, made = rule.train(this)
+    return training.noised_update(delta, privacy, noise), loss, made
 
 
 def evaluate(

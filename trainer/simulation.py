@@ -19,6 +19,7 @@ from trainer.metrics import Metrics
 from trainer.networks import initial_weights
 from trainer.optimisation import seed_of
 from trainer.ports import silent
+from trainer.privacy.noise import SeededNoise
 from trainer.site_rules import site_rule
 from trainer.weights_io import to_bytes
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trainer.ports import Progress
+    from trainer.privacy.promise import Promise
     from trainer.task import TaskSpec
     from trainer.weights_io import Weights
 
@@ -93,6 +95,7 @@ def simulate(
     strategy: str = "fedavg",
     parameters: Mapping[str, Any] | None = None,
     seed: int = 0,
+    privacy: Promise | None = None,
     progress: Progress = silent,
 ) -> Simulation:
     """Run a federation of these sites; the same arguments give the same model on the same machine.
@@ -108,7 +111,9 @@ def simulate(
     strategy, parameters : str, Mapping
         Of :data:`trainer.strategies.STRATEGIES`.
     seed : int
-        Of the initial model and of all local rounds.
+        Of the initial model, of all local rounds, and of the noise.
+    privacy : Promise, optional
+        How the sites protect their updates.
     progress : Progress
         Called with stage ``round`` after each round.
     """
@@ -135,6 +140,7 @@ def simulate(
                 parameters=parameters,
                 own=own.get(site),
                 seed=seed,
+                privacy=privacy,
             )
             own[site] = update.own
             contributions.append(strategies.Contribution(site, update.delta, update.samples))
@@ -205,6 +211,7 @@ def site_round(  # noqa: PLR0913 - as local_round
     parameters: Mapping[str, Any],
     own: Mapping[str, NDArray[Any]] | None = None,
     seed: int,
+    privacy: Promise | None = None,
 ) -> tuple[LocalUpdate, SiteRecord]:
     """Do one site's local round of a simulation, and say how it went."""
     update = local_round(
@@ -216,6 +223,8 @@ def site_round(  # noqa: PLR0913 - as local_round
         own=own,
         number=number,
         seed=round_seed(seed, site, number),
+        privacy=privacy,
+        noise=SeededNoise(seed_of("noise", seed, site, number)),
     )
     record = SiteRecord(
         samples=update.samples,

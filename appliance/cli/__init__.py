@@ -27,6 +27,8 @@ MODULES: Final = (
     "coordinator",
     "join",
     "protocol",
+    "budget",
+    "receipt",
     "model",
     "labels",
     "peer",

@@ -16,6 +16,7 @@ from appliance.cli import WORK_FAILED, WRONG_USE, simulate_sites
 if TYPE_CHECKING:
     from appliance.cli.simulate_sites import Sites
     from trainer.metrics import Metrics
+    from trainer.privacy.promise import Promise
     from trainer.simulation import Simulation
 
 _CACHE: Final = ".cloister-cache"
@@ -51,6 +52,9 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     rounds: Annotated[int, typer.Option(min=1, max=10_000)] = 10,
     strategy: Annotated[str, typer.Option(help="One of --list-strategies.")] = "fedavg",
     parameter: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER of the strategy.")] = None,
+    privacy: Annotated[
+        str, typer.Option(help="Differential privacy as in a plan: a JSON object with mechanism, ...")
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
     cache: Annotated[Path, typer.Option(help="Folder of prepared pictures, by hash.")] = Path(_CACHE),
     in_process: Annotated[
@@ -78,12 +82,14 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     training = simulate_sites.places("--site", site)
     others = simulate_sites.places("--unseen", unseen or [], frozenset(training))
     numbers = _numbers(parameter or [])
+    promise = _promise(privacy)
     console = Console(stderr=True)
     try:
         sites = simulate_sites.read(task, training, others, cache, console)
         _check(sites, strategy, seed)
-        result = _run(sites, rounds, strategy, numbers, seed, in_process=in_process, console=console)
-        figures = _figures(sites, strategy, result)
+        spent = None if promise is None else _cost(sites, promise, strategy, rounds)
+        result = _run(sites, rounds, strategy, numbers, seed, promise, in_process=in_process, console=console)
+        figures = {**_figures(sites, strategy, result), "privacy": spent}
         if baselines:
             figures["baselines"] = _baselines(sites, rounds, seed, console)
         if out is not None:
@@ -135,6 +141,31 @@ def _figures(sites: Sites, strategy: str, result: Simulation) -> dict[str, Any]:
     }
 
 
+def _promise(text: str) -> Promise | None:
+    """Read the option; a wrong one ends the command."""
+    from trainer.privacy.promise import PrivacyError, Promise  # noqa: PLC0415
+
+    if not text:
+        return None
+    try:
+        return Promise.from_json(json.loads(text))
+    except (ValueError, PrivacyError) as error:
+        reason = str(error) if isinstance(error, PrivacyError) else "expected a JSON object"
+        typer.echo(f"--privacy: {reason}", err=True)
+        raise typer.Exit(WRONG_USE) from error
+
+
+def _cost(sites: Sites, promise: Promise, strategy: str, rounds: int) -> dict[str, Any]:
+    """Say what the run costs at each site; raises PrivacyError where that is more than promised."""
+    from trainer.privacy.promise import PrivacyError  # noqa: PLC0415
+
+    promise.check_fits(sites.task, strategy)
+    cost = promise.run_epsilon(sites.task, rounds)
+    if cost > promise.epsilon:
+        raise PrivacyError(f"epsilon: {rounds} rounds cost {cost:.4g}; expected at least that")
+    return {**promise.to_json(), "epsilon_spent": cost, "noise_source": "seeded"}
+
+
 def _numbers(options: list[str]) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for option in options:
@@ -153,6 +184,7 @@ def _run(
     strategy: str,
     numbers: dict[str, float],
     seed: int,
+    promise: Promise | None,
     *,
     in_process: bool,
     console: Console,
@@ -162,7 +194,13 @@ def _run(
 
         with console.status("the engine's simulator runs"):
             return simulate_on_engine(
-                sites.task, sites.datasets, rounds=rounds, strategy=strategy, parameters=numbers, seed=seed
+                sites.task,
+                sites.datasets,
+                rounds=rounds,
+                strategy=strategy,
+                parameters=numbers,
+                seed=seed,
+                privacy=promise,
             )
     from trainer.local_round import use_threads  # noqa: PLC0415
     from trainer.simulation import simulate as simulate_here  # noqa: PLC0415
@@ -177,6 +215,7 @@ def _run(
             strategy=strategy,
             parameters=numbers,
             seed=seed,
+            privacy=promise,
             progress=lambda _stage, done, _total: bars.update(bar, completed=done),
         )
 
@@ -196,6 +235,11 @@ def _baselines(sites: Sites, rounds: int, seed: int, console: Console) -> dict[s
 
 
 def _print(result: Simulation, figures: dict[str, Any]) -> None:
+    if figures["privacy"] is not None:
+        told = figures["privacy"]
+        typer.echo(
+            f"{told['mechanism']}: epsilon {told['epsilon_spent']:.3g} at delta {told['delta']:g} at a site"
+        )
     for record in result.rounds:
         areas = "  ".join(f"{site} {_area(item.metrics)}" for site, item in record.sites.items())
         typer.echo(f"round {record.number}: AUC of the incoming model  {areas}  ({record.seconds:.1f} s)")

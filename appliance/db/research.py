@@ -152,6 +152,7 @@ class Round(WorkMixin, ResearchBase):
     compute_seconds: Mapped[float] = mapped_column(default=0.0)  # of all attempts
     cases: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # counts: eligible, used, skipped
     halted_by: Mapped[str | None] = mapped_column(String(16))  # why its work was stopped: a code of the gate
+    noise_source: Mapped[str] = mapped_column(String(16), default="")  # of the update's noise: secure
     receipt_id: Mapped[str | None] = mapped_column(String(32))
 
 
@@ -164,6 +165,32 @@ class Receipt(ResearchBase):
     body: Mapped[dict[str, Any]] = mapped_column(JSON)
     body_sha256: Mapped[str] = mapped_column(String(64))
     signature: Mapped[str] = mapped_column(String(128))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class PrivacyBudget(ResearchBase):
+    """What staff allow everybody here to lose, epsilon at delta; the row of the highest number counts."""
+
+    __tablename__ = "privacy_budget"
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(32), unique=True, default=new_id)
+    epsilon: Mapped[float] = mapped_column()
+    delta: Mapped[float] = mapped_column()
+    set_by: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
+class PrivacySpending(ResearchBase):
+    """What a round was charged: so many Gaussian releases about a sample of the people here. Rows stay."""
+
+    __tablename__ = "privacy_spending"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    round_id: Mapped[str] = mapped_column(ForeignKey("round.id"), index=True)
+    run_id: Mapped[str] = mapped_column(String(64), index=True)
+    mechanism: Mapped[str] = mapped_column(String(32))
+    noise_multiplier: Mapped[float] = mapped_column()
+    sampling_rate: Mapped[float] = mapped_column()
+    releases: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
 
 

@@ -24,7 +24,7 @@ from appliance.db.research import (
     Round,
     Subject,
 )
-from appliance.federation import comparing, protocols, views
+from appliance.federation import budget, comparing, protocols, views
 from trainer.federation import receipt
 from trainer.federation.errors import ReceiptError
 from trainer.federation.plan import Plan
@@ -104,6 +104,14 @@ def list_receipts(session: Session, zone: ResearchZone, limit: int = PAGE) -> li
         .limit(_page(limit))
     )
     return [_receipt(zone, row[0], row[1]) for row in session.execute(statement)]
+
+
+def privacy_budget(session: Session) -> views.BudgetView:
+    """Return the privacy budget; without numbers while staff have set none."""
+    found = budget.current(session)
+    if found is None:
+        return views.BudgetView(None, None, 0.0, 0.0, 0, "")
+    return views.BudgetView(found.epsilon, found.delta, found.spent, found.left, found.rounds, found.set_by)
 
 
 def list_datasets(session: Session, limit: int = PAGE) -> list[views.DatasetView]:

@@ -52,9 +52,7 @@ def revive(row: Round, deadline: datetime) -> bool:
     again. One that died before its deadline is tried again too, a few times and not at once: the coordinator
     would give the run up before that deadline.
     """
-    late = row.deadline_at is not None and row.deadline_at <= now()
-    stopped = row.state == WorkState.DEAD and row.halted_by is not None
-    if stopped or (late and row.state in {WorkState.QUEUED, WorkState.FAILED, WorkState.DEAD}):
+    if _starts_anew(row):
         row.attempts, row.max_attempts = 0, MAX_ATTEMPTS
     elif _may_try_again(row):
         row.max_attempts += MAX_ATTEMPTS
@@ -63,6 +61,17 @@ def revive(row: Round, deadline: datetime) -> bool:
     row.state, row.reason, row.next_try_at, row.halted_by = WorkState.QUEUED, None, None, None
     row.deadline_at, row.woken_at = deadline, now()
     return True
+
+
+def would_revive(row: Round) -> bool:
+    """Whether :func:`revive` would give this round another chance now."""
+    return _starts_anew(row) or _may_try_again(row)
+
+
+def _starts_anew(row: Round) -> bool:
+    late = row.deadline_at is not None and row.deadline_at <= now()
+    stopped = row.state == WorkState.DEAD and row.halted_by is not None
+    return stopped or (late and row.state in {WorkState.QUEUED, WorkState.FAILED, WorkState.DEAD})
 
 
 def is_forgotten(row: Round) -> bool:

@@ -17,7 +17,7 @@ from appliance import logs
 from appliance.db.base import WorkState, now
 from appliance.db.engine import reading, writing
 from appliance.db.research import DatasetVersion, Protocol, Receipt, ResearchLedgerEntry, Round
-from appliance.federation import protocols, refusals, roundfiles, roundrows
+from appliance.federation import budget, protocols, refusals, roundfiles, roundrows
 from appliance.federation.errors import ReleaseError
 from trainer import strategies
 from trainer.errors import TrainerError
@@ -87,7 +87,10 @@ class SiteService:
             if other is not None and protocol.state == gate.Standing.PENDING:
                 message = "this run was proposed here with another plan; a person must look"
                 protocol.reason = message
-            return self._decide(session, protocol, plan, announced_sha256, 1, on_other_model=False)
+            booked = budget.has_spent(session, plan)  # its next round is looked at when it is asked for
+            return self._decide(
+                session, protocol, plan, announced_sha256, 1, on_other_model=False, booked=booked
+            )
 
     def begin(self, asked: Asked) -> tuple[Decision, RoundView | None]:
         """Ask the gate; when it admits, find or insert the round's row and wake the worker.
@@ -104,6 +107,8 @@ class SiteService:
             row, is_new = self._row(session, protocol, plan, asked)
             view = roundrows.view(row)
             if is_new:
+                if asked.kind == TRAIN:
+                    budget.charge(session, self.zone.ledger, plan, row)
                 roundfiles.remove_old_models(session, self.zone.root)
         if is_new:
             self.zone.wake(view.round_id)
@@ -145,8 +150,15 @@ class SiteService:
             return None, None, unknown
         plan = Plan.from_json(protocol.plan)
         other = session.scalar(_rounds(protocol, asked).where(~_on_model(asked)).limit(1))
+        known = session.scalar(_rounds(protocol, asked).where(_on_model(asked)))
         decision = self._decide(
-            session, protocol, plan, asked.plan_sha256, asked.number, on_other_model=other is not None
+            session,
+            protocol,
+            plan,
+            asked.plan_sha256,
+            asked.number,
+            on_other_model=other is not None,
+            booked=asked.kind != TRAIN or (known is not None and not roundrows.would_revive(known)),
         )
         if other is not None and decision.code == gate.Refusal.OTHER_MODEL:
             self._note_other_model(session, other)
@@ -173,8 +185,8 @@ class SiteService:
         Raises
         ------
         ReleaseError
-            If the round is not done, its file is not what the worker wrote, or the update is larger than
-            the plan allows.
+            If the round is not done, its file is not what the worker wrote, the update is larger than the
+            plan allows, or its privacy cost is not booked.
         """
         with writing(self.zone.engine) as session:
             row = session.get(Round, round_id)
@@ -215,17 +227,20 @@ class SiteService:
         number: int,
         *,
         on_other_model: bool,
+        booked: bool,
     ) -> Decision:
+        settings = self.zone.settings.federation
         facts = gate.Facts(
             now=now(),
             announced_sha256=announced,
             approved_sha256=protocol.plan_sha256,
             standing=gate.Standing(protocol.state),
             cohort=protocols.cohort(session, plan.task),
-            site_minimum_cohort=self.zone.settings.federation.minimum_cohort,
+            site_minimum_cohort=settings.minimum_cohort,
             number=number,
             on_other_model=on_other_model,
             hours=protocols.hours(session, protocol),
+            cost=budget.cost(session, plan, required=settings.require_privacy, booked=booked),
         )
         match gate.decide(plan, facts):
             case gate.Admit():
@@ -315,6 +330,14 @@ def _on_model(asked: Asked) -> ColumnElement[bool]:
 
 def _departure(session: Session, row: Round, content: bytes) -> receipt.Departure:
     dataset = session.get(DatasetVersion, row.dataset_version_id) if row.dataset_version_id else None
+    protocol = session.get(Protocol, row.protocol_id)
+    if protocol is None:
+        raise ReleaseError("the round's protocol is not known here")
+    plan = Plan.from_json(protocol.plan)
+    try:
+        cost = budget.spent(session, plan, row) if row.kind == TRAIN else None
+    except budget.BudgetError as error:
+        raise ReleaseError(str(error)) from error
     return receipt.Departure(
         run_id=row.run_id,
         number=row.number,
@@ -324,7 +347,7 @@ def _departure(session: Session, row: Round, content: bytes) -> receipt.Departur
         global_model_sha256=row.global_model_sha256,
         update_sha256=row.output_sha256 or "" if row.kind == TRAIN else "",
         size_bytes=len(content),
-        tensor_names=tuple(sorted(from_bytes(content))) if content else (),
+        tensors=receipt.tensors_of(content),
         samples=row.samples,
         dataset_sha256=dataset.content_sha256 if dataset is not None else "",
         metric_names=tuple(row.metrics),
@@ -332,6 +355,10 @@ def _departure(session: Session, row: Round, content: bytes) -> receipt.Departur
         eligible=int(row.cases.get("eligible", 0)),
         used=int(row.cases.get("used", 0)),
         skipped=dict(row.cases.get("skipped", {})),
+        protocol_id=protocol.id,
+        approved_by=protocol.decided_by or "",
+        ethics_number=plan.ethics_number,
+        privacy=cost,
     )
 
 

@@ -210,6 +210,18 @@ class JobView:
 
 
 @dataclass(frozen=True)
+class BudgetView:
+    """What privacy may cost everybody here, at ``delta``; epsilon is None while staff have set none."""
+
+    epsilon: float | None
+    delta: float | None
+    spent: float
+    left: float
+    rounds: int
+    set_by: str
+
+
+@dataclass(frozen=True)
 class LedgerRow:
     """One entry of the research zone's ledger."""
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -14,6 +14,7 @@ from trainer.engine import simulator
 from trainer.engine.exchange import Order, load_dataset, save_dataset
 from trainer.errors import SimulationError, StrategyError
 from trainer.local_round import use_threads
+from trainer.privacy.promise import Promise
 from trainer.simulation import simulate
 from trainer.task import LocalSpec
 
@@ -27,16 +28,20 @@ TASK = small_task()
 @pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    ("strategy", "parameters"), [("fedprox", {"mu": 0.1}), ("scaffold", {})], ids=["fedprox", "scaffold"]
+    ("strategy", "parameters", "privacy"),
+    [
+        ("fedprox", {"mu": 0.1}, Promise("dp-sgd", 1.0, 1.5, epsilon=50.0, delta=1e-5, sampling_rate=0.5)),
+        ("scaffold", {}, None),
+    ],
+    ids=["fedprox", "scaffold"],
 )
 def test_the_engine_s_simulator_comes_to_the_same_model_as_the_loop(
-    strategy: str, parameters: dict[str, float]
+    strategy: str, parameters: dict[str, float], privacy: Promise | None
 ) -> None:
     datasets = {f"s{number}": drawn_dataset(number, TASK) for number in range(3)}
-    here = simulate(TASK, datasets, rounds=2, strategy=strategy, parameters=parameters, seed=1)
-    there = simulator.simulate_on_engine(
-        TASK, datasets, rounds=2, strategy=strategy, parameters=parameters, seed=1, time_limit_s=240
-    )
+    options: dict[str, Any] = {"strategy": strategy, "parameters": parameters, "privacy": privacy}
+    here = simulate(TASK, datasets, rounds=2, seed=1, **options)
+    there = simulator.simulate_on_engine(TASK, datasets, rounds=2, seed=1, time_limit_s=240, **options)
     assert all(np.array_equal(here.weights[name], there.weights[name]) for name in here.weights)
     assert there.final == here.final
     assert [set(record.sites) for record in there.rounds] == [set(datasets)] * 2
@@ -44,13 +49,15 @@ def test_the_engine_s_simulator_comes_to_the_same_model_as_the_loop(
 
 
 def test_an_order_and_a_dataset_survive_the_folder(tmp_path: Path) -> None:
-    order = Order(TASK, ("a", "b"), 3, "fedprox", {"mu": 0.5}, 9)
+    promise = Promise("update-gaussian", 1.0, 4.0, epsilon=50.0, delta=1e-5)
+    order = Order(TASK, ("a", "b"), 3, "fedprox", {"mu": 0.5}, 9, promise)
     order.write(tmp_path)
     assert Order.read(tmp_path) == order
     dataset = drawn_dataset(1, TASK)
     save_dataset(tmp_path, "a", dataset)
     found = load_dataset(tmp_path, "a")
     assert np.array_equal(found.train.x, dataset.train.x)
+    assert found.train.pseudonyms == dataset.train.pseudonyms
     assert np.array_equal(found.validation.y, dataset.validation.y)
 
 

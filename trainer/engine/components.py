@@ -94,6 +94,7 @@ class SimulationExecutor(Executor):  # type: ignore[misc]
             parameters=order.parameters,
             own=load_own(self._folder, site),
             seed=order.seed,
+            privacy=order.privacy,
         )
         save_own(self._folder, site, update.own)
         answer = FLModel(

@@ -10,6 +10,7 @@ import numpy as np
 
 from trainer import weights_io
 from trainer.datasets import Dataset, Samples
+from trainer.privacy.promise import Promise
 from trainer.task import TaskSpec
 
 if TYPE_CHECKING:
@@ -34,10 +35,16 @@ class Order:
     strategy: str
     parameters: Mapping[str, Any]
     seed: int
+    privacy: Promise | None = None
 
     def write(self, folder: Path) -> None:
         """Write to a folder."""
-        content = {**vars(self), "task": self.task.to_json(), "parameters": dict(self.parameters)}
+        content = {
+            **vars(self),
+            "task": self.task.to_json(),
+            "parameters": dict(self.parameters),
+            "privacy": None if self.privacy is None else self.privacy.to_json(),
+        }
         (folder / ORDER).write_text(json.dumps(content), encoding="utf-8")
 
     @classmethod
@@ -46,6 +53,8 @@ class Order:
         content = json.loads((folder / ORDER).read_text(encoding="utf-8"))
         content["task"] = TaskSpec.from_json(content["task"])
         content["sites"] = tuple(content["sites"])
+        if content["privacy"] is not None:
+            content["privacy"] = Promise.from_json(content["privacy"])
         return cls(**content)
 
 
@@ -56,6 +65,7 @@ def save_dataset(folder: Path, site: str, dataset: Dataset) -> None:
         folder / f"{site}.npz",
         train_x=train.x,
         train_y=train.y,
+        train_subjects=np.asarray(train.pseudonyms, dtype=np.str_),
         validation_x=validation.x,
         validation_y=validation.y,
     )
@@ -65,7 +75,7 @@ def load_dataset(folder: Path, site: str) -> Dataset:
     """Read a site's arrays."""
     with np.load(folder / f"{site}.npz", allow_pickle=False) as content:
         return Dataset(
-            Samples(content["train_x"], content["train_y"]),
+            Samples(content["train_x"], content["train_y"], tuple(content["train_subjects"].tolist())),
             Samples(content["validation_x"], content["validation_y"]),
         )
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from trainer.datasets import Dataset
+    from trainer.privacy.promise import Promise
     from trainer.task import TaskSpec
 
 COMPONENTS: Final = "trainer.engine.components"
@@ -40,6 +41,7 @@ def simulate_on_engine(
     strategy: str = "fedavg",
     parameters: Mapping[str, Any] | None = None,
     seed: int = 0,
+    privacy: Promise | None = None,
     time_limit_s: float = 3600.0,
 ) -> Simulation:
     """Do what :func:`trainer.simulation.simulate` does, through the engine; the models are the same.
@@ -60,7 +62,7 @@ def simulate_on_engine(
         raise SimulationError("site: expected a name of letters, digits and hyphens, not server")
     folder = Path(tempfile.mkdtemp(prefix="cloister-simulation-"))
     try:
-        Order(task, tuple(datasets), rounds, strategy, parameters or {}, seed).write(folder)
+        Order(task, tuple(datasets), rounds, strategy, parameters or {}, seed, privacy).write(folder)
         weights_io.save(folder / MODEL, chosen.prepared(initial_weights(task, seed)))
         for site, dataset in datasets.items():
             save_dataset(folder, site, dataset)

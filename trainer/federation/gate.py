@@ -37,6 +37,34 @@ class Refusal(StrEnum):
     PAUSED = "paused"
     LEFT = "left"
     HOURS_SPENT = "hours_spent"
+    NO_BUDGET = "no_budget"
+    BUDGET_SPENT = "budget_spent"
+    PRIVACY_REQUIRED = "privacy_required"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the round that is asked for would have cost, all told, if it were admitted.
+
+    Attributes
+    ----------
+    required : bool
+        Whether this site takes no plan without a promise: staff set a budget, or the configuration says so.
+    budget : float, optional
+        Epsilon that the staff allow for everybody here; None while they have set none.
+    spent : float
+        Epsilon at the budget's delta: all rounds of all runs so far, and this one.
+    run_spent : float
+        Epsilon at the plan's delta: this run's rounds so far, and this one.
+    booked : bool
+        Whether the round costs nothing more: it was charged before, or trains nothing.
+    """
+
+    required: bool = False
+    booked: bool = False
+    budget: float | None = None
+    spent: float = 0.0
+    run_spent: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +90,8 @@ class Facts:
         gives the coordinator one question per round, not as many as it has models.
     hours : float
         What this site has computed for the run so far.
+    cost : Cost
+        What privacy costs.
     """
 
     now: datetime
@@ -73,6 +103,7 @@ class Facts:
     number: int
     on_other_model: bool
     hours: float = 0.0
+    cost: Cost = Cost()
 
 
 @dataclass(frozen=True)
@@ -120,6 +151,21 @@ def _approved(plan: Plan, facts: Facts) -> Admit | Refuse:
         return Refuse(Refusal.COHORT_TOO_SMALL, f"fewer than {needed} labelled subjects at this site")
     if facts.on_other_model:
         return Refuse(Refusal.OTHER_MODEL, "this round ran here on another global model")
+    return _affordable(plan, facts.cost)
+
+
+def _affordable(plan: Plan, cost: Cost) -> Admit | Refuse:
+    """Decide over what the next round costs in privacy; a round without a promise has no bound."""
+    if plan.privacy is None:
+        if cost.required:
+            return Refuse(Refusal.PRIVACY_REQUIRED, "this site takes no plan without differential privacy")
+        return Admit()
+    if cost.booked:
+        return Admit()
+    if cost.budget is None:
+        return Refuse(Refusal.NO_BUDGET, "this site's staff have set no privacy budget yet")
+    if cost.spent > cost.budget or cost.run_spent > plan.privacy.epsilon:
+        return Refuse(Refusal.BUDGET_SPENT, "the privacy budget does not cover another round")
     return Admit()
 
 

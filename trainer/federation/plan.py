@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 from trainer.errors import TrainerError
 from trainer.federation.errors import PlanError
+from trainer.privacy.promise import PrivacyError, Promise
 from trainer.task import TaskSpec
 
 T = TypeVar("T")
@@ -76,6 +77,8 @@ class Plan:
         Under which number an ethics committee approved the study; empty where the plan names none.
     max_hours : float, optional
         Most hours that one site computes for this run, all its rounds together; None sets no limit.
+    privacy : Promise, optional
+        How every update is protected, and what the whole run may cost here; None protects nothing.
     """
 
     run_id: str
@@ -94,6 +97,7 @@ class Plan:
     max_samples_per_site: int = 100_000
     ethics_number: str = ""
     max_hours: float | None = None
+    privacy: Promise | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have, wherever the plan was made."""
@@ -115,8 +119,24 @@ class Plan:
             object.__setattr__(self, "max_hours", float(self.max_hours))
         if self.expires_at.tzinfo is None:
             raise PlanError("expires_at: expected a moment with a time zone")
+        self._check_privacy()
         for name in _FLOATS:
             object.__setattr__(self, name, float(getattr(self, name)))
+
+    def _check_privacy(self) -> None:
+        """Check that a promise goes with the task and holds for all rounds."""
+        if self.privacy is None:
+            return
+        try:
+            self.privacy.check_fits(self.task, self.strategy.name)
+        except PrivacyError as error:
+            raise PlanError(f"privacy: {error}") from error
+        cost = self.privacy.run_epsilon(self.task, self.total_rounds)
+        if cost > self.privacy.epsilon:
+            raise PlanError(
+                f"privacy.epsilon: {self.total_rounds} rounds cost {cost:.3g}; expected at least that, "
+                "fewer rounds or more noise"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; :meth:`from_json` reads them back unchanged.
@@ -127,6 +147,8 @@ class Plan:
         optional = {
             name: getattr(self, name) for name, empty in unset.items() if getattr(self, name) != empty
         }
+        if self.privacy is not None:
+            optional["privacy"] = self.privacy.to_json()
         return {
             **optional,
             "run_id": self.run_id,
@@ -269,6 +291,13 @@ def _task(field: str, value: Any) -> TaskSpec:
         raise PlanError(f"{field}: {error}") from error
 
 
+def _promise(field: str, value: Any) -> Promise:
+    try:
+        return Promise.from_json(value)
+    except PrivacyError as error:
+        raise PlanError(f"{field}: {error}") from error
+
+
 def _strategy(field: str, value: Any) -> Strategy:
     if not isinstance(value, Mapping) or set(value) != {"name", "parameters"}:
         raise PlanError(f"{field}: expected an object with name and parameters")
@@ -282,7 +311,7 @@ def _strategy(field: str, value: Any) -> Strategy:
 
 _FLOATS: Final = ("round_timeout_s", "approval_wait_s", "straggler_wait_s", "max_update_norm")
 _OPTIONAL: Final = frozenset(
-    {"straggler_wait_s", "max_update_norm", "max_samples_per_site", "ethics_number", "max_hours"}
+    {"straggler_wait_s", "max_update_norm", "max_samples_per_site", "ethics_number", "max_hours", "privacy"}
 )
 _FIELDS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "run_id": _typed(str),
@@ -301,4 +330,5 @@ _FIELDS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "seed": _typed(int),
     "ethics_number": _typed(str),
     "max_hours": _number,
+    "privacy": _promise,
 }

@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 from cryptography.exceptions import InvalidSignature
 
 from trainer.federation.errors import ReceiptError
 from trainer.federation.plan import content_sha256
+from trainer.weights_io import from_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,13 +22,44 @@ VERSION: Final = 3
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """One tensor that leaves: its name, shape, type of numbers, bytes, and L2 norm."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    size_bytes: int
+    norm: float
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a round cost in privacy; epsilon is of this round, of all so far, and left, at ``delta``.
+
+    ``run_epsilon`` is of this run so far at the plan's delta; ``noise_source`` is ``secure`` or ``seeded``.
+    """
+
+    mechanism: str
+    epsilon: float
+    epsilon_total: float
+    epsilon_left: float
+    delta: float
+    run_epsilon: float
+    run_delta: float
+    noise_source: str
+
+
+@dataclass(frozen=True)
 class Departure:
     """What one round sends out of the building.
 
     ``update_sha256`` and ``size_bytes`` are of the safetensors file; ``dataset_sha256`` is that of the
     dataset version and names no instance; ``update_norm`` is the L2 norm of the tensors that leave.
-    Evaluating a final model sends no tensors: empty hash, zero bytes, norm zero. ``eligible``, ``used`` and
-    ``skipped`` (by reason) count instances of the task's modalities; they stay with the receipt at the site.
+    Evaluating a final model sends no tensors: empty hash, zero bytes, norm zero. The metrics named leave
+    too, and no noise protects them. ``privacy`` is None where the plan promises nothing. ``approved_by`` is
+    the row of the user who decided on the protocol, or the account at the command line. ``eligible``,
+    ``used`` and ``skipped`` (by reason) count instances of the task's modalities; they stay with the receipt
+    at the site.
     """
 
     run_id: str
@@ -37,11 +70,15 @@ class Departure:
     global_model_sha256: str
     update_sha256: str
     size_bytes: int
-    tensor_names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
     samples: int
     dataset_sha256: str
     metric_names: tuple[str, ...]
     update_norm: float
+    protocol_id: str
+    approved_by: str
+    ethics_number: str = ""
+    privacy: Spent | None = None
     eligible: int = 0
     used: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
@@ -56,10 +93,25 @@ class SignedReceipt:
     signature: str
 
 
+def tensors_of(content: bytes) -> tuple[Tensor, ...]:
+    """Describe the tensors of a safetensors file, sorted by name; raises WeightsError."""
+    arrays = from_bytes(content) if content else {}
+    return tuple(
+        Tensor(
+            name,
+            tuple(array.shape),
+            str(array.dtype),
+            int(array.nbytes),
+            float(np.sqrt(np.square(array.astype(np.float64)).sum())),
+        )
+        for name, array in sorted(arrays.items())
+    )
+
+
 def build(departure: Departure, at: datetime) -> dict[str, Any]:
     """Return the receipt's body."""
     fields = asdict(departure)
-    fields["tensor_names"] = list(departure.tensor_names)
+    fields["tensors"] = [{**asdict(one), "shape": list(one.shape)} for one in departure.tensors]
     fields["skipped"] = dict(sorted(departure.skipped.items()))
     fields["metric_names"] = sorted(departure.metric_names)
     return {"version": VERSION, "at": at.astimezone(UTC).isoformat(), **fields}

@@ -51,6 +51,7 @@ class FederationView:
     protocols: tuple[views.ProtocolView, ...]
     runs: tuple[views.RunView, ...]
     receipts: tuple[views.ReceiptView, ...]
+    budget: views.BudgetView | None
     people: Mapping[str, str]
     can_decide: bool
 
@@ -60,7 +61,13 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> FederationView:
     del query
     client = desk.research
     found = research.ask(
-        lambda: (client.summary(), client.protocols(), client.runs(), client.receipts(limit=RECEIPTS))
+        lambda: (
+            client.summary(),
+            client.protocols(),
+            client.runs(),
+            client.receipts(limit=RECEIPTS),
+            client.budget(),
+        )
     )
     with reading(desk.zone.engine) as session:
         people = users.names(session)
@@ -75,10 +82,11 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> FederationView:
             protocols=(),
             runs=(),
             receipts=(),
+            budget=None,
             people=people,
             can_decide=decides,
         )
-    summary, protocols, runs, receipts = found
+    summary, protocols, runs, receipts, budget = found
     return FederationView(
         reachable=True,
         site=summary.site,
@@ -87,6 +95,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> FederationView:
         protocols=tuple(protocols),
         runs=tuple(run for run in runs if run.rounds),
         receipts=tuple(receipts),
+        budget=budget,
         people=people,
         can_decide=decides,
     )
@@ -140,8 +149,18 @@ def _cohort(view: FederationView) -> Markup:
         ("Opted out", summary.opted_out),
         ("Labels", labels or "none yet: cloister labels import FILE.csv"),
         ("Last crossing", when(summary.last_import_at)),
+        ("Privacy budget", _budget(view.budget)),
     ]
     return card("Research data here", facts(rows))
+
+
+def _budget(budget: views.BudgetView | None) -> str:
+    if budget is None or budget.epsilon is None:
+        return "none set: cloister budget set EPSILON"
+    return (
+        f"epsilon {budget.spent:.3g} of {budget.epsilon:g} spent at delta {budget.delta:g}, "
+        f"{count(budget.rounds, 'round')} charged"
+    )
 
 
 def _latest_run(view: FederationView) -> Markup | None:
@@ -355,12 +374,20 @@ def receipts_table(receipts: tuple[views.ReceiptView, ...], empty: Markup) -> Ma
 
 
 def _what_left(body: Mapping[str, Any]) -> Markup:
-    tensors, metrics = body.get("tensor_names") or [], body.get("metric_names") or []
+    tensors, metrics = body.get("tensors") or body.get("tensor_names") or [], body.get("metric_names") or []
     norm = body.get("update_norm")
     size = f", norm {norm:.3g}" if isinstance(norm, int | float) else ""
     update = f"a difference of {count(len(tensors), 'tensor')}{size}" if tensors else "no tensors"
     figures = f"and {count(len(metrics), 'figure')}: {', '.join(map(str, metrics))}" if metrics else ""
-    return stack(update, el("small", figures) if figures else None)
+    cost = body.get("privacy")
+    spent = (
+        f"{cost['mechanism']}: epsilon {cost['epsilon']:.3g}, {cost['epsilon_total']:.3g} in all, "
+        f"{cost['epsilon_left']:.3g} left"
+        if isinstance(cost, Mapping)
+        else ""
+    )
+    small = [el("small", text) for text in (figures, spent) if text]
+    return stack(update, *small)
 
 
 def _decide(decision: str, said: str) -> Action:

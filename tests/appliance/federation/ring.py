@@ -212,7 +212,7 @@ class Ring:
     def approve(self, plan: Plan, timeout_s: float = 60.0) -> None:
         """Approve a plan at every site, through the command line, as soon as it was proposed there."""
         for member in self.members.values():
-            until(functools.partial(_is_known, member, plan), timeout_s, f"{member.name} knows the plan")
+            until(functools.partial(is_known, member, plan), timeout_s, f"{member.name} knows the plan")
             approve_at(member, plan)
 
     def view(self, plan: Plan) -> progress.RunProgress:
@@ -246,7 +246,7 @@ def _command_line(pid: int) -> str:
         return ""
 
 
-def _is_known(member: Member, plan: Plan) -> bool:
+def is_known(member: Member, plan: Plan) -> bool:
     try:
         return any(view.plan_sha256 == plan.sha256 for view in member.client.protocols())
     except research_client.ResearchUnavailableError:

@@ -24,9 +24,9 @@ from tests.appliance.federation.ring import (
     SITES,
     Member,
     Ring,
-    _is_known,
     approve_at,
     cloister,
+    is_known,
     running_ring,
     until,
 )
@@ -60,7 +60,7 @@ def findings(member: Member) -> list[str]:
 def approve(ring: Ring, plan: Plan, *sites: str) -> None:
     for site in sites:
         member = ring.members[site]
-        until(functools.partial(_is_known, member, plan), 120.0, f"{site} knows the plan")
+        until(functools.partial(is_known, member, plan), 120.0, f"{site} knows the plan")
         approve_at(member, plan)
 
 

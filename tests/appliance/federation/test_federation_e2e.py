@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,11 @@ from appliance.federation.exchange import Exchange
 from appliance.federation.roundfiles import KEPT_UPDATES
 from appliance.federation.unixclient import UnixClient
 from tests.appliance.federation import hostile_orders
-from tests.appliance.federation.ring import SITES, Member, Ring, cloister, running_ring, until
+from tests.appliance.federation.ring import SITES, Member, Ring, cloister, is_known, running_ring, until
 from trainer import strategies
 from trainer.federation.plan import Plan, Strategy
 from trainer.networks import initial_weights
+from trainer.privacy.promise import Promise
 from trainer.weights_io import load, save, sha256
 
 if TYPE_CHECKING:
@@ -311,3 +313,43 @@ def test_a_coordinator_that_asks_too_much_gets_refusals_and_is_recorded(
         assert "unfit_model" in recorded
         assert "round.other_model" in {row.kind for row in entries}
         assert member.client.verify_ledger().ok
+
+
+def test_a_private_run_is_paid_and_its_receipts_are_what_the_coordinator_got(ring: Ring) -> None:
+    """The coordinator hashes and counts what came through TLS; the receipts were signed before it left.
+
+    The last test of this ring: a site that has a budget refuses every plan that promises no privacy.
+    """
+    promise = Promise("dp-sgd", 1.0, 1.5, epsilon=50.0, delta=1e-5, sampling_rate=0.5)
+    plan = ring.submit(total_rounds=2, min_sites=3, privacy=promise)
+    for member in ring.members.values():
+        until(partial(is_known, member, plan), 60, f"{member.name} knows the plan")
+        cloister("budget", "set", "60", "--config", member.config)
+    ring.approve(plan)
+
+    view = ring.until_over(plan)
+
+    assert view.state == "done", view.reason
+    check_arithmetic(ring, plan)
+    reference = load(ring.federation.runs / plan.run_id / "round-00000.safetensors")
+    got = {(one.number, site.site): site for one in view.rounds for site in one.sites}
+    for member in ring.members.values():
+        spent = json.loads(cloister("budget", "list", "--json", "--config", member.config))
+        bodies = {row.body["number"]: row.body for row in member.receipts(plan.run_id)[:2]}
+        assert set(bodies) == {1, 2}
+        for number, body in bodies.items():
+            received = got[number, member.name]
+            assert received.update_sha256 == body["update_sha256"]
+            assert received.bytes_received == sum(one["size_bytes"] for one in body["tensors"])
+            shapes = {one["name"]: (one["shape"], one["dtype"]) for one in body["tensors"]}
+            assert shapes == {name: (list(a.shape), str(a.dtype)) for name, a in reference.items()}
+            assert set(received.metrics) - {"anomaly_score"} <= set(body["metric_names"])
+            assert body["privacy"]["noise_source"] == "secure"
+        assert spent["rounds"] == 2
+        assert bodies[2]["privacy"]["epsilon_total"] == spent["spent"]
+        assert 0 < spent["spent"] < promise.epsilon
+        assert "0 genuine" not in cloister("receipt", "verify", "--config", member.config)
+        [round_id] = [row.id for row in member.rounds(plan.run_id) if (row.number, row.kind) == (2, "train")]
+        told = cloister("receipt", "show", round_id, "--config", member.config)
+        assert "dp-sgd, noise secure" in told
+        assert bodies[2]["update_sha256"] in told

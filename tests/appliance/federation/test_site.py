@@ -194,7 +194,11 @@ def test_the_receipt_says_what_left_and_is_signed_once(service: SiteService, pla
     assert signed.body["update_sha256"] == digest
     assert signed.body["size_bytes"] == len(content)
     assert signed.body["update_norm"] == 2.0
-    assert signed.body["tensor_names"] == sorted(from_bytes(content))
+    [tensor] = signed.body["tensors"]
+    assert tensor == {"name": "weight", "shape": [2, 2], "dtype": "float32", "size_bytes": 16, "norm": 2.0}
+    assert set(from_bytes(content)) == {"weight"}
+    assert signed.body["approved_by"] == "officer"
+    assert signed.body["privacy"] is None
     assert (signed.body["samples"], signed.body["site"]) == (12, "north")
     with reading(service.zone.engine) as session:
         assert session.scalar(select(func.count(Receipt.id))) == 1

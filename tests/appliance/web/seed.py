@@ -527,11 +527,15 @@ def _receipt(session: Session, zone: ResearchZone, row: Round, at: datetime) -> 
         global_model_sha256=row.global_model_sha256,
         update_sha256=hashlib.sha256(f"update {row.number}".encode()).hexdigest(),
         size_bytes=182_344,
-        tensor_names=tuple(f"layer{number}.weight" for number in range(14)),
+        tensors=tuple(
+            receipts.Tensor(f"layer{number}.weight", (64, 50), "float32", 12_800, 0.2) for number in range(14)
+        ),
         samples=row.samples,
         dataset_sha256=hashlib.sha256(b"dataset").hexdigest(),
         metric_names=("auc", "log_loss", "sensitivity", "specificity"),
         update_norm=0.8125,
+        protocol_id=row.protocol_id,
+        approved_by="cli:officer",
     )
     signed = receipts.sign(receipts.build(departure, at), zone.keys.signing)
     stored = Receipt(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.federation.plans import EXPIRY, make_plan
+from tests.trainer.samples import small_task
 from trainer.federation.errors import PlanError
 from trainer.federation.plan import Plan, Strategy, content_sha256
+from trainer.privacy.promise import Promise
+from trainer.task import NetworkSpec
 
 
 def test_a_plan_survives_its_own_json() -> None:
@@ -168,3 +172,51 @@ def test_a_plan_has_one_hash_whoever_wrote_its_numbers(changes: dict[str, Any]) 
 def test_no_text_in_place_of_a_plan_raises_anything_else(text: str) -> None:
     with pytest.raises(PlanError):
         Plan.loads(text)
+
+
+PROMISE = Promise("dp-sgd", 1.0, 1.5, epsilon=50.0, delta=1e-5, sampling_rate=0.5)
+
+
+def test_a_promise_of_privacy_is_part_of_the_plan_and_of_its_hash() -> None:
+    plan = make_plan(privacy=PROMISE)
+
+    assert Plan.loads(plan.dumps()) == plan
+    assert plan.sha256 != make_plan().sha256
+    assert plan.sha256 != make_plan(privacy=replace(PROMISE, noise_multiplier=1.4)).sha256
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"privacy": replace(PROMISE, epsilon=0.5)}, "3 rounds cost"),
+        ({"privacy": PROMISE, "strategy": Strategy("scaffold", {})}, "scaffold"),
+        ({"privacy": PROMISE, "task": small_task(network=NetworkSpec("resnet", {"norm": "batch"}))}, "group"),
+    ],
+    ids=["costs-more", "scaffold", "batch-norm"],
+)
+def test_a_promise_that_no_run_can_keep_is_no_plan(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        make_plan(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mechanism": "laplace"},
+        {"noise_multiplier": 0},
+        {"noise_multiplier": "1"},
+        {"clip_norm": float("nan")},
+        {"delta": 0.5},
+        {"delta": True},
+        {"sampling_rate": 0},
+        {"surprise": 1},
+    ],
+    ids=str,
+)
+def test_a_wrong_field_of_a_promise_is_named(changes: dict[str, Any]) -> None:
+    content = make_plan(privacy=PROMISE).to_json()
+
+    with pytest.raises(PlanError, match=r"privacy: .*expected"):
+        Plan.from_json({**content, "privacy": {**content["privacy"], **changes}})
+    with pytest.raises(PlanError, match="privacy"):
+        Plan.from_json({**content, "privacy": "dp-sgd"})

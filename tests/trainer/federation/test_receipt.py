@@ -18,11 +18,13 @@ DEPARTURE = receipt.Departure(
     global_model_sha256="b" * 64,
     update_sha256="c" * 64,
     size_bytes=100,
-    tensor_names=("weight", "bias"),
+    tensors=(receipt.Tensor("weight", (2, 2), "float32", 16, 1.5),),
     samples=12,
     dataset_sha256="d" * 64,
     metric_names=("auc",),
     update_norm=1.5,
+    protocol_id="e" * 32,
+    approved_by="cli:officer",
 )
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -1,0 +1,1 @@
+"""Differential privacy: what a plan promises, what it costs, the noise, and training under it."""
