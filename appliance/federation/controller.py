@@ -27,6 +27,7 @@ from appliance.federation.answers import Answer, read_result, to_counted
 from appliance.federation.book import WAITING, Checkpoint, StaleJobError, open_book
 from appliance.federation.collection import Collection
 from appliance.federation.errors import CoordinatorError
+from appliance.federation.liveness import Signs
 from appliance.federation.shelf import Shelf
 from trainer.errors import TrainerError
 from trainer.federation import aggregation
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from nvflare.apis.client import Client
     from nvflare.apis.fl_context import FLContext
     from nvflare.apis.signal import Signal
+    from nvflare.apis.wf_comm_spec import WFCommSpec
 
     from trainer.federation.plan import Plan
 
@@ -66,6 +68,18 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         self._run_id = run_id
         self._witness: witness.Witness | None = None
         self._lock = threading.Lock()
+        self._signs = Signs()
+
+    def set_communicator(self, communicator: WFCommSpec) -> None:
+        """Listen to every sign of life that the engine hears of a site's job process."""
+        super().set_communicator(communicator)
+        engine_notes = communicator.client_is_active
+
+        def noted(client_name: str, reason: str, fl_ctx: FLContext) -> None:
+            self._signs.heard(client_name, time.monotonic())
+            engine_notes(client_name, reason, fl_ctx)
+
+        communicator.client_is_active = noted
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Open the book."""
@@ -265,11 +279,13 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         self._ask(policy.TASK_LEDGER, Shareable(), order, collection, abort_signal, fl_ctx, _as_it_is)
 
     def _is_over(self, collection: Collection) -> bool:
-        gone = [site for site in collection.targets if self.get_client_disconnect_time(site) is not None]
-        gone += collection.targets - self._members()
+        at = time.monotonic()
+        gone = {site for site in collection.targets if self.get_client_disconnect_time(site) is not None}
+        gone |= collection.targets - self._members()
+        gone |= self._signs.silent(collection.targets, at, collection.started)
         with self._lock:
             collection.lost(gone)
-            return collection.over(time.monotonic())
+            return collection.over(at)
 
     def _receiver(
         self, answers: dict[str, Answer], collection: Collection, keep: Callable[[Answer], Answer]

@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 REQUEST_INTERVAL_S: Final = 0.2
+RESEND_SHARE: Final = 0.25  # of a round's time: what was lost on the wire is asked for or sent again then
+RESEND_AFTER_S: Final = 60.0  # and not sooner
 
 
-def build(folder: Path, run_id: str, min_sites: int) -> Path:
+def build(folder: Path, run_id: str, min_sites: int, round_timeout_s: float = 1200.0) -> Path:
     """Write the job's folder and return it.
 
     Parameters
@@ -22,11 +24,13 @@ def build(folder: Path, run_id: str, min_sites: int) -> Path:
         Where to write; its name is the job's name.
     min_sites : int
         With fewer sites the engine does not start the job.
+    round_timeout_s : float
+        The plan's; a site waits for an answer of the coordinator for a share of it.
     """
     write_json(folder / "meta.json", meta(folder.name, min_sites))
     config = folder / "app" / "config"
     write_json(config / "config_fed_server.json", server_config(run_id))
-    write_json(config / "config_fed_client.json", site_config())
+    write_json(config / "config_fed_client.json", site_config(round_timeout_s))
     return folder
 
 
@@ -56,10 +60,13 @@ def server_config(run_id: str) -> dict[str, Any]:
     }
 
 
-def site_config() -> dict[str, Any]:
+def site_config(round_timeout_s: float = 1200.0) -> dict[str, Any]:
     """Return ``config_fed_client.json``."""
+    resend_after_s = max(RESEND_AFTER_S, RESEND_SHARE * round_timeout_s)
     return {
         "format_version": 2,
+        "get_task_timeout": resend_after_s,
+        "submit_task_result_timeout": resend_after_s,
         "task_data_filters": [],
         "task_result_filters": [],
         "components": [],

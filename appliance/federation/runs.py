@@ -185,9 +185,8 @@ class RunController:
         attempt.reached_at_start = self._reached(attempt.run_id)
         name = f"run-after-{attempt.reached_at_start[0]}"
         folder = self._book.root / "runs" / attempt.run_id / "jobs" / name
-        attempt.job_id = self._engine.submit(
-            job.build(folder, attempt.run_id, self._book.needed(attempt.run_id))
-        )
+        needed, timeout_s = self._book.needed(attempt.run_id), self._book.plan(attempt.run_id).round_timeout_s
+        attempt.job_id = self._engine.submit(job.build(folder, attempt.run_id, needed, timeout_s))
         attempt.enough_since = None
         self._book.set_job(attempt.run_id, attempt.job_id)
         _LOG.info(JOB_SUBMITTED, run_id=attempt.run_id, job_id=attempt.job_id, sites=len(here))

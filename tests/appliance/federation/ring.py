@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from appliance.db.engine import reading
 from appliance.db.research import Receipt, Round
 from appliance.federation import coordinator, invitations, progress, provision
 from appliance.settings import Settings, load_settings
+from tests.appliance.federation.wire import Wire
 from tests.appliance.training_node import add_cases
 from tests.trainer.federation.plans import make_plan
 
@@ -173,6 +174,7 @@ class Ring:
     federation: Federation
     members: dict[str, Member]
     coordinator: Program
+    wires: dict[str, Wire] = field(default_factory=dict)
     runs: int = field(default=0)
 
     def start(self) -> None:
@@ -254,8 +256,11 @@ def is_known(member: Member, plan: Plan) -> bool:
 
 
 @contextlib.contextmanager
-def running_ring(folder: Path, sites: tuple[str, ...] = SITES) -> Iterator[Ring]:
-    """Provision, join and run a federation; everything is gone afterwards."""
+def running_ring(folder: Path, sites: tuple[str, ...] = SITES, *, wired: bool = False) -> Iterator[Ring]:
+    """Provision, join and run a federation; everything is gone afterwards.
+
+    ``wired``: each site speaks to the coordinator over a wire of the test's own.
+    """
     root = folder / "coordinator"
     cloister("coordinator", "init", root)
     federation = provision.load(root)
@@ -267,11 +272,15 @@ def running_ring(folder: Path, sites: tuple[str, ...] = SITES) -> Iterator[Ring]
         up.start()
         until(functools.partial(answers, federation), 60.0, "the coordinator answers")
         for seed, name in enumerate(sites):
-            ring.members[name] = join_member(folder / name, name, federation, seed)
+            if wired:
+                ring.wires[name] = Wire((federation.host, federation.port))
+            ring.members[name] = join_member(folder / name, name, federation, seed, ring.wires.get(name))
             ring.members[name].program.start()
         yield ring
     finally:
         ring.stop()
+        for wire in ring.wires.values():
+            wire.close()
 
 
 def answers(federation: Federation) -> bool:
@@ -282,7 +291,9 @@ def answers(federation: Federation) -> bool:
     return False
 
 
-def join_member(folder: Path, name: str, federation: Federation, seed: int) -> Member:
+def join_member(
+    folder: Path, name: str, federation: Federation, seed: int, wire: Wire | None = None
+) -> Member:
     """Make a node and let it join with a code of the running coordinator."""
     folder.mkdir()
     config = folder / "cloister.toml"
@@ -292,6 +303,8 @@ def join_member(folder: Path, name: str, federation: Federation, seed: int) -> M
     assert opened.ledger is not None
     code = invitations.invite(federation, opened.engine, opened.ledger, name, 1.0)
     opened.engine.dispose()
+    if wire is not None:
+        code = replace(code, port=wire.port)
     cloister("join", str(code), "--config", config)
     settings = load_settings(config)
     zone = node.open_research(settings)
