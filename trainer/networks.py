@@ -14,6 +14,8 @@ from monai.networks.nets.densenet import DenseNet
 from monai.networks.nets.resnet import ResNet
 
 from trainer.errors import TaskError, UnfitModelError
+from trainer.strategies.variation import STYLE
+from trainer.wrapped import GATE, PRIVATE, Harmonised, Mixture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -68,14 +70,43 @@ def weights_of(network: torch.nn.Module) -> dict[str, NDArray[Any]]:
 
 
 def with_weights(task: TaskSpec, weights: Mapping[str, NDArray[Any]]) -> torch.nn.Module:
-    """Return the task's network with these weights.
+    """Return the task's network with these weights, inside what its names say (:mod:`trainer.wrapped`).
 
     Raises
     ------
     UnfitModelError
         If names or shapes are not the network's.
     """
-    network = build(task.network)
+    if STYLE in weights:
+        inner = {name: array for name, array in weights.items() if name != STYLE}
+        return Harmonised(with_weights(task, inner), torch.from_numpy(np.array(weights[STYLE])))
+    if any(name.startswith(GATE) for name in weights):
+        return _mixture(task, weights)
+    return _loaded(build(task.network), weights)
+
+
+def parts_of(weights: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays under a prefix, without it."""
+    return {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
+
+
+def head_names(task: TaskSpec) -> frozenset[str]:
+    """Return the names of the network's last layer, which makes the logit."""
+    last = [
+        name for name, module in build(task.network).named_modules() if isinstance(module, torch.nn.Linear)
+    ]
+    return frozenset(f"{last[-1]}.{part}" for part in ("weight", "bias"))
+
+
+def _mixture(task: TaskSpec, weights: Mapping[str, NDArray[Any]]) -> torch.nn.Module:
+    private, gate = parts_of(weights, PRIVATE), parts_of(weights, GATE)
+    shared = {name: array for name, array in weights.items() if not name.startswith((PRIVATE, GATE))}
+    network = Mixture(_loaded(build(task.network), shared), _loaded(build(task.network), private))
+    _loaded(network.gate, gate)
+    return network
+
+
+def _loaded(network: torch.nn.Module, weights: Mapping[str, NDArray[Any]]) -> torch.nn.Module:
     state = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
     try:
         network.load_state_dict(state, strict=True)

@@ -110,6 +110,34 @@ def probabilities(
     return np.concatenate(parts)
 
 
+def loss_and_gradient(
+    network: torch.nn.Module, samples: Samples, progress: Progress = silent
+) -> tuple[float, dict[str, NDArray[np.float32]]]:
+    """Return the mean loss over all samples, weighted as in training, and its gradient by parameter.
+
+    The network is as it is used, not as it trains; nothing of it changes, and its gradients are cleared.
+    """
+    network.eval()
+    weight = torch.tensor(class_weight(samples))
+    total = 0.0
+    for first in range(0, len(samples), _EVALUATION_BATCH):
+        x = torch.from_numpy(np.ascontiguousarray(samples.x[first : first + _EVALUATION_BATCH]))
+        y = torch.from_numpy(samples.y[first : first + _EVALUATION_BATCH].astype(np.float32)).unsqueeze(1)
+        summed = functional.binary_cross_entropy_with_logits(
+            network(x), y, pos_weight=weight, reduction="sum"
+        )
+        (summed / len(samples)).backward()  # type: ignore[no-untyped-call]
+        total += float(summed.detach())
+        progress("evaluate", min(first + _EVALUATION_BATCH, len(samples)), len(samples))
+    gradient = {
+        name: np.array(parameter.grad.numpy())
+        for name, parameter in network.named_parameters()
+        if parameter.grad is not None
+    }
+    network.zero_grad()
+    return total / len(samples), gradient
+
+
 def class_weight(samples: Samples) -> float:
     """Return the weight of a positive case: negatives per positive, within 1/20 and 20."""
     positives, negatives = samples.positives, len(samples) - samples.positives

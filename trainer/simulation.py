@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from trainer import strategies
 from trainer.datasets import Dataset, Samples
 from trainer.errors import StrategyError
+from trainer.first_model import first_model
 from trainer.local_round import LocalUpdate, evaluate, local_round
 from trainer.metrics import Metrics
-from trainer.networks import initial_weights
 from trainer.optimisation import seed_of
 from trainer.ports import silent
 from trainer.privacy.noise import SeededNoise
@@ -40,6 +40,7 @@ class SiteRecord:
 
     ``update_bytes`` leave the site, ``model_bytes`` come to it: safetensors files, as they are sent.
 
+    ``weight`` is the site's in the mean where the strategy decides over it.
     ``anomaly_score`` is that of :func:`trainer.strategies.anomaly_scores`, None below four sites.
     """
 
@@ -51,6 +52,7 @@ class SiteRecord:
     train_seconds: float
     metrics: Metrics
     anomaly_score: float | None = None
+    weight: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; :meth:`from_json` reads them back."""
@@ -94,6 +96,7 @@ def simulate(
     rounds: int,
     strategy: str = "fedavg",
     parameters: Mapping[str, Any] | None = None,
+    initial: Mapping[str, NDArray[Any]] | None = None,
     seed: int = 0,
     privacy: Promise | None = None,
     progress: Progress = silent,
@@ -110,6 +113,8 @@ def simulate(
         At least 1.
     strategy, parameters : str, Mapping
         Of :data:`trainer.strategies.STRATEGIES`.
+    initial : Mapping, optional
+        An earlier run's global model to start from.
     seed : int
         Of the initial model, of all local rounds, and of the noise.
     privacy : Promise, optional
@@ -122,7 +127,7 @@ def simulate(
     chosen.check_parameters(parameters)
     if rounds < 1 or not datasets:
         raise StrategyError("nothing to simulate; expected at least one round and one site")
-    weights: Weights = chosen.prepared(initial_weights(task, seed))
+    weights: Weights = first_model(task, strategy, seed, initial)
     state: dict[str, Any] = {}
     own: dict[str, Weights] = {}
     records = []
@@ -146,7 +151,11 @@ def simulate(
             contributions.append(strategies.Contribution(site, update.delta, update.samples))
         weights, state = chosen.aggregate(weights, contributions, state, parameters)
         scores = strategies.anomaly_scores(contributions)
-        sites = {site: replace(one, anomaly_score=scores.get(site)) for site, one in sites.items()}
+        shares = strategies.site_weights(state)
+        sites = {
+            site: replace(one, anomaly_score=scores.get(site), weight=shares.get(site))
+            for site, one in sites.items()
+        }
         records.append(RoundRecord(number, time.perf_counter() - started, sites))
         progress("round", number, rounds)
     return Simulation(weights, tuple(records), final_metrics(task, strategy, weights, own, datasets))

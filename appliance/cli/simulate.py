@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -18,9 +19,22 @@ if TYPE_CHECKING:
     from trainer.metrics import Metrics
     from trainer.privacy.promise import Promise
     from trainer.simulation import Simulation
+    from trainer.weights_io import Weights
 
 _CACHE: Final = ".cloister-cache"
 _STDOUT: Final = Path("-")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to simulate, by the names of the simulators' arguments."""
+
+    rounds: int
+    strategy: str
+    parameters: dict[str, float]
+    seed: int
+    initial: Weights | None
+    privacy: Promise | None
 
 
 def register(app: typer.Typer) -> None:
@@ -63,6 +77,9 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Train each site alone, and all pooled.")
     ] = False,
+    initial: Annotated[
+        Path | None, typer.Option(help="Start from this model (safetensors), as --out wrote it.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the final model here (safetensors).")] = None,
     as_json: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here as JSON; - is standard output.")
@@ -77,6 +94,7 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     process that comes to the same model. Folders are read as they are: nothing is de-identified.
     """
     from trainer.errors import TrainerError  # noqa: PLC0415  only when the command runs
+    from trainer.weights_io import load, save  # noqa: PLC0415
 
     del list_strategies
     training = simulate_sites.places("--site", site)
@@ -86,15 +104,14 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     console = Console(stderr=True)
     try:
         sites = simulate_sites.read(task, training, others, cache, console)
-        _check(sites, strategy, seed)
+        order = Order(rounds, strategy, numbers, seed, None if initial is None else load(initial), promise)
+        _check(sites, order)
         spent = None if promise is None else _cost(sites, promise, strategy, rounds)
-        result = _run(sites, rounds, strategy, numbers, seed, promise, in_process=in_process, console=console)
+        result = _run(sites, order, in_process=in_process, console=console)
         figures = {**_figures(sites, strategy, result), "privacy": spent}
         if baselines:
             figures["baselines"] = _baselines(sites, rounds, seed, console)
         if out is not None:
-            from trainer.weights_io import save  # noqa: PLC0415
-
             figures["model_sha256"] = save(out, result.weights)
     except TrainerError as error:
         log = getattr(error, "log", "")
@@ -117,15 +134,13 @@ def _deliver(result: Simulation, figures: dict[str, Any], target: Path | None) -
     _print(result, figures)
 
 
-def _check(sites: Sites, strategy: str, seed: int) -> None:
-    """Refuse before anything is trained a strategy whose model a site that trained nothing cannot use."""
-    from trainer import strategies  # noqa: PLC0415
-    from trainer.networks import initial_weights  # noqa: PLC0415
+def _check(sites: Sites, order: Order) -> None:
+    """Refuse before anything is trained a start that does not fit, or sites that can have no model."""
+    from trainer.first_model import first_model  # noqa: PLC0415
     from trainer.simulation import unseen_metrics  # noqa: PLC0415
 
-    if sites.unseen:
-        weights = strategies.get(strategy).prepared(initial_weights(sites.task, seed))
-        unseen_metrics(sites.task, strategy, weights, sites.unseen)
+    weights = first_model(sites.task, order.strategy, order.seed, order.initial)
+    unseen_metrics(sites.task, order.strategy, weights, sites.unseen)
 
 
 def _figures(sites: Sites, strategy: str, result: Simulation) -> dict[str, Any]:
@@ -178,46 +193,25 @@ def _numbers(options: list[str]) -> dict[str, float]:
     return numbers
 
 
-def _run(
-    sites: Sites,
-    rounds: int,
-    strategy: str,
-    numbers: dict[str, float],
-    seed: int,
-    promise: Promise | None,
-    *,
-    in_process: bool,
-    console: Console,
-) -> Simulation:
+def _run(sites: Sites, order: Order, *, in_process: bool, console: Console) -> Simulation:
+    options = vars(order)
     if not in_process:
         from trainer.engine.simulator import simulate_on_engine  # noqa: PLC0415
 
         with console.status("the engine's simulator runs"):
-            return simulate_on_engine(
-                sites.task,
-                sites.datasets,
-                rounds=rounds,
-                strategy=strategy,
-                parameters=numbers,
-                seed=seed,
-                privacy=promise,
-            )
+            return simulate_on_engine(sites.task, sites.datasets, **options)
     from trainer.local_round import use_threads  # noqa: PLC0415
     from trainer.simulation import simulate as simulate_here  # noqa: PLC0415
 
     use_threads(1)
     with Progress(console=console, transient=True) as bars:
-        bar = bars.add_task("rounds", total=rounds)
-        return simulate_here(
-            sites.task,
-            sites.datasets,
-            rounds=rounds,
-            strategy=strategy,
-            parameters=numbers,
-            seed=seed,
-            privacy=promise,
-            progress=lambda _stage, done, _total: bars.update(bar, completed=done),
-        )
+        bar = bars.add_task("rounds", total=order.rounds)
+
+        def step(stage: str, done: int, total: int) -> None:
+            del stage, total
+            bars.update(bar, completed=done)
+
+        return simulate_here(sites.task, sites.datasets, progress=step, **options)
 
 
 def _baselines(sites: Sites, rounds: int, seed: int, console: Console) -> dict[str, Any]:
@@ -243,6 +237,9 @@ def _print(result: Simulation, figures: dict[str, Any]) -> None:
     for record in result.rounds:
         areas = "  ".join(f"{site} {_area(item.metrics)}" for site, item in record.sites.items())
         typer.echo(f"round {record.number}: AUC of the incoming model  {areas}  ({record.seconds:.1f} s)")
+    last = {site: one.weight for site, one in result.rounds[-1].sites.items() if one.weight is not None}
+    if last:
+        typer.echo("weights in the last round  " + "  ".join(f"{site} {w:.3f}" for site, w in last.items()))
     for site, rounds in _suspects(result).items():
         typer.echo(f"{site}: its update was unlike the others' in {rounds} of {len(result.rounds)} rounds")
     final = "  ".join(f"{site} {_area(metrics)}" for site, metrics in result.final.items())

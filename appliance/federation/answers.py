@@ -91,11 +91,14 @@ def to_counted(answer: Answer, judgement: aggregation.Judgement | None) -> Count
     if judgement is None:
         return base
     metrics = dict(said.metrics)
-    metrics.pop(progress.ANOMALY, None)  # the site's own word on it does not count
+    for name in (progress.ANOMALY, progress.WEIGHT):
+        metrics.pop(name, None)  # the site's own word on it does not count
     if judgement.claimed > judgement.samples:
         metrics[CLAIMED] = judgement.claimed
     if judgement.anomaly is not None:
         metrics[progress.ANOMALY] = round(judgement.anomaly, 2)
+    if judgement.weight is not None:
+        metrics[progress.WEIGHT] = round(judgement.weight, 4)
     return replace(
         base,
         samples=judgement.samples,

@@ -1,4 +1,4 @@
-"""Write a new run into a coordinator's book, with the initial model that its task and seed give."""
+"""Write a new run into a coordinator's book, with the first model that its plan gives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import select
+
 from appliance.db.base import now
+from appliance.db.coordinator import FinishedRound
+from appliance.db.engine import reading
 from appliance.federation import coordinator, members, provision
 from appliance.federation.errors import CoordinatorError
 from trainer import strategies
@@ -17,6 +21,8 @@ from trainer.weights_io import load
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from appliance.federation.book import Book
 
 
 def add(root: Path, plan_file: Path) -> str:
@@ -35,7 +41,18 @@ def add(root: Path, plan_file: Path) -> str:
     if plan.min_sites > len(sites):
         raise CoordinatorError(f"min_sites: expected at most {len(sites)}, the federation's sites")
     strategies.get(plan.strategy.name).check_parameters(plan.strategy.parameters)
-    return book.add_run(plan, initial_model(plan, federation.runs / plan.run_id))
+    earlier = _earlier(book, plan.initial_sha256) if plan.initial_sha256 else None
+    return book.add_run(plan, initial_model(plan, federation.runs / plan.run_id, earlier))
+
+
+def _earlier(book: Book, digest: str) -> Path:
+    """Return where this coordinator keeps a finished round's model of that hash."""
+    query = select(FinishedRound.checkpoint_path).where(FinishedRound.model_sha256 == digest)
+    with reading(book.engine) as session:
+        path = session.scalars(query.order_by(FinishedRound.finished_at)).first()
+    if path is None or not (book.root / path).is_file():
+        raise CoordinatorError("initial_sha256: expected the model of a finished round of this coordinator")
+    return book.root / path
 
 
 def read_plan(path: Path) -> Plan:
@@ -51,11 +68,17 @@ def read_plan(path: Path) -> Plan:
     return Plan.from_json(content)
 
 
-def initial_model(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Make the initial weights in a process of its own, so that torch is not loaded here."""
+def initial_model(plan: Plan, folder: Path, earlier: Path | None = None) -> dict[str, Any]:
+    """Make the first model in a process of its own, so that torch is not loaded here."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     target = folder / "initial.safetensors"
-    argv = [sys.executable, "-m", "appliance.federation.initial", str(target)]
+    argv = [
+        sys.executable,
+        "-m",
+        "appliance.federation.initial",
+        str(target),
+        *([] if earlier is None else [str(earlier)]),
+    ]
     made = subprocess.run(argv, input=plan.dumps().encode(), check=False, capture_output=True, timeout=300)
     if made.returncode != 0:
         raise CoordinatorError(f"no initial model: {made.stderr.decode(errors='replace').strip()[-300:]}")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 
+WEIGHT: Final = "weight"  # beside a contribution's metrics: its share of the mean, by the strategy
 ANOMALY: Final = "anomaly_score"  # beside a contribution's metrics, of its update
 
 

@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from appliance.cli import build
 from tests.trainer.samples import small_task, write_cases
+from trainer.networks import initial_weights
 from trainer.strategies import STRATEGIES
 from trainer.task import LocalSpec, NetworkSpec
-from trainer.weights_io import load, sha256
+from trainer.weights_io import load, save, sha256
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,6 +104,10 @@ def test_every_listed_strategy_runs(sites: list[str], strategy: str, tmp_path: P
     network = NetworkSpec("resnet", {"features": [4, 4, 8, 8], "groups": 2, "norm": "batch"})
     (tmp_path / "task.json").write_text(json.dumps(replace(TASK, network=network).to_json()))
     extra = ["--rounds", "2", "--in-process", "--json", "-", "--strategy", strategy]
+    if STRATEGIES[strategy].needs_initial:
+        earlier = tmp_path / "earlier.safetensors"
+        save(earlier, initial_weights(replace(TASK, network=network), 9))
+        extra += ["--initial", str(earlier)]
     found = CliRunner().invoke(build(), ["simulate", *sites, *extra])
     assert found.exit_code == 0, found.output
     assert set(json.loads(found.stdout)["final"]) == {"north", "south"}
@@ -119,6 +124,8 @@ def test_every_listed_strategy_runs(sites: list[str], strategy: str, tmp_path: P
         (["--rounds", "1", "--in-process", "--json", "/nowhere/figures.json"], 1),
         (["--parameter", "mu=much"], 2),
         (["--strategy", "sorcery", "--in-process"], 1),
+        (["--strategy", "transfer", "--in-process"], 1),
+        (["--initial", "/nowhere.safetensors", "--in-process"], 1),
         (["--strategy", "fedprox", "--parameter", "mu=-1", "--in-process"], 1),
     ],
 )

@@ -25,6 +25,11 @@ SHARES: Final = (0.08, 0.3, 0.7, 0.92)
 # What the four machines of the feature skew do to a prepared picture: gain, offset, blur.
 MACHINES: Final = ((1.0, 0.0, 0), (-1.0, 0.5, 0), (0.3, 2.0, 0), (2.0, -1.5, 1))
 
+# Of the size and domain skew: training cases, and machines of which three invert.
+SIZES: Final = (192, 16, 16, 16)
+OTHER_MACHINES: Final = (MACHINES[0], MACHINES[1], MACHINES[1], (-0.5, 1.0, 0))
+FEW: Final = 12
+
 # Batch normalisation for all, since one of the strategies is about it.
 TASK: Final = small_task(
     preprocessing=PreprocessingSpec(rows=28, columns=28),
@@ -66,6 +71,26 @@ def feature_skew(seed: int) -> dict[str, Dataset]:
     return {f"site-{i}": _drawn(seed * 10 + i, 0.5, machine) for i, machine in enumerate(MACHINES)}
 
 
+def size_and_domain_skew(seed: int) -> dict[str, Dataset]:
+    """Drawn pictures: one site has most training cases, the others' machines show them otherwise."""
+    return {
+        f"site-{i}": _drawn(seed * 10 + i, 0.5, machine, train)
+        for i, (train, machine) in enumerate(zip(SIZES, OTHER_MACHINES, strict=True))
+    }
+
+
+def few_labels(seed: int) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
+    """Chest X-rays: two sites of a hospital with all their labels, two of another with twelve cases each."""
+    sites = two_hospitals(seed)
+    many = {name: site for name, site in sites.items() if name.startswith("children")}
+    few = {
+        name: Dataset(Samples(site.train.x[:FEW], site.train.y[:FEW]), site.validation)
+        for name, site in sites.items()
+        if name.startswith("adults")
+    }
+    return many, few
+
+
 SETS: Final[dict[str, Callable[[int], dict[str, Dataset]]]] = {
     "two hospitals": two_hospitals,
     "label skew": label_skew,
@@ -73,16 +98,18 @@ SETS: Final[dict[str, Callable[[int], dict[str, Dataset]]]] = {
 }
 
 
-def _drawn(seed: int, share: float, machine: tuple[float, float, int] = (1.0, 0.0, 0)) -> Dataset:
+def _drawn(
+    seed: int, share: float, machine: tuple[float, float, int] = (1.0, 0.0, 0), train: int = TRAIN
+) -> Dataset:
     generator = np.random.default_rng(seed)
-    labels = (generator.random(TRAIN + HELD_OUT) < share).astype(np.uint8)
-    labels[:2] = labels[TRAIN : TRAIN + 2] = (0, 1)
+    labels = (generator.random(train + HELD_OUT) < share).astype(np.uint8)
+    labels[:2] = labels[train : train + 2] = (0, 1)
     pictures = np.stack([picture(generator, int(label), noise=NOISE) for label in labels])
     gain, offset, blur = machine
     x = _prepared(pictures) * np.float32(gain) + np.float32(offset)
     if blur:
         x = (x + np.roll(x, 1, 2) + np.roll(x, 1, 3) + np.roll(x, -1, 2) + np.roll(x, -1, 3)) / 5
-    return _dataset(x.astype(np.float32), labels)
+    return _dataset(x.astype(np.float32), labels, train)
 
 
 def _prepared(images: NDArray[np.generic]) -> NDArray[np.float32]:

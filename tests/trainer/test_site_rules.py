@@ -181,6 +181,7 @@ def test_a_local_round_is_deterministic_and_mutates_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", strategies.STRATEGIES)
 def test_the_final_model_of_every_strategy_is_the_network_s(name: str) -> None:
-    result = simulate(BATCH_TASK, SITES, rounds=1, strategy=name, seed=1)
+    initial = initial_weights(BATCH_TASK) if strategies.get(name).needs_initial else None
+    result = simulate(BATCH_TASK, SITES, rounds=1, strategy=name, initial=initial, seed=1)
     assert set(result.final) == set(SITES)
     assert all(array.dtype.kind in "fi" for array in result.weights.values())

@@ -59,6 +59,8 @@ class SimulationController(ModelController):  # type: ignore[misc]
             weights, state = strategy.aggregate(weights, contributions, state, order.parameters)
             for site, score in strategies.anomaly_scores(contributions).items():
                 sites[site]["anomaly_score"] = score
+            for site, share in strategies.site_weights(state).items():
+                sites[site]["weight"] = share
             seconds = time.perf_counter() - started
             records.append({"number": number, "seconds": seconds, "sites": sites})
         weights_io.save(self._folder / MODEL, weights)

@@ -18,7 +18,7 @@ import psutil
 from trainer import strategies, weights_io
 from trainer.engine.exchange import MODEL, RECORDS, TASK_NAME, Order, load_own, save_dataset
 from trainer.errors import SimulationError
-from trainer.networks import initial_weights
+from trainer.first_model import first_model
 from trainer.simulation import RoundRecord, Simulation, SiteRecord, final_metrics
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trainer.datasets import Dataset
     from trainer.privacy.promise import Promise
     from trainer.task import TaskSpec
+    from trainer.weights_io import Array
 
 COMPONENTS: Final = "trainer.engine.components"
 _SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,39}\Z")
@@ -40,6 +41,7 @@ def simulate_on_engine(
     rounds: int,
     strategy: str = "fedavg",
     parameters: Mapping[str, Any] | None = None,
+    initial: Mapping[str, Array] | None = None,
     seed: int = 0,
     privacy: Promise | None = None,
     time_limit_s: float = 3600.0,
@@ -63,7 +65,7 @@ def simulate_on_engine(
     folder = Path(tempfile.mkdtemp(prefix="cloister-simulation-"))
     try:
         Order(task, tuple(datasets), rounds, strategy, parameters or {}, seed, privacy).write(folder)
-        weights_io.save(folder / MODEL, chosen.prepared(initial_weights(task, seed)))
+        weights_io.save(folder / MODEL, first_model(task, strategy, seed, initial))
         for site, dataset in datasets.items():
             save_dataset(folder, site, dataset)
         _write_job(folder, list(datasets))

@@ -43,6 +43,7 @@ class Judgement:
 
     ``samples`` is its weight in the mean, ``claimed`` what the site said. ``anomaly`` is the score of
     :func:`trainer.strategies.anomaly_scores`, None where nobody was compared.
+    ``weight`` is the site's share of the mean where the strategy decides over it.
     """
 
     site: str
@@ -51,6 +52,7 @@ class Judgement:
     update_sha256: str
     reason: str | None
     anomaly: float | None = None
+    weight: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +114,11 @@ def aggregate(
         raise AggregationError(f"{len(usable)} usable updates; expected at least {min_sites}")
     rule = strategies.get(strategy.name)
     weights, next_state = rule.aggregate(reference, usable, state, strategy.parameters)
-    scores = strategies.anomaly_scores(usable)
+    scores, shares = strategies.anomaly_scores(usable), strategies.site_weights(next_state)
     return Aggregate(
-        weights, next_state, tuple(replace(one, anomaly=scores.get(one.site)) for one in judgements)
+        weights,
+        next_state,
+        tuple(replace(one, anomaly=scores.get(one.site), weight=shares.get(one.site)) for one in judgements),
     )
 
 

@@ -18,6 +18,7 @@ from trainer.task import TaskSpec
 T = TypeVar("T")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 MAX_TITLE: Final = 64
 MAX_ROUNDS: Final = 10_000
 MAX_SITES: Final = 1_000
@@ -79,6 +80,8 @@ class Plan:
         Most hours that one site computes for this run, all its rounds together; None sets no limit.
     privacy : Promise, optional
         How every update is protected, and what the whole run may cost here; None protects nothing.
+    initial_sha256 : str
+        Of the finished model that the run starts from; empty where it starts from an untrained network.
     """
 
     run_id: str
@@ -98,6 +101,7 @@ class Plan:
     ethics_number: str = ""
     max_hours: float | None = None
     privacy: Promise | None = None
+    initial_sha256: str = ""
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have, wherever the plan was made."""
@@ -114,6 +118,8 @@ class Plan:
         _check_range("max_samples_per_site", self.max_samples_per_site, 1, MAX_SAMPLES)
         if self.ethics_number:
             _check_title("ethics_number", self.ethics_number)
+        if self.initial_sha256 and not _SHA256.fullmatch(self.initial_sha256):
+            raise PlanError("initial_sha256: expected 64 lower-case hexadecimal digits")
         if self.max_hours is not None:
             _check_range("max_hours", self.max_hours, MIN_HOURS, MAX_HOURS)
             object.__setattr__(self, "max_hours", float(self.max_hours))
@@ -143,7 +149,7 @@ class Plan:
 
         What is not set is left out, so that a plan of an earlier version keeps its hash and its approval.
         """
-        unset = {"ethics_number": "", "max_hours": None}
+        unset = {"ethics_number": "", "max_hours": None, "initial_sha256": ""}
         optional = {
             name: getattr(self, name) for name, empty in unset.items() if getattr(self, name) != empty
         }
@@ -311,7 +317,15 @@ def _strategy(field: str, value: Any) -> Strategy:
 
 _FLOATS: Final = ("round_timeout_s", "approval_wait_s", "straggler_wait_s", "max_update_norm")
 _OPTIONAL: Final = frozenset(
-    {"straggler_wait_s", "max_update_norm", "max_samples_per_site", "ethics_number", "max_hours", "privacy"}
+    {
+        "straggler_wait_s",
+        "max_update_norm",
+        "max_samples_per_site",
+        "ethics_number",
+        "max_hours",
+        "privacy",
+        "initial_sha256",
+    }
 )
 _FIELDS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "run_id": _typed(str),
@@ -331,4 +345,5 @@ _FIELDS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "ethics_number": _typed(str),
     "max_hours": _number,
     "privacy": _promise,
+    "initial_sha256": _typed(str),
 }

@@ -9,6 +9,7 @@ from typing import Final
 
 from trainer import strategies
 from trainer.site_rules.base import Round, SiteRule, Whole
+from trainer.site_rules.medical import Expert, Frozen, InStyle, Weighed
 from trainer.site_rules.personal import OwnNormalisation, Personal
 from trainer.site_rules.scaffold import Controlled
 
@@ -17,6 +18,10 @@ _RULES: Final[dict[str, SiteRule]] = {
     "fedbn": OwnNormalisation(),
     "scaffold": Controlled(),
     "ditto": Personal(),
+    "auto-fedavg": Weighed(),
+    "transfer": Frozen(),
+    "domain-adaptation": Expert(),
+    "variation-aware": InStyle(),
 }
 
 

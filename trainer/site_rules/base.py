@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trainer import strategies
+from trainer.errors import UnfitModelError
 from trainer.networks import weights_of, with_weights
 from trainer.optimisation import Budget, train
 from trainer.weights_io import difference
@@ -69,7 +70,7 @@ class Whole:
     ) -> Weights:
         """Return the global model."""
         del task, own, trained
-        return dict(weights)
+        return without(weights)
 
     def train(self, this: Round) -> tuple[Weights, float, Weights]:
         """Train the global model."""
@@ -81,6 +82,20 @@ class Whole:
         """Keep nothing."""
         del this, sent, made
         return {}
+
+
+def without(weights: Mapping[str, Array], prefix: str | None = None) -> Weights:
+    """Return the network's own arrays of a global model, without those under the strategy's prefix.
+
+    Raises
+    ------
+    UnfitModelError
+        If the model brings what neither the network nor the strategy has: a coordinator does not choose by
+        names which network a site builds.
+    """
+    if any(":" in name and (prefix is None or not name.startswith(prefix)) for name in weights):
+        raise UnfitModelError("the global model brings arrays that this strategy does not know")
+    return {name: array for name, array in weights.items() if ":" not in name}
 
 
 def train_from(

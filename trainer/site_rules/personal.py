@@ -9,7 +9,7 @@ from trainer import strategies
 from trainer.errors import StrategyError, UnfitModelError
 from trainer.networks import initial_weights, with_weights
 from trainer.optimisation import seed_of
-from trainer.site_rules.base import Whole, train_from
+from trainer.site_rules.base import Whole, train_from, without
 from trainer.strategies.ditto import Ditto
 from trainer.weights_io import difference
 
@@ -71,7 +71,8 @@ class Personal(Whole):
     ) -> Weights:
         """Return the site's own model; before it has one, the global one."""
         del task, trained
-        return dict(own or weights)
+        network = without(weights)
+        return dict(own or network)
 
     def train(self, this: Round) -> tuple[Weights, float, Weights]:
         """Train both, the own one held near the global one."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from trainer.errors import WeightsError
-from trainer.site_rules.base import Whole, train_from
+from trainer.site_rules.base import Whole, train_from, without
 from trainer.steppers import Corrected
 from trainer.strategies.scaffold import CONTROL, Scaffold
 from trainer.weights_io import difference
@@ -33,7 +33,7 @@ class Controlled(Whole):
     ) -> Weights:
         """Return the global model without the control variates."""
         del task, own, trained
-        return {name: array for name, array in weights.items() if not name.startswith(CONTROL)}
+        return without(weights, CONTROL)
 
     def train(self, this: Round) -> tuple[Weights, float, Weights]:
         """Train, and say how the site's control variate changes (option II)."""

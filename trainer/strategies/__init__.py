@@ -10,7 +10,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from trainer.errors import StrategyError
+from trainer.strategies.adaptation import DomainAdaptation
 from trainer.strategies.anomaly import THRESHOLD, anomaly_scores
+from trainer.strategies.autofedavg import AutoFedAvg
 from trainer.strategies.base import (
     Contribution,
     State,
@@ -18,6 +20,7 @@ from trainer.strategies.base import (
     apply_step,
     check_update,
     clip_update,
+    site_weights,
     update_norm,
 )
 from trainer.strategies.ditto import Ditto
@@ -25,8 +28,11 @@ from trainer.strategies.fedavg import FedAvg
 from trainer.strategies.fedbn import FedBN
 from trainer.strategies.fedopt import ServerOptimizer
 from trainer.strategies.fedprox import FedProx
+from trainer.strategies.generalisation import DomainGeneralisation
 from trainer.strategies.robust import CoordinateWise, Krum
 from trainer.strategies.scaffold import Scaffold
+from trainer.strategies.variation import VariationAware
+from trainer.strategies.warmstart import WarmStart
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,6 +51,11 @@ STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType(
         "fedbn": FedBN(),
         "scaffold": Scaffold(),
         "ditto": Ditto(),
+        "auto-fedavg": AutoFedAvg(),
+        "transfer": WarmStart(),
+        "domain-generalisation": DomainGeneralisation(),
+        "domain-adaptation": DomainAdaptation(),
+        "variation-aware": VariationAware(),
     }
 )
 
@@ -74,5 +85,6 @@ __all__ = [
     "check_update",
     "clip_update",
     "get",
+    "site_weights",
     "update_norm",
 ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     from trainer.strategies.base import Array, Contribution
 
@@ -33,39 +33,43 @@ def anomaly_scores(contributions: Sequence[Contribution]) -> Mapping[str, float]
     ordered = sorted(contributions, key=lambda one: one.site)
     if len(ordered) < FEWEST_SITES:
         return MappingProxyType({})
-    gram = _gram([one.delta for one in ordered])
-    far = np.log(np.maximum(_median_of_others(np.sqrt(_distances(gram))), np.finfo(np.float64).tiny))
-    across = -_median_of_others(_cosines(gram))
+    products = gram([one.delta for one in ordered])
+    far = np.log(np.maximum(_median_of_others(np.sqrt(_distances(products))), np.finfo(np.float64).tiny))
+    across = -_median_of_others(_cosines(products))
     scores = np.maximum(np.maximum(_excess(far), _excess(across)), 0.0)
     return {one.site: float(score) for one, score in zip(ordered, scores, strict=True)}
 
 
 def squared_distances(deltas: Sequence[Mapping[str, Array]]) -> Array:
     """Return squared L2 distances over all floating-point arrays, shape (n, n), zero on the diagonal."""
-    return _distances(_gram(deltas))
+    return _distances(gram(deltas))
 
 
-def _gram(deltas: Sequence[Mapping[str, Array]]) -> Array:
-    """Return inner products in float64, array by array so that no second copy of all updates is made."""
-    gram = np.zeros((len(deltas), len(deltas)))
+def gram(deltas: Sequence[Mapping[str, Array]], names: Container[str] | None = None) -> Array:
+    """Return inner products in float64, array by array so that no second copy of all updates is made.
+
+    Over all floating-point arrays, or those of ``names``.
+    """
+    products = np.zeros((len(deltas), len(deltas)))
     for name in sorted(deltas[0]):
-        if deltas[0][name].dtype.kind == "f":
+        first = deltas[0][name]
+        if first.dtype.kind == "f" and (names is None or name in names):
             rows = np.stack([delta[name].reshape(-1).astype(np.float64) for delta in deltas])
-            gram += rows @ rows.T
-    return np.asarray((gram + gram.T) / 2)
+            products += rows @ rows.T
+    return np.asarray((products + products.T) / 2)
 
 
-def _distances(gram: Array) -> Array:
-    squares = np.diagonal(gram)
-    distances: Array = np.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0.0)
+def _distances(products: Array) -> Array:
+    squares = np.diagonal(products)
+    distances: Array = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
     np.fill_diagonal(distances, 0.0)
     return np.asarray(distances)
 
 
-def _cosines(gram: Array) -> Array:
-    norms = np.sqrt(np.diagonal(gram))
-    product = norms[:, None] * norms[None, :]
-    return np.asarray(np.divide(gram, product, out=np.zeros_like(gram), where=product > 0))
+def _cosines(products: Array) -> Array:
+    norms = np.sqrt(np.diagonal(products))
+    scale = norms[:, None] * norms[None, :]
+    return np.asarray(np.divide(products, scale, out=np.zeros_like(products), where=scale > 0))
 
 
 def _median_of_others(matrix: Array) -> Array:

@@ -14,6 +14,7 @@ from trainer.errors import StrategyError, UpdateError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+WEIGHT: Final = "weight:"
 _STATISTICS: Final = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 
 Array = NDArray[Any]
@@ -32,7 +33,12 @@ class Contribution:
 
 
 class Strategy(Protocol):
-    """A way of aggregating; it keeps nothing, mutates nothing and does not depend on the order of sites."""
+    """A way of aggregating; it keeps nothing, mutates nothing and does not depend on the order of sites.
+
+    ``needs_initial`` says that a run starts from an earlier run's model.
+    """
+
+    needs_initial: bool
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Raise StrategyError for an unknown parameter or one out of range."""
@@ -69,6 +75,8 @@ class Strategy(Protocol):
 
 class WholeModel:
     """What most strategies share: sites get the network's weights, and train them without a proximal term."""
+
+    needs_initial = False
 
     def proximal_mu(self, parameters: Mapping[str, Any], default: float) -> float:
         """Return 0."""
@@ -183,13 +191,32 @@ def weighted_mean(reference: Mapping[str, Array], contributions: Sequence[Contri
     """Return the mean update in float64, weighted by samples; shapes as in ``reference``, 0-d included."""
     ordered = checked(reference, contributions)
     total = sum(contribution.samples for contribution in ordered)
+    return mean_by_share(reference, ordered, [one.samples / total for one in ordered])
+
+
+def mean_by_share(
+    reference: Mapping[str, Array], ordered: Sequence[Contribution], shares: Sequence[float]
+) -> dict[str, Array]:
+    """Return the mean update in float64 for shares that sum to 1; an array of all sites at a time."""
     mean = {}
     for name, array in reference.items():
         summed = np.zeros(array.shape, dtype=np.float64)
-        for contribution in ordered:
-            summed = summed + contribution.delta[name].astype(np.float64) * (contribution.samples / total)
+        for contribution, share in zip(ordered, shares, strict=True):
+            summed = summed + contribution.delta[name].astype(np.float64) * share
         mean[name] = np.asarray(summed)
     return mean
+
+
+def site_weights(state: Mapping[str, Array]) -> dict[str, float]:
+    """Return the weights that a strategy gave its sites in the round that left this state, where it did."""
+    return {
+        name.removeprefix(WEIGHT): float(array) for name, array in state.items() if name.startswith(WEIGHT)
+    }
+
+
+def weights_state(ordered: Sequence[Contribution], shares: Sequence[float]) -> State:
+    """Return what :func:`site_weights` reads."""
+    return {WEIGHT + one.site: np.array(share) for one, share in zip(ordered, shares, strict=True)}
 
 
 def apply_step(reference: Mapping[str, Array], step: Mapping[str, Array]) -> Weights:
@@ -229,6 +256,11 @@ def is_statistic(name: str) -> bool:
     It is measured, not trained: it is averaged whatever a strategy does to parameters.
     """
     return name.rpartition(".")[2] in _STATISTICS
+
+
+def is_parameter(name: str, array: Array) -> bool:
+    """Whether gradients move this array: floating-point, no statistic, nothing that a strategy adds."""
+    return array.dtype.kind == "f" and not is_statistic(name) and ":" not in name
 
 
 def number(parameters: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:

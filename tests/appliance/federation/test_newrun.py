@@ -3,10 +3,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import select
 
-from appliance.federation import newrun, provision
+from appliance.db.coordinator import FinishedRound
+from appliance.db.engine import reading
+from appliance.federation import coordinator, newrun, provision
 from appliance.federation.errors import CoordinatorError
 from tests.trainer.federation.plans import make_plan
+from trainer.federation.plan import Strategy
+from trainer.networks import initial_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,4 +24,40 @@ def test_a_run_that_needs_more_sites_than_there_are_is_not_written_down(tmp_path
     path.write_text(make_plan(min_sites=3).dumps())
 
     with pytest.raises(CoordinatorError, match="min_sites"):
+        newrun.add(root, path)
+
+
+def finished_model(root: Path, **changes: object) -> str:
+    """Write a run's book with one model in it, and return the model's hash."""
+    plan = make_plan(run_id="earlier", **changes)
+    book = coordinator.open_book(provision.load(root))
+    book.add_run(plan, initial_weights(plan.task, 5))
+    with reading(book.engine) as session:
+        return str(session.scalars(select(FinishedRound.model_sha256)).one())
+
+
+def test_a_run_starts_from_the_model_that_its_plan_names_by_hash(tmp_path: Path) -> None:
+    root = tmp_path / "coordinator"
+    provision.create(root, ["north", "south"], "localhost", 0)
+    digest = finished_model(root)
+    path = tmp_path / "plan.json"
+    plan = make_plan(run_id="later", strategy=Strategy("transfer", {}), min_sites=2, initial_sha256=digest)
+    path.write_text(plan.dumps())
+
+    run_id = newrun.add(root, path)
+
+    with reading(coordinator.open_book(provision.load(root)).engine) as session:
+        query = select(FinishedRound.model_sha256).where(FinishedRound.run_id == run_id)
+        assert session.scalars(query).all() == [digest]
+
+
+@pytest.mark.parametrize("digest", ["", "ab" * 32], ids=["none", "unknown"])
+def test_a_run_without_the_model_that_it_starts_from_is_not_written_down(tmp_path: Path, digest: str) -> None:
+    root = tmp_path / "coordinator"
+    provision.create(root, ["north", "south"], "localhost", 0)
+    path = tmp_path / "plan.json"
+    plan = make_plan(strategy=Strategy("transfer", {}), min_sites=2, initial_sha256=digest)
+    path.write_text(plan.dumps())
+
+    with pytest.raises(CoordinatorError, match=r"initial_sha256|earlier run's model"):
         newrun.add(root, path)

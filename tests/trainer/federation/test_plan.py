@@ -44,6 +44,7 @@ def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
         {"straggler_wait_s": 1.0},
         {"ethics_number": "EK 12/2026"},
         {"max_hours": 3.0},
+        {"initial_sha256": "ab" * 32},
         {"max_update_norm": 1.0},
         {"max_samples_per_site": 10},
     ],

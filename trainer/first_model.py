@@ -1,0 +1,51 @@
+"""The first global model of a run: untrained, or what an earlier run came to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trainer import strategies
+from trainer.errors import StrategyError, UnfitModelError
+from trainer.networks import initial_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trainer.task import TaskSpec
+    from trainer.weights_io import Array, Weights
+
+
+def first_model(
+    task: TaskSpec, strategy: str, seed: int, earlier: Mapping[str, Array] | None = None
+) -> Weights:
+    """Return the global model as sites get it in the first round.
+
+    Parameters
+    ----------
+    task : TaskSpec
+        The network.
+    strategy : str
+        Of :data:`trainer.strategies.STRATEGIES`.
+    seed : int
+        Of the untrained network, where there is no earlier model.
+    earlier : Mapping, optional
+        An earlier run's global model of the same network.
+
+    Raises
+    ------
+    StrategyError
+        If the strategy starts from an earlier model and there is none.
+    UnfitModelError
+        If the earlier model has other names, shapes or types than the network.
+    """
+    chosen = strategies.get(strategy)
+    initial = initial_weights(task, seed)
+    if earlier is None:
+        if chosen.needs_initial:
+            raise StrategyError(f"{strategy}: expected an earlier run's model to start from")
+        return chosen.prepared(initial)
+    if {name: (array.shape, array.dtype) for name, array in earlier.items()} != {
+        name: (array.shape, array.dtype) for name, array in initial.items()
+    }:
+        raise UnfitModelError("the earlier model has other names, shapes or types than the task's network")
+    return chosen.prepared(dict(earlier))
