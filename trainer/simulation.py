@@ -89,7 +89,7 @@ class Simulation:
         }
 
 
-def simulate(
+def simulate(  # noqa: PLR0913 - all that the same model depends on
     task: TaskSpec,
     datasets: Mapping[str, Dataset],
     *,

@@ -33,7 +33,7 @@ TASK = small_task(
     network=NetworkSpec("resnet", {"features": [4, 4, 8, 8], "groups": 2, "norm": "batch"}),
     local=LocalSpec(batch_size=8, local_steps=3),
 )
-STATEFUL = ("fedbn", "scaffold", "ditto")
+STATEFUL = ("fedbn", "scaffold", "ditto", "domain-adaptation")
 
 
 def make(folder: Path, strategy: str) -> TrainingNode:

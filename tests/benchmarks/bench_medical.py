@@ -1,6 +1,6 @@
 """Claims of medical strategies beside FedAvg, each on data made for it: ``cloister bench medical``.
 
-``python -m tests.benchmarks.bench_medical docs/results-medical.md`` writes the page.
+``python -m tests.benchmarks.bench_medical results-medical.md`` writes a page.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ steps, the network and the sites of [Results](results.md). Data are small and tr
 not what a hospital can expect.
 
 ```sh
-python -m tests.benchmarks.bench_medical docs/results-medical.md  # {minutes} minutes, one process
+python -m tests.benchmarks.bench_medical results-medical.md  # {minutes} minutes, one process
 ```
 """
 

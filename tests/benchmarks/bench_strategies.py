@@ -146,6 +146,8 @@ cloister bench strategies --json figures.json                # the same figures,
 
 Not measured: hippocampus sites, which are three-dimensional and which the simulator cannot read; attackers,
 for which see `tests/trainer/strategies/test_attacks.py`.
+
+`transfer` starts from a FedAvg model of other drawn pictures with label skew, for chest X-rays too.
 """
 _ABOUT: Final = {
     "two hospitals": "Real chest X-rays at 28 pixels, pneumonia or not: two sites have children of one\n"

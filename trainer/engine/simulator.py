@@ -34,7 +34,7 @@ _SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,39}\Z")
 _LOG_TAIL: Final = 2000
 
 
-def simulate_on_engine(
+def simulate_on_engine(  # noqa: PLR0913 - as simulate
     task: TaskSpec,
     datasets: Mapping[str, Dataset],
     *,

@@ -23,7 +23,20 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "sampling_rate": (1e-6, 1.0),
 }
 # Their sites train more than the global model, or correct gradients by what earlier rounds left.
-_NOT_WITH_DP_SGD: Final = frozenset({"scaffold", "fedbn", "ditto"})
+# Whose sites train the whole network and send nothing but the difference to it.
+_WITH_DP_SGD: Final = frozenset(
+    {
+        "fedavg",
+        "fedprox",
+        "fedavgm",
+        "fedadam",
+        "fedyogi",
+        "median",
+        "trimmed-mean",
+        "krum",
+        "multi-krum",
+    }
+)
 
 
 class PrivacyError(TrainerError):
@@ -72,7 +85,7 @@ class Promise:
         """Raise PrivacyError where the mechanism cannot protect what a site sends."""
         if task.network.parameters.get("norm") == "batch":
             raise PrivacyError("batch normalisation mixes subjects; expected network.parameters.norm: group")
-        if self.mechanism == DP_SGD and strategy in _NOT_WITH_DP_SGD:
+        if self.mechanism == DP_SGD and strategy not in _WITH_DP_SGD:
             raise PrivacyError(f"{DP_SGD} does not go with {strategy}; expected {UPDATE_GAUSSIAN}, or fedavg")
 
     def round_cost(self, task: TaskSpec) -> Release:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import select
 
+from appliance.db.base import now
 from appliance.db.coordinator import FinishedRound
-from appliance.db.engine import reading
-from appliance.federation import coordinator, newrun, provision
+from appliance.db.engine import reading, writing
+from appliance.federation import coordinator, members, newrun, provision
 from appliance.federation.errors import CoordinatorError
 from tests.trainer.federation.plans import make_plan
 from trainer.federation.plan import Strategy
@@ -27,6 +29,16 @@ def test_a_run_that_needs_more_sites_than_there_are_is_not_written_down(tmp_path
         newrun.add(root, path)
 
 
+def two_sites(root: Path) -> None:
+    """Make a coordinator with two members."""
+    book = coordinator.open_book(provision.create(root))
+    assert book.ledger is not None
+    for number, site in enumerate(("north", "south"), 1):
+        certificate = members.Certificate(f"{number:040x}", now() + timedelta(days=30))
+        with writing(book.engine) as session:
+            members.admit(session, book.ledger, site, certificate, None)
+
+
 def finished_model(root: Path, **changes: object) -> str:
     """Write a run's book with one model in it, and return the model's hash."""
     plan = make_plan(run_id="earlier", **changes)
@@ -38,7 +50,7 @@ def finished_model(root: Path, **changes: object) -> str:
 
 def test_a_run_starts_from_the_model_that_its_plan_names_by_hash(tmp_path: Path) -> None:
     root = tmp_path / "coordinator"
-    provision.create(root, ["north", "south"], "localhost", 0)
+    two_sites(root)
     digest = finished_model(root)
     path = tmp_path / "plan.json"
     plan = make_plan(run_id="later", strategy=Strategy("transfer", {}), min_sites=2, initial_sha256=digest)
@@ -54,7 +66,7 @@ def test_a_run_starts_from_the_model_that_its_plan_names_by_hash(tmp_path: Path)
 @pytest.mark.parametrize("digest", ["", "ab" * 32], ids=["none", "unknown"])
 def test_a_run_without_the_model_that_it_starts_from_is_not_written_down(tmp_path: Path, digest: str) -> None:
     root = tmp_path / "coordinator"
-    provision.create(root, ["north", "south"], "localhost", 0)
+    two_sites(root)
     path = tmp_path / "plan.json"
     plan = make_plan(strategy=Strategy("transfer", {}), min_sites=2, initial_sha256=digest)
     path.write_text(plan.dumps())
