@@ -66,7 +66,7 @@ class SiteRecord:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One finished round; ``number`` counts from 1."""
+    """One finished round; ``number`` counts from 1, ``sites`` are those that trained."""
 
     number: int
     seconds: float
@@ -134,11 +134,11 @@ def simulate(  # noqa: PLR0913 - all that the same model depends on
     for number in range(1, rounds + 1):
         started = time.perf_counter()
         contributions, sites = [], {}
-        for site, dataset in datasets.items():
+        for site in chosen.participants(number, tuple(datasets), seed, state):
             update, sites[site] = site_round(
                 task,
                 weights,
-                dataset,
+                datasets[site],
                 site=site,
                 number=number,
                 strategy=strategy,

@@ -59,6 +59,11 @@ def unreadable(site: str, error: Exception) -> Answer:
     return Answer(site, _refusal("unreadable", type(error).__name__))
 
 
+def silent(site: str) -> Answer:
+    """Return the refusal that stands for a site whose turn it was and which said nothing."""
+    return Answer(site, _refusal("no_answer", "the site was passed over"))
+
+
 def _read(site: str, result: object) -> Answer:
     if not isinstance(result, Shareable):
         return Answer(site, _refusal("engine_error", ReturnCode.BAD_TASK_DATA))

@@ -1,7 +1,8 @@
 """The engine's workflow of one job of a run: continue from the book's last finished round to the end.
 
 It runs in the engine's server job process. A dead site neither stops a round nor falsifies it: a round counts
-with ``min_sites`` checked updates, each of them trained on this round's model.
+with ``min_sites`` checked updates, each of them trained on this round's model. Where one site trains at a
+time, a round counts with that one's update, and whoever gives none is passed over.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from appliance.db.base import now
 from appliance.errors import ApplianceError
 from appliance.federation import members, messages, policy, provision, witness
-from appliance.federation.answers import Answer, read_result, to_counted
+from appliance.federation.answers import Answer, read_result, silent, to_counted
 from appliance.federation.book import WAITING, Checkpoint, StaleJobError, open_book
 from appliance.federation.collection import Collection
 from appliance.federation.errors import CoordinatorError
 from appliance.federation.liveness import Signs
 from appliance.federation.shelf import Shelf
+from trainer import strategies
 from trainer.errors import TrainerError
 from trainer.federation import aggregation
 from trainer.federation.errors import AggregationError
@@ -172,12 +174,21 @@ class RunWorkflow(Controller):  # type: ignore[misc]
     ) -> Checkpoint:
         number, started_at = standing.number + 1, now()
         shelf = Shelf.empty(self._book.arrived(self._run_id), self._job_id, standing.weights)
-        answers = self._broadcast(
-            policy.TASK_TRAIN, plan, standing, number, sites, abort_signal, fl_ctx, shelf.keep
-        )
+
+        def ask(targets: frozenset[str]) -> list[Answer]:
+            return self._broadcast(
+                policy.TASK_TRAIN, plan, standing, number, targets, abort_signal, fl_ctx, shelf.keep
+            )
+
+        answers = self._in_turn(plan, standing, sites, ask) if _travels(plan) else ask(sites)
         updates = [aggregation.Update(a.site, a.arrays, a.said.samples) for a in answers if not a.said.code]
         result = aggregation.aggregate(
-            standing.weights, standing.state, updates, plan.strategy, plan.min_sites, plan.bounds
+            standing.weights,
+            standing.state,
+            updates,
+            plan.strategy,
+            1 if _travels(plan) else plan.min_sites,
+            plan.bounds,
         )
         judged = {judgement.site: judgement for judgement in result.judgements}
         counted = [to_counted(answer, judged.get(answer.site)) for answer in answers]
@@ -185,6 +196,26 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         finished = self._book.finish_round(self._run_id, self._job_id, reached, counted, started_at)
         shelf.clear()
         return finished
+
+    def _in_turn(
+        self,
+        plan: Plan,
+        standing: Checkpoint,
+        sites: frozenset[str],
+        ask: Callable[[frozenset[str]], list[Answer]],
+    ) -> list[Answer]:
+        """Ask one site after the other until one gives a usable update; those who did not are answers too."""
+        rule = strategies.get(plan.strategy.name)
+        left, answers = sites & self._members(), []
+        while left:
+            awake = left - self._silent or left  # whoever fell silent has its turn after all others failed
+            chosen = frozenset(rule.participants(standing.number + 1, awake, plan.seed, standing.state))
+            left -= chosen
+            for answer in ask(chosen) or [silent(site) for site in sorted(chosen)]:
+                answers.append(answer)
+                if _is_usable(answer, plan, standing):
+                    return answers
+        return answers
 
     def _finalize(
         self, plan: Plan, standing: Checkpoint, sites: frozenset[str], abort_signal: Signal, fl_ctx: FLContext
@@ -221,7 +252,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         collection = Collection(
             sites,
             sites - self._silent,
-            self._book.needed(self._run_id),
+            1 if task == policy.TASK_TRAIN and _travels(plan) else self._book.needed(self._run_id),
             plan.round_timeout_s,
             plan.straggler_wait_s,
             time.monotonic(),
@@ -229,7 +260,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         answers = self._ask(
             task, FLModelUtils.to_shareable(model), order, collection, abort_signal, fl_ctx, keep
         )
-        self._silent = collection.silent
+        self._silent = (self._silent - sites) | collection.silent
         return answers
 
     def _ask(
@@ -305,6 +336,16 @@ class RunWorkflow(Controller):  # type: ignore[misc]
                     collection.answered(answer.site, time.monotonic(), usable=not answer.said.code)
 
         return receive
+
+
+def _travels(plan: Plan) -> bool:
+    """Whether one site trains at a time, and the round is that one's."""
+    return strategies.get(plan.strategy.name).one_at_a_time
+
+
+def _is_usable(answer: Answer, plan: Plan, standing: Checkpoint) -> bool:
+    update = aggregation.Update(answer.site, answer.arrays, answer.said.samples)
+    return not answer.said.code and aggregation.judge(standing.weights, update, plan.bounds).reason is None
 
 
 def _as_it_is(answer: Answer) -> Answer:

@@ -46,9 +46,10 @@ class SimulationController(ModelController):  # type: ignore[misc]
         for number in range(1, order.rounds + 1):
             started = time.perf_counter()
             model = FLModel(params_type=ParamsType.FULL, params=dict(weights), current_round=number)
-            results = self.send_model_and_wait(TASK_NAME, model, targets=list(order.sites))
-            if len(results) != len(order.sites):
-                raise StrategyError(f"round {number}: {len(results)} updates; expected {len(order.sites)}")
+            chosen = strategy.participants(number, order.sites, order.seed, state)
+            results = self.send_model_and_wait(TASK_NAME, model, targets=list(chosen))
+            if len(results) != len(chosen):
+                raise StrategyError(f"round {number}: {len(results)} updates; expected {len(chosen)}")
             contributions, sites = [], {}
             for result in results:
                 site = str(result.meta["client_name"])

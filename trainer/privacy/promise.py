@@ -35,6 +35,8 @@ _WITH_DP_SGD: Final = frozenset(
         "trimmed-mean",
         "krum",
         "multi-krum",
+        "cyclic",
+        "random-transfer",
     }
 )
 

@@ -31,6 +31,7 @@ from trainer.strategies.fedprox import FedProx
 from trainer.strategies.generalisation import DomainGeneralisation
 from trainer.strategies.robust import CoordinateWise, Krum
 from trainer.strategies.scaffold import Scaffold
+from trainer.strategies.transfer import Cyclic, RandomTransfer
 from trainer.strategies.variation import VariationAware
 from trainer.strategies.warmstart import WarmStart
 
@@ -56,6 +57,8 @@ STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType(
         "domain-generalisation": DomainGeneralisation(),
         "domain-adaptation": DomainAdaptation(),
         "variation-aware": VariationAware(),
+        "cyclic": Cyclic(),
+        "random-transfer": RandomTransfer(),
     }
 )
 

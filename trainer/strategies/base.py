@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trainer.errors import StrategyError, UpdateError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 WEIGHT: Final = "weight:"
 _STATISTICS: Final = frozenset({"running_mean", "running_var", "num_batches_tracked"})
@@ -35,16 +35,40 @@ class Contribution:
 class Strategy(Protocol):
     """A way of aggregating; it keeps nothing, mutates nothing and does not depend on the order of sites.
 
-    ``needs_initial`` says that a run starts from an earlier run's model.
+    ``needs_initial`` says that a run starts from an earlier run's model. ``one_at_a_time``: a round is one
+    site's, and the model moves on; otherwise all who are there take part.
     """
 
     needs_initial: bool
+    one_at_a_time: bool
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Raise StrategyError for an unknown parameter or one out of range."""
 
     def proximal_mu(self, parameters: Mapping[str, Any], default: float) -> float:
         """Return the weight of the proximal term that sites train with; ``default`` is the task's."""
+
+    def participants(
+        self, number: int, sites: Collection[str], seed: int, state: Mapping[str, Array]
+    ) -> tuple[str, ...]:
+        """Return who trains in a round, of the sites that are there; the same question has one answer.
+
+        Parameters
+        ----------
+        number : int
+            The round's, from 1.
+        sites : Collection of str
+            Who is there.
+        seed : int
+            The run's.
+        state : Mapping
+            What the strategy remembers of the rounds before.
+
+        Raises
+        ------
+        StrategyError
+            If one site has to train and nobody is there.
+        """
 
     def prepared(self, initial: Mapping[str, Array]) -> Weights:
         """Return the first global model of a run, as sites get it, from the network's initial weights.
@@ -74,7 +98,16 @@ class Strategy(Protocol):
 
 
 class WholeModel:
-    """What most strategies share: sites get the network's weights, and train them without a proximal term."""
+    """What most strategies share: all sites get the network's weights, and train without a proximal term."""
+
+    one_at_a_time = False
+
+    def participants(
+        self, number: int, sites: Collection[str], seed: int, state: Mapping[str, Array]
+    ) -> tuple[str, ...]:
+        """Return all sites, as they were given."""
+        del number, seed, state
+        return tuple(sites)
 
     needs_initial = False
 

@@ -20,12 +20,15 @@ from appliance.federation.exchange import Exchange, Finished, Refused
 from appliance.federation.protocols import ProtocolDecisionError
 from appliance.federation.unixclient import UnixClient
 from appliance.work import claimed
+from tests.appliance.consortium.scene import show_run
 from tests.appliance.federation.research import add_subjects, finish_round
 from tests.appliance.federation.ring import until
 from tests.appliance.federation.test_site import CONTENT, asked, begun
 from tests.trainer.federation.plans import make_plan
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from appliance.federation.site import SiteService
     from appliance.node import ResearchZone
     from trainer.federation.plan import Plan
@@ -208,9 +211,10 @@ def test_a_round_under_way_stops_at_the_next_step_and_starts_anew_after_the_paus
 
 
 def test_an_engine_that_waits_for_a_round_is_told_of_the_pause_at_once(
-    service: SiteService, plan: Plan
+    service: SiteService, plan: Plan, tmp_path: Path
 ) -> None:
     zone = service.zone
+    show_run(zone, tmp_path / "coordinator", plan.sha256, asked(plan).model_sha256)
     services = research_api.start_api(zone)
     try:
         view = begun(service, plan)

@@ -269,3 +269,82 @@ def test_three_sites_have_no_majority_to_be_unlike(book: Book) -> None:
     view = progress.run(book.engine, run_id)
     assert view is not None
     assert progress.suspects(view) == {}
+
+
+class TestTransfer:
+    """One site trains at a time: the round is that one's."""
+
+    @staticmethod
+    def plan(book: Book, **changes: Any) -> str:
+        return add_run(book, min_sites=2, strategy=Strategy(changes.pop("name", "cyclic"), {}), **changes)
+
+    @staticmethod
+    def order(book: Book, run_id: str) -> list[list[tuple[str, bool]]]:
+        view = progress.run(book.engine, run_id)
+        assert view is not None
+        return [[(one.site, one.accepted) for one in number.sites] for number in view.rounds]
+
+    def test_each_site_has_its_turn_and_the_model_is_handed_on(self, book: Book) -> None:
+        run_id = self.plan(book, total_rounds=5)
+        workflow = ScriptedWorkflow(book, run_id, "job-a", trains(), SITES)
+
+        workflow.work()
+
+        asked = [site for task, site in workflow.asked if task == policy.TASK_TRAIN]
+        assert asked == ["north", "south", "west", "north", "south"]
+        assert self.order(book, run_id) == [[(site, True)] for site in asked]
+        np.testing.assert_array_equal(book.checkpoint(run_id).weights["weight"], 5.0)
+        assert book.state(run_id) == RunState.DONE
+
+    def test_the_turns_outlive_the_job(self, book: Book) -> None:
+        run_id = self.plan(book, total_rounds=12)
+        ScriptedWorkflow(book, run_id, "job-a", trains(), SITES).work()
+        later = ScriptedWorkflow(book, run_id, "job-b", trains(), SITES)
+
+        later.work()
+
+        assert [site for task, site in later.asked if task == policy.TASK_TRAIN] == ["south", "west"]
+
+    @pytest.mark.parametrize("name", ["cyclic", "random-transfer"])
+    def test_a_silent_site_is_passed_over_and_the_record_says_so(self, book: Book, name: str) -> None:
+        run_id = self.plan(book, total_rounds=9, name=name)
+        script = trains()
+        script[policy.TASK_TRAIN] = lambda site, *rest: (
+            None if site == "south" else trains()["train"](site, *rest)
+        )
+        workflow = ScriptedWorkflow(book, run_id, "job-a", script, SITES)
+
+        workflow.work()
+
+        assert book.state(run_id) == RunState.DONE
+        found = self.order(book, run_id)
+        assert all(len([site for site, accepted in one if accepted]) == 1 for one in found)
+        assert (
+            sum(("south", False) in one for one in found) == 1
+        )  # silent once, it is not asked while others are
+        np.testing.assert_array_equal(book.checkpoint(run_id).weights["weight"], 9.0)
+
+    @pytest.mark.parametrize("value", [np.nan, 1e30], ids=["nan", "too-large"])
+    def test_a_site_with_an_update_that_is_refused_is_passed_over(self, book: Book, value: float) -> None:
+        run_id = self.plan(book, total_rounds=3)
+        bad = {"weight": np.full((2, 2), value, np.float32)}
+
+        def train(site: str, *rest: Any) -> Answer | None:
+            return said(site, arrays=bad) if site == "north" else trains()["train"](site, *rest)
+
+        ScriptedWorkflow(book, run_id, "job-a", {**trains(), "train": train}, SITES).work()
+
+        expected = [[("north", False), (site, True)] for site in ("south", "west", "south")]
+        assert self.order(book, run_id) == expected
+        np.testing.assert_array_equal(book.checkpoint(run_id).weights["weight"], 3.0)
+
+    def test_where_nobody_gives_an_update_the_round_does_not_count(self, book: Book) -> None:
+        run_id = self.plan(book, total_rounds=3)
+        script = {**trains(), policy.TASK_TRAIN: lambda site, *_: said(site, "engine_error")}
+        workflow = ScriptedWorkflow(book, run_id, "job-a", script, SITES)
+
+        workflow.work()
+
+        assert sorted(site for task, site in workflow.asked if task == "train") == list(SITES)
+        assert book.last_round(run_id) == 0
+        assert book.state(run_id) == RunState.RUNNING

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,6 +209,35 @@ def test_a_killed_job_process_and_a_killed_coordinator_cost_no_finished_round(ri
     for member in ring.members.values():
         done = rounds_done(member, plan)
         assert len(done) == len(set(done))
+
+
+def test_the_model_travels_in_turn_and_a_dead_site_is_passed_over(ring: Ring) -> None:
+    plan = ring.submit(total_rounds=7, min_sites=2, round_timeout_s=60.0, strategy=Strategy("cyclic", {}))
+    ring.approve(plan)
+    west = ring.members["west"]
+    until(lambda: "west" in _order(ring.view(plan)), 90, "west had its first turn")
+    west.program.kill()
+
+    view = ring.until_over(plan)
+
+    assert view.state == "done", view.reason
+    order = _order(view)
+    assert order[:3] == ["north", "south", "west"]
+    assert order.count("west") <= 2  # it may have begun its second turn
+    assert all(first != second for first, second in pairwise(order))
+    check_arithmetic(ring, plan)
+    for name in ("north", "south"):
+        member = ring.members[name]
+        mine = [number for number, site in enumerate(order, 1) if site == name]
+        bodies = [row.body for row in member.receipts(plan.run_id) if row.body["kind"] == "train"]
+        assert [body["number"] for body in bodies] == mine
+    assert {one.site for one in view.final if one.accepted} >= {"north", "south"}
+    west.program.start()
+
+
+def _order(view: RunProgress) -> list[str]:
+    """Return who trained, round by round."""
+    return [site for one in view.rounds for site in sorted(counted_sites(view, one.number))]
 
 
 def test_a_plan_that_nobody_approved_does_not_run(ring: Ring) -> None:

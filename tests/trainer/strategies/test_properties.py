@@ -26,7 +26,10 @@ CONVEX = frozenset(
     | {"auto-fedavg", "transfer", "domain-generalisation", "domain-adaptation", "variation-aware"}
 )
 
+AVERAGING = tuple(name for name in NAMES if not STRATEGIES[name].one_at_a_time)
+
 every_strategy = pytest.mark.parametrize("name", NAMES)
+every_averaging = pytest.mark.parametrize("name", AVERAGING)
 
 
 def model() -> Arrays:
@@ -47,7 +50,7 @@ def contributions(*values: float) -> list[Contribution]:
     return [Contribution(f"site-{i}", step(value), i + 1) for i, value in enumerate(values)]
 
 
-@every_strategy
+@every_averaging
 def test_dtypes_shapes_and_arguments_are_kept(name: str) -> None:
     reference, updates = model(), contributions(1, 2, 3, 2, 1)
     new, state = get(name).aggregate(reference, updates, {}, {})
@@ -61,13 +64,13 @@ def test_dtypes_shapes_and_arguments_are_kept(name: str) -> None:
     assert all(isinstance(array, np.ndarray) for array in state.values())
 
 
-@every_strategy
+@every_averaging
 def test_a_counter_moves_to_a_whole_number_between_the_sites(name: str) -> None:
     new, _ = get(name).aggregate(model(), contributions(3, 4, 4, 3, 4), {}, {})
     assert int(new["bn.num_batches_tracked"]) in {13, 14}
 
 
-@every_strategy
+@every_averaging
 def test_a_running_variance_stays_between_the_sites(name: str) -> None:
     rule, weights = get(name), model()
     state: Arrays = {}
@@ -85,7 +88,7 @@ def test_a_running_variance_stays_between_the_sites(name: str) -> None:
     ),
     weights=st.lists(st.integers(1, 10_000), min_size=7, max_size=7),
     order=st.randoms(use_true_random=False),
-    name=st.sampled_from(NAMES),
+    name=st.sampled_from(AVERAGING),
 )
 def test_the_order_of_sites_does_not_matter(
     deltas: list[NDArray[np.float32]], weights: list[int], order: Any, name: str
@@ -141,7 +144,7 @@ def test_without_an_update_or_with_a_site_twice_there_is_no_round(name: str) -> 
     ],
     ids=["nan", "inf", "minus-inf", "missing", "dtype"],
 )
-@every_strategy
+@every_averaging
 def test_a_broken_update_is_refused(name: str, change: Callable[[Arrays], Arrays], code: str) -> None:
     updates = contributions(1, 2, 3, 4)
     updates.append(Contribution("z", change(step(1)), 1))
