@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import signal
+    from collections.abc import Container
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
@@ -36,6 +37,14 @@ def die_with_parent(number: signal.Signals, parent_pid: int | None = None) -> No
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent ends (prctl(2), PR_SET_CHILD_SUBREAPER)."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def collect_orphans(own: Container[int]) -> None:
+    """Collect adopted children that have ended; not this process's ``own``, whose exit codes are wanted."""
+    for pid in children_of(os.getpid()):
+        if pid not in own:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 def _prctl(option: int, argument: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance import logs
-from appliance.children import adopt_orphans
+from appliance.children import adopt_orphans, collect_orphans
 from appliance.federation import book as books
 from appliance.federation import enrolment, members, owncerts, policy
 from appliance.federation.enginehost import command, end_jobs
@@ -53,6 +53,7 @@ class EngineServer:
     def keep(self) -> bool:
         """Start the server when it does not run; return whether one was started."""
         process = self._process
+        collect_orphans(() if process is None else (process.pid,))  # job processes whose server was killed
         if process is not None and process.poll() is None:
             return False
         at = time.monotonic()

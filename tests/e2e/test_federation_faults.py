@@ -221,6 +221,7 @@ def test_after_all_that_every_round_was_counted_once(ring: Ring, plan: Plan) -> 
 def test_a_silent_site_is_passed_over_and_takes_part_again_when_it_is_back(ring: Ring) -> None:
     plan = ring.submit(total_rounds=2000, min_sites=2, straggler_wait_s=2.0, round_timeout_s=300.0)
     ring.approve(plan, 120.0)
+    ring.until_round(plan, 1, WITHIN_S)
     aimed(ring, plan, "training")
     ring.wires[VICTIM].silent = True
     until(lambda: VICTIM not in _counted(ring, plan), WITHIN_S, "a round is finished without the silent site")
