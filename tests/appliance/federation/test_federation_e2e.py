@@ -101,12 +101,18 @@ def check_arithmetic(ring: Ring, plan: Plan) -> None:
         for name, array in weights.items():
             np.testing.assert_array_equal(array, stored[name])
         recomputed += 1
-    assert recomputed >= min(len(view.rounds), KEPT_UPDATES)
+    assert recomputed >= min(len(view.rounds), KEPT_UPDATES - _is_ahead(ring, plan, view))
     assert book.checkpoint(plan.run_id).number == view.finished_rounds
     assert book.ledger is not None
     key = book.ledger.signing.public_key()
     assert ledger.verify(book.engine, key, ring.federation.root / "ledger.head").ok
     book.engine.dispose()
+
+
+def _is_ahead(ring: Ring, plan: Plan, view: RunProgress) -> bool:
+    """Whether a site keeps the update of a round that was stopped before it was finished."""
+    rows = [row for member in ring.members.values() for row in member.rounds(plan.run_id)]
+    return any(row.kind == "train" and row.receipt_id and row.number > view.finished_rounds for row in rows)
 
 
 def check_engine_processes(member: Member) -> None:
@@ -365,7 +371,8 @@ def test_a_private_run_is_paid_and_its_receipts_are_what_the_coordinator_got(rin
     got = {(one.number, site.site): site for one in view.rounds for site in one.sites}
     for member in ring.members.values():
         spent = json.loads(cloister("budget", "list", "--json", "--config", member.config))
-        bodies = {row.body["number"]: row.body for row in member.receipts(plan.run_id)[:2]}
+        trained = [row.body for row in member.receipts(plan.run_id) if row.body["kind"] == "train"]
+        bodies = {body["number"]: body for body in trained}
         assert set(bodies) == {1, 2}
         for number, body in bodies.items():
             received = got[number, member.name]
