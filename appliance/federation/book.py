@@ -237,10 +237,10 @@ class Book:
         return missing
 
     def note(self, run_id: str, job_id: str, reason: str) -> None:
-        """Keep why a run does not advance, for people; a stale job's word does not count."""
+        """Keep why an open run does not advance, for people; a stale job's word does not count."""
         with writing(self.engine) as session:
             run = session.get(Run, run_id)
-            if run is not None and run.engine_job_id == job_id:
+            if run is not None and run.engine_job_id == job_id and run.state in OPEN:
                 run.reason = reason[:500]
 
     def give_up(self, run_id: str, job_id: str, reason: str) -> None:

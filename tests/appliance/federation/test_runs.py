@@ -342,6 +342,15 @@ class TestRunController:
 
         assert book.state(run_id) == RunState.RUNNING
 
+    def test_a_run_that_people_stopped_keeps_their_reason(self, book: Book, run_id: str) -> None:
+        book.set_job(run_id, "job-1")
+        book.end_run(run_id, RunState.STOPPED, "stopped at the command line")
+
+        book.note(run_id, "job-1", "the job was aborted")
+
+        with reading(book.engine) as session:
+            assert session.get_one(Run, run_id).reason == "stopped at the command line"
+
     def test_a_final_model_that_is_offered_again_waits_for_a_site_that_misses_it(
         self, controller: RunController, book: Book, run_id: str, engine: ScriptedEngine, clock: Clock
     ) -> None:
