@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer.strategies.base import number, only
+from trainer.strategies.base import number
 from trainer.strategies.fedavg import FedAvg
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from trainer.strategies.base import Array, Contribution, State, Weights
+    from collections.abc import Mapping
 
 _NOISE: Final = "noise"
 
@@ -29,27 +27,13 @@ class DomainAdaptation(FedAvg):
     adversarial alignment of features, which sends features, is not built.
     """
 
+    own_parameters = frozenset({_NOISE})
+
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Raise StrategyError for an unknown parameter or one out of range."""
-        only(parameters, frozenset({_NOISE, "server_learning_rate"}))
+        super().check_parameters(parameters)
         self.noise(parameters)
-        super().check_parameters(_of_the_mean(parameters))
 
     def noise(self, parameters: Mapping[str, Any]) -> float:
         """Return the noise of an update in units of its arrays' root mean square."""
         return number(parameters, _NOISE, 0.1, 0.0, 10.0)
-
-    def aggregate(
-        self,
-        global_weights: Mapping[str, Array],
-        contributions: Sequence[Contribution],
-        state: Mapping[str, Array],
-        parameters: Mapping[str, Any],
-    ) -> tuple[Weights, State]:
-        """Aggregate as FedAvg does."""
-        self.check_parameters(parameters)
-        return FedAvg().aggregate(global_weights, contributions, state, _of_the_mean(parameters))
-
-
-def _of_the_mean(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if name != _NOISE}

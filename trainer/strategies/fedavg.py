@@ -11,21 +11,25 @@ if TYPE_CHECKING:
 
     from trainer.strategies.base import Array, Contribution, State, Weights
 
-_PARAMETERS: Final = frozenset({"server_learning_rate"})
+_RATE: Final = "server_learning_rate"
 
 
 class FedAvg(WholeModel):
     """FedAvg. Parameter: ``server_learning_rate`` (1: the plain mean).
+
+    A strategy that differs at the sites alone names its parameters in ``own_parameters`` and checks them.
 
     References
     ----------
     McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017.
     """
 
+    own_parameters: frozenset[str] = frozenset()
+
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Raise StrategyError for an unknown parameter or one out of range."""
-        only(parameters, _PARAMETERS)
-        number(parameters, "server_learning_rate", 1.0, 1e-6, 10.0)
+        only(parameters, self.own_parameters | {_RATE})
+        _rate(parameters)
 
     def aggregate(
         self,
@@ -36,10 +40,14 @@ class FedAvg(WholeModel):
     ) -> tuple[Weights, State]:
         """Move the global model by the weighted mean of the updates; integers by the mean, rounded."""
         self.check_parameters(parameters)
-        rate = number(parameters, "server_learning_rate", 1.0, 1e-6, 10.0)
+        rate = _rate(parameters)
         mean = weighted_mean(global_weights, contributions)
         scaled = {
             name: step * rate if global_weights[name].dtype.kind == "f" else step
             for name, step in mean.items()
         }
         return apply_step(global_weights, scaled), dict(state)
+
+
+def _rate(parameters: Mapping[str, Any]) -> float:
+    return number(parameters, _RATE, 1.0, 1e-6, 10.0)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer.strategies.base import number, only
+from trainer.strategies.base import number
 from trainer.strategies.fedavg import FedAvg
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from trainer.strategies.base import Array, Contribution, State, Weights
+    from collections.abc import Mapping
 
 _FROZEN: Final = "frozen_rounds"
 _MOST_ROUNDS: Final = 10_000
@@ -28,28 +26,13 @@ class WarmStart(FedAvg):
     """
 
     needs_initial = True
+    own_parameters = frozenset({_FROZEN})
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Raise StrategyError for an unknown parameter or one out of range."""
-        only(parameters, frozenset({_FROZEN, "server_learning_rate"}))
+        super().check_parameters(parameters)
         self.frozen_rounds(parameters)
-        super().check_parameters(_of_the_mean(parameters))
 
     def frozen_rounds(self, parameters: Mapping[str, Any]) -> int:
         """Return for how many rounds only the head is trained."""
         return int(number(parameters, _FROZEN, 2, 0, _MOST_ROUNDS))
-
-    def aggregate(
-        self,
-        global_weights: Mapping[str, Array],
-        contributions: Sequence[Contribution],
-        state: Mapping[str, Array],
-        parameters: Mapping[str, Any],
-    ) -> tuple[Weights, State]:
-        """Aggregate as FedAvg does."""
-        self.check_parameters(parameters)
-        return FedAvg().aggregate(global_weights, contributions, state, _of_the_mean(parameters))
-
-
-def _of_the_mean(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if name != _FROZEN}
