@@ -102,15 +102,15 @@ class Stored(Mapping[str, Array]):
     So what many sites send is held on disk, and memory is that of the arrays in use, however many there are.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read the names.
+    def __init__(self, path: Path, digest: str = "") -> None:
+        """Read the names; ``digest`` is the file's SHA-256 where it is known already.
 
         Raises
         ------
         WeightsError
             If the file is missing or malformed.
         """
-        self.path = path
+        self.path, self._digest = path, digest
         try:
             with safe_open(path, "numpy") as content:
                 self._names = tuple(sorted(content.keys()))
@@ -120,8 +120,14 @@ class Stored(Mapping[str, Array]):
     @classmethod
     def write(cls, path: Path, weights: Mapping[str, Array]) -> Stored:
         """Write a file as :func:`save` does, and return it as a mapping."""
-        save(path, weights)
-        return cls(path)
+        return cls(path, save(path, weights))
+
+    @property
+    def sha256(self) -> str:
+        """The file's SHA-256, read once."""
+        if not self._digest:
+            self._digest = sha256(self.path)
+        return self._digest
 
     def __getitem__(self, name: str) -> Array:
         """Read one array; raises KeyError for an unknown name, WeightsError when the file is gone."""

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.progress import Progress
 
 from appliance.cli import WRONG_USE
+from appliance.federation.joincode import SITE_NAME
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from trainer.datasets import Dataset
     from trainer.task import TaskSpec
-
-_SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,39}\Z")
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def places(option: str, texts: list[str], taken: frozenset[str] = frozenset()) -
     for text in texts:
         name, _, rest = text.partition("=")
         place = _place(rest)
-        if place is None or not _SITE_NAME.match(name) or name in found or name in taken:
+        if place is None or not SITE_NAME.fullmatch(name) or name in found or name in taken:
             typer.echo(
                 f"{option}: expected NAME=DIR[,LABELS], each name once, DIR a folder, LABELS a CSV file",
                 err=True,

@@ -12,6 +12,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from appliance.consortium.errors import BlockFormError
+from appliance.federation.joincode import SITE_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +30,6 @@ STATES: Final = ("active", "left", "expelled")
 MAX_BODY: Final = 256 * 1024
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE: Final = re.compile(r"[0-9a-f]{128}")
-_SITE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,39}")
 _AT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00")
 _MAX_COUNT: Final = 2**31 - 1
 
@@ -219,7 +219,7 @@ def read_statement(value: object) -> Statement:
     statement = Statement(**_shape(Statement, value, "statement"))
     _texts(statement, "statement", _HASH, "federation", "plan", "model", "receipt", "head_root")
     _texts(statement, "statement", re.compile(f"(?:{_HASH.pattern})?"), "update", "dataset")
-    _texts(statement, "statement", _SITE, "site")
+    _texts(statement, "statement", SITE_NAME, "site")
     _texts(statement, "statement", re.compile("train|finalize"), "kind")
     _counts(statement, "statement", "number", "samples", "head_size")
     return statement
@@ -229,7 +229,7 @@ def read_countersigned(value: object) -> Countersigned:
     """Read a countersigned head; raises BlockFormError."""
     read = Countersigned(**_shape(Countersigned, value, "countersigned head"))
     _texts(read, "countersigned head", _HASH, "root")
-    _texts(read, "countersigned head", _SITE, "site")
+    _texts(read, "countersigned head", SITE_NAME, "site")
     _texts(read, "countersigned head", _SIGNATURE, "signature")
     _counts(read, "countersigned head", "size")
     return read
@@ -240,7 +240,7 @@ def _contribution(value: object) -> Contribution:
     if content["statement"] is not None:
         content["statement"] = read_statement(content["statement"])
     read = Contribution(**content)
-    _texts(read, "contribution", _SITE, "site")
+    _texts(read, "contribution", SITE_NAME, "site")
     _texts(read, "contribution", re.compile(f"(?:{_SIGNATURE.pattern})?"), "signature")
     _counts(read, "contribution", "samples")
     if not isinstance(read.accepted, bool):
@@ -250,7 +250,7 @@ def _contribution(value: object) -> Contribution:
 
 def _member(value: object) -> MemberChange:
     read = MemberChange(**_shape(MemberChange, value, "member"))
-    _texts(read, "member", _SITE, "site")
+    _texts(read, "member", SITE_NAME, "site")
     _texts(read, "member", re.compile(f"(?:{_HASH.pattern})?"), "key")
     _texts(read, "member", re.compile("|".join(STATES)), "state")
     return read

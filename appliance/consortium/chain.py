@@ -40,6 +40,7 @@ class Chain:
         self.members: dict[str, tuple[str, str]] = {}  # site -> (state, key)
         self.models: dict[tuple[str, int], str] = {}  # (plan, round) -> model after it
         self.newest: dict[str, int] = {}  # plan -> newest round
+        self.countersigned: dict[str, int] = {}  # site -> size of its newest head that stands in a block
 
     @property
     def size(self) -> int:
@@ -62,7 +63,7 @@ class Chain:
         """
         chain = cls()
         for signed in stored:
-            chain._push(blocks.read_block(signed.body), signed)
+            chain.follow(blocks.read_block(signed.body), signed)
         return chain
 
     def take(self, signed: Signed) -> list[Finding]:
@@ -73,8 +74,21 @@ class Chain:
             return [Finding("form", self.size + 1, str(error))]
         found = list(self._check(block, signed))
         if not found:
-            self._push(block, signed)
+            self.follow(block, signed)
         return found
+
+    def follow(self, block: Block, signed: Signed) -> None:
+        """Take up a block that was checked before, or made here."""
+        self.federation, self.coordinator = block.federation, block.coordinator
+        self.tree.append(signed.block_hash)
+        self.hashes.append(signed.block_hash)
+        for change in block.members:
+            self.members[change.site] = (change.state, change.key or self.key(change.site))
+        for one in block.countersigned:
+            self.countersigned[one.site] = max(one.size, self.countersigned.get(one.site, 0))
+        if block.kind in {blocks.RUN, blocks.ROUND}:
+            self.models[(block.plan, block.round)] = block.model_out
+            self.newest[block.plan] = block.round
 
     def key(self, site: str) -> str:
         """Return a member's key; empty when it is not known."""
@@ -179,16 +193,6 @@ class Chain:
         if place != (one.site, kind, block.plan, block.round, model) or one.samples > said.samples:
             message = f"the contribution of site {one.site} is one to another round"
             yield Finding("contribution", block.sequence, message)
-
-    def _push(self, block: Block, signed: Signed) -> None:
-        self.federation, self.coordinator = block.federation, block.coordinator
-        self.tree.append(signed.block_hash)
-        self.hashes.append(signed.block_hash)
-        for change in block.members:
-            self.members[change.site] = (change.state, change.key or self.key(change.site))
-        if block.kind in {blocks.RUN, blocks.ROUND}:
-            self.models[(block.plan, block.round)] = block.model_out
-            self.newest[block.plan] = block.round
 
 
 def audit(stored: Iterable[Signed]) -> tuple[Chain, list[Finding]]:

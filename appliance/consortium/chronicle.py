@@ -12,7 +12,6 @@ from appliance.consortium import block as blocks
 from appliance.consortium.block import Block, Contribution, Countersigned, MemberChange, Signed
 from appliance.consortium.chain import Chain
 from appliance.consortium.errors import ConsortiumError
-from appliance.consortium.merkle import Tree
 from appliance.consortium.offers import Countersignature, Offer, chunk
 from appliance.db import coordinator as tables
 from appliance.db.engine import reading, writing
@@ -41,18 +40,15 @@ class Entry:
 def append(session: Session, key: Ed25519PrivateKey, entry: Entry) -> None:
     """Append a block in the caller's writing transaction, after one with the members where these changed."""
     session.flush()
-    changes = _member_changes(session)
-    if changes or not stored(session):
-        _append(session, key, Entry(blocks.MEMBERS, members=changes))
-    _append(session, key, entry)
+    chain = Chain.replay(stored(session))
+    _append_members(session, key, chain, always=chain.size == 0)
+    _append(session, key, chain, entry)
 
 
 def append_members(session: Session, key: Ed25519PrivateKey) -> None:
     """Append a block with what changed among the members, if anything did, in the caller's transaction."""
     session.flush()
-    changes = _member_changes(session)
-    if changes:
-        _append(session, key, Entry(blocks.MEMBERS, members=changes))
+    _append_members(session, key, Chain.replay(stored(session)))
 
 
 def stored(session: Session) -> list[Signed]:
@@ -73,11 +69,10 @@ class Chronicle:
     def open_run(self, plan: str, number: int, model: str) -> None:
         """Begin a run's chapter with the model that it stands at, unless it has one."""
         with writing(self.engine) as session:
-            known = any(f'"plan":"{plan}"' in one.body for one in stored(session))
-            if not known:
-                append(session, self.key, Entry(blocks.RUN, plan, number, "", model))
-            else:
+            if plan in Chain.replay(stored(session)).newest:
                 append_members(session, self.key)
+            else:
+                append(session, self.key, Entry(blocks.RUN, plan, number, "", model))
 
     def offer(self, sites: Iterable[str]) -> Offer:
         """Offer what the one of ``sites`` that is furthest behind has not countersigned yet.
@@ -137,18 +132,27 @@ def countersigned(session: Session) -> tuple[Countersigned, ...]:
     return tuple(Countersigned(row.site, row.size, row.root, row.signature) for row in rows)
 
 
-def _append(session: Session, key: Ed25519PrivateKey, entry: Entry) -> None:
-    known = stored(session)
-    hashes = [one.block_hash for one in known]
+def _append_members(session: Session, key: Ed25519PrivateKey, chain: Chain, *, always: bool = False) -> None:
+    """Append what changed among the members, if anything did or it is asked for ``always``."""
+    rows = session.scalars(select(tables.Member).order_by(tables.Member.name))
+    now = [MemberChange(row.name, str(row.state), row.signing_key or "") for row in rows]
+    changes = tuple(one for one in now if chain.members.get(one.site) != (one.state, one.key))
+    if changes or always:
+        _append(session, key, chain, Entry(blocks.MEMBERS, members=changes))
+
+
+def _append(session: Session, key: Ed25519PrivateKey, chain: Chain, entry: Entry) -> None:
+    """Seal a block with the heads that stand in none yet, keep it, and let the chain follow it."""
     public = blocks.public_hex(key.public_key())
+    heads = countersigned(session)
     block = Block(
         version=blocks.VERSION,
         federation=blocks.federation_id(public),
         coordinator=public,
-        sequence=len(known) + 1,
+        sequence=chain.size + 1,
         at=datetime.now(UTC).isoformat(timespec="microseconds"),
-        previous=hashes[-1] if hashes else blocks.GENESIS,
-        prior_root=Tree(hashes).root(),
+        previous=chain.hashes[-1] if chain.hashes else blocks.GENESIS,
+        prior_root=chain.tree.root(),
         kind=entry.kind,
         plan=entry.plan,
         round=entry.round,
@@ -156,25 +160,9 @@ def _append(session: Session, key: Ed25519PrivateKey, entry: Entry) -> None:
         model_out=entry.model_out,
         contributions=entry.contributions,
         members=entry.members,
-        countersigned=_since_last(known, countersigned(session)),
+        countersigned=tuple(one for one in heads if one.size > chain.countersigned.get(one.site, 0)),
     )
     signed = blocks.seal(block, key)
     session.add(tables.ConsortiumBlock(sequence=block.sequence, body=signed.body, signature=signed.signature))
     session.flush()
-
-
-def _since_last(known: list[Signed], heads: tuple[Countersigned, ...]) -> tuple[Countersigned, ...]:
-    """Return the heads that stand in no block yet."""
-    return tuple(
-        one for one in heads if not any(f'"signature":"{one.signature}"' in block.body for block in known)
-    )
-
-
-def _member_changes(session: Session) -> tuple[MemberChange, ...]:
-    said: dict[str, MemberChange] = {}
-    for signed in stored(session):
-        if f'"kind":"{blocks.MEMBERS}"' in signed.body:
-            said.update({one.site: one for one in blocks.read_block(signed.body).members})
-    rows = session.scalars(select(tables.Member).order_by(tables.Member.name))
-    now = [MemberChange(row.name, str(row.state), row.signing_key or "") for row in rows]
-    return tuple(one for one in now if said.get(one.site) != one)
+    chain.follow(block, signed)

@@ -56,13 +56,12 @@ class Replica:
         kept.
         """
         with writing(self.zone.engine) as session:
-            if not open_findings(session):
-                self._take(session, offer)
-            if open_findings(session):
+            chain = None if open_findings(session) else self._take(session, offer)
+            if chain is None:
                 return Held(BROKEN, "the consortium's ledger is not what it was; a person must look")
-            if not current(session):
+            if chain.size == 0:
                 return Held(BEHIND, "no block of the consortium's ledger has come yet")
-            return self._countersign(session)
+            return self._countersign(session, chain)
 
     def hold(self, plan: str, kind: str, number: int, model: str) -> Held | None:
         """Say why a round must not run: a finding is open, or its model is not the one in the ledger."""
@@ -119,24 +118,25 @@ class Replica:
                 body = {"replica": number}
                 self.zone.ledger.append(session, kind=ADOPTED, subject_id=row.id, body=body, actor=actor)
 
-    def _take(self, session: Session, offer: Offer) -> None:
+    def _take(self, session: Session, offer: Offer) -> Chain | None:
+        """Return the chain with what was right of the offer, None after a finding."""
         kept = current(session)
         try:
             chain = Chain.replay(kept)
         except BlockFormError as error:
             self._find(session, [Finding("replica", 0, f"this site's own replica was changed: {error}")], "")
-            return
+            return None
         found = self._own_head(session, chain) or _overlap(kept, offer)
         if found:
             self._find(session, found, "")
-            return
+            return None
         for sequence, signed in enumerate(offer.blocks, start=offer.first):
             if sequence <= len(kept) or sequence != chain.size + 1:
                 continue
             found = chain.take(signed) or list(own.check(session, self.zone, signed))
             if found:
                 self._find(session, found, signed.body)
-                return
+                return None
             session.add(
                 ConsortiumBlock(
                     replica=_number(session), sequence=sequence, body=signed.body, signature=signed.signature
@@ -145,8 +145,10 @@ class Replica:
         found = list(chain.check_head(offer.head, offer.signature)) if chain.size else []
         if found:
             self._find(session, found, "")
-        elif chain.head.size == offer.head.size:
+            return None
+        if chain.size == offer.head.size:
             self._keep_head(session, offer)
+        return chain
 
     def _own_head(self, session: Session, chain: Chain) -> list[Finding]:
         """Compare the replica with the head that this site countersigned last."""
@@ -166,12 +168,10 @@ class Replica:
             row.countersignature, row.at = "", now()
         session.flush()
 
-    def _countersign(self, session: Session) -> Countersignature:
+    def _countersign(self, session: Session, chain: Chain) -> Countersignature:
         """Sign the head of the replica as it stands, once per head."""
-        session.flush()
         signing = self.zone.keys.signing
         key = blocks.public_hex(signing.public_key())
-        chain = Chain.replay(current(session))
         row = session.get(ConsortiumHead, _number(session))
         signature = blocks.sign_head(chain.federation, chain.head, signing, "site")
         if row is not None and row.size == chain.size and not row.countersignature:

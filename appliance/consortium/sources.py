@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
-
 from appliance.consortium import chronicle, replica
 from appliance.consortium.block import Countersigned, Head, head_message, public_hex, verified
 from appliance.consortium.chain import Chain, Finding
 from appliance.consortium.exports import Exported
 from appliance.db.engine import reading
-from appliance.db.research import ConsortiumFinding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +44,5 @@ def own_findings(zone: ResearchZone, chain: Chain) -> Iterator[Finding]:
             head = Head(row.size, row.root)
             if not verified(key, row.countersignature, head_message(chain.federation, head, "site")):
                 yield Finding("replica", row.size, "the stored countersignature is not this site's own")
-        statement = select(ConsortiumFinding).where(ConsortiumFinding.resolved_at.is_(None))
-        for one in session.scalars(statement.order_by(ConsortiumFinding.found_at)):
+        for one in replica.open_findings(session):
             yield Finding(one.code, one.sequence, f"{one.message} (finding {one.id}, open)")

@@ -51,6 +51,7 @@ GRACE_S: Final = 5.0
 ROUNDS_PER_JOB: Final = 10
 CURRENT_WAIT_S: Final = 30.0
 CIRCULATE_S: Final = 20.0
+MEMBERS_EVERY_S: Final = 1.0
 # A gate's word, which only people or a new plan change; any other failure of a site may have passed by the
 # next job.
 FINAL_CODES: Final = frozenset(
@@ -71,6 +72,8 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         self._witness: witness.Witness | None = None
         self._lock = threading.Lock()
         self._signs = Signs()
+        self._present: frozenset[str] = frozenset()
+        self._look_again = 0.0
 
     def set_communicator(self, communicator: WFCommSpec) -> None:
         """Listen to every sign of life that the engine hears of a site's job process."""
@@ -295,11 +298,12 @@ class RunWorkflow(Controller):  # type: ignore[misc]
 
     def _catch_up(self, sites: frozenset[str], abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Send sites that were long away the ledger's blocks in parts, as long as they take them."""
-        while self._witness is not None and not self._witness.reaches_head(sites):
-            before = self._witness.offer(sites)["first"]
+        if self._witness is None:
+            return
+        before, first = 0, self._witness.missing_from(sites)
+        while first is not None and first > before:
             self._circulate(sites, abort_signal, fl_ctx)
-            if self._witness.offer(sites)["first"] <= before:
-                return
+            before, first = first, self._witness.missing_from(sites)
 
     def _circulate(self, sites: frozenset[str], abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Show sites the ledger's newest blocks; who does not answer now sees them with the next order."""
@@ -312,7 +316,9 @@ class RunWorkflow(Controller):  # type: ignore[misc]
     def _is_over(self, collection: Collection) -> bool:
         at = time.monotonic()
         gone = {site for site in collection.targets if self.get_client_disconnect_time(site) is not None}
-        gone |= collection.targets - self._members()
+        if at >= self._look_again:
+            self._present, self._look_again = self._members(), at + MEMBERS_EVERY_S
+        gone |= collection.targets - self._present
         gone |= self._signs.silent(collection.targets, at, collection.started)
         with self._lock:
             collection.lost(gone)

@@ -29,7 +29,7 @@ from appliance.federation.errors import SiteServiceError
 from appliance.federation.unixclient import JSON_TYPE, UnixClient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from sqlalchemy import Engine
@@ -108,8 +108,9 @@ class Door:
         """Cut off whoever is no longer to be here; without the table everybody."""
         with self._lock:
             here = dict(self._open)
+        own, known = self.own(), self._known()
         for sock, peer in here.items():
-            reason = self.reason(peer, _address(sock))
+            reason = _reason(peer, _address(sock), own, known)
             if reason:
                 _LOG.warning(CUT_OFF, reason=reason)
                 self._record(CUT_OFF, reason, peer.sha256)
@@ -148,18 +149,15 @@ class Door:
 
     def reason(self, peer: Peer, address: str) -> str:
         """Return why a peer may not speak to the engine; empty when it may."""
-        if peer.der in self.own():
-            return "" if address.startswith(_LOOPBACK) else "own_certificate_from_elsewhere"
+        return _reason(peer, address, self.own(), self._known())
+
+    def _known(self) -> dict[str, members.MemberView] | None:
+        """Return all members by name, None when the table is away."""
         try:
-            member = members.find(self.engine, peer.name)
+            return {member.name: member for member in members.members(self.engine)}
         except SQLAlchemyError as error:
             _LOG.error(TABLE_AWAY, exc_info=error)
-            return "table_away"
-        if member is None:
-            return "not_member"
-        if member.state != MemberState.ACTIVE:
-            return member.state.value
-        return "" if peer.serial in member.serials else "superseded"
+            return None
 
     def _serve_question(self, sock: ssl.SSLSocket) -> None:
         deadline = self.clock() + QUESTION_S
@@ -281,6 +279,21 @@ class Listening:
     def wrap_socket(self, sock: socket.socket, *, server_side: bool) -> ssl.SSLSocket:
         """Wrap the listening socket."""
         return self._context.wrap_socket(sock, server_side=server_side, do_handshake_on_connect=False)
+
+
+def _reason(
+    peer: Peer, address: str, own: tuple[bytes, ...], known: Mapping[str, members.MemberView] | None
+) -> str:
+    if peer.der in own:
+        return "" if address.startswith(_LOOPBACK) else "own_certificate_from_elsewhere"
+    if known is None:
+        return "table_away"
+    member = known.get(peer.name)
+    if member is None:
+        return "not_member"
+    if member.state != MemberState.ACTIVE:
+        return member.state.value
+    return "" if peer.serial in member.serials else "superseded"
 
 
 def _peer(der: bytes) -> Peer:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 UNSIGNED: Final = "ledger_unsigned"
 OTHER_HISTORY: Final = "ledger_other_history"
-ROUNDS: Final = {"train": TRAIN, "finalize": FINALIZE}
+SIGNED: Final = frozenset({TRAIN, FINALIZE})  # tasks whose answers carry a contribution
 
 
 class Witness:
@@ -43,10 +43,10 @@ class Witness:
         """Return the blocks that these sites lack."""
         return write_offer(self._chronicle.offer(sites))
 
-    def reaches_head(self, sites: Iterable[str]) -> bool:
-        """Whether one offer brings all of these sites to the newest block."""
+    def missing_from(self, sites: Iterable[str]) -> int | None:
+        """Return the first block of the next offer to these sites; None when it brings them to the newest."""
         offer = self._chronicle.offer(sites)
-        return offer.first + len(offer.blocks) - 1 >= offer.head.size
+        return None if offer.first + len(offer.blocks) > offer.head.size else offer.first
 
     def judge(self, task: str, order: messages.Order, answers: Sequence[Answer]) -> list[Answer]:
         """Return the answers; one whose site has not signed what it should becomes a refusal."""
@@ -59,7 +59,7 @@ class Witness:
         wrong = self._countersignature(answer.site, said.countersignature)
         if wrong:
             return _refused(answer, OTHER_HISTORY, wrong)
-        if said.code or task not in ROUNDS:
+        if said.code or task not in SIGNED:
             return answer
         try:
             statement = blocks.read_statement(said.statement.get("statement"))
@@ -85,7 +85,7 @@ class Witness:
         update = aggregation.fingerprint(answer.arrays) if task == TRAIN else ""
         expected = (
             answer.site,
-            ROUNDS[task],
+            task,
             order.number,
             order.plan_sha256,
             order.model_sha256,

@@ -13,7 +13,7 @@ from trainer import strategies
 from trainer.errors import UpdateError, WeightsError
 from trainer.federation.errors import AggregationError
 from trainer.federation.plan import MAX_SAMPLES
-from trainer.weights_io import Stored, sha256, to_bytes
+from trainer.weights_io import Stored, to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -167,7 +167,7 @@ def fitted(reference: Mapping[str, Array], received: Mapping[str, Any]) -> dict[
 def fingerprint(weights: Mapping[str, Any]) -> str:
     """Hash arrays as their weights file would hash; what no such file can hold hashes to an empty string."""
     if isinstance(weights, Stored):
-        return sha256(weights.path)
+        return weights.sha256
     try:
         return hashlib.sha256(
             to_bytes({name: np.asarray(value) for name, value in weights.items()})

@@ -12,7 +12,7 @@ from appliance import node
 from appliance.consortium import block as blocks
 from appliance.consortium import chronicle
 from appliance.consortium.block import Head, MemberChange, Signed
-from appliance.consortium.chain import FINALIZE, TRAIN
+from appliance.consortium.chain import FINALIZE, TRAIN, Chain
 from appliance.consortium.chronicle import Entry
 from appliance.consortium.errors import BlockFormError, ConsortiumError
 from appliance.consortium.merkle import Tree
@@ -215,7 +215,8 @@ def test_another_key_of_a_known_member_is_found(replica: Replica, scene: Scene) 
     replica.receive(scene.offer())
     with writing(scene.chronicle.engine) as session:
         change = (MemberChange("south", "active", digest("another key")),)
-        chronicle._append(session, scene.chronicle.key, Entry(blocks.MEMBERS, members=change))
+        chain = Chain.replay(chronicle.stored(session))
+        chronicle._append(session, scene.chronicle.key, chain, Entry(blocks.MEMBERS, members=change))
 
     kept = replica.receive(other_offer(scene, scene.blocks))
 
