@@ -276,6 +276,7 @@ class FederationSettings(_Section):
     minimum_cohort: int = Field(default=20, ge=1)
     max_model_mib: int = Field(default=512, ge=1, le=2048)
     require_privacy: bool = False
+    share_studies: bool = False
 
 
 class MonitoringSettings(_Section):

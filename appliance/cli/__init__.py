@@ -29,6 +29,7 @@ MODULES: Final = (
     "protocol",
     "budget",
     "receipt",
+    "share",
     "model",
     "labels",
     "peer",

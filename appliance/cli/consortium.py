@@ -176,8 +176,12 @@ def _open(config: Path, coordinator: Path | None) -> "tuple[Exported, ResearchZo
 
 
 def _what(one: "Block") -> str:
+    from appliance.consortium.shown import share_words  # noqa: PLC0415 - other commands start without
+
     if one.kind == "members":
         return ", ".join(f"{change.site} {change.state}" for change in one.members)
+    if one.share is not None:
+        return share_words(one)
     return f"plan {one.plan[:12]} round {one.round} model {one.model_out[:12]}"
 
 

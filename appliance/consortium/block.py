@@ -1,4 +1,4 @@
-"""Blocks, heads and contributions: what is signed, in one canonical form."""
+"""Blocks, heads, contributions and steps of sharing: what is signed, in one canonical form."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ MEMBERS: Final = "members"
 RUN: Final = "run"
 ROUND: Final = "round"
 FINAL: Final = "final"
-KINDS: Final = (MEMBERS, RUN, ROUND, FINAL)
+SHARE: Final = "share"
+KINDS: Final = (MEMBERS, RUN, ROUND, FINAL, SHARE)
+STEPS: Final = ("given", "received", "withdrawn", "erased")
 STATES: Final = ("active", "left", "expelled")
 MAX_BODY: Final = 256 * 1024
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
@@ -76,6 +78,33 @@ class Contribution:
 
 
 @dataclass(frozen=True)
+class Share:
+    """A step of de-identified studies on their way between two sites, as the site says it that takes it.
+
+    ``manifest`` is the SHA-256 of the list of files, which travels with them and names the terms too.
+    """
+
+    federation: str
+    site: str
+    step: str
+    giver: str
+    receiver: str
+    manifest: str
+    studies: int
+    instances: int
+    head_size: int
+    head_root: str
+
+
+@dataclass(frozen=True)
+class SignedShare:
+    """A step with the signature of its site."""
+
+    share: Share
+    signature: str
+
+
+@dataclass(frozen=True)
 class MemberChange:
     """A member's state and key from this block on; an empty key is not known yet."""
 
@@ -96,7 +125,10 @@ class Countersigned:
 
 @dataclass(frozen=True)
 class Block:
-    """One block. ``prior_root`` is the root over all blocks before it; a run's ``round`` is its start."""
+    """One block. ``prior_root`` is the root over all blocks before it; a run's ``round`` is its start.
+
+    Its text names ``share`` only where there is one.
+    """
 
     version: str
     federation: str
@@ -113,6 +145,7 @@ class Block:
     contributions: tuple[Contribution, ...]
     members: tuple[MemberChange, ...]
     countersigned: tuple[Countersigned, ...]
+    share: SignedShare | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +163,10 @@ class Signed:
 
 def canonical(value: Any) -> str:
     """Return the one text of a value."""
-    return json.dumps(asdict(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    content = asdict(value)
+    if content.get("share", ...) is None:
+        del content["share"]
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def federation_id(coordinator: str) -> str:
@@ -175,6 +211,16 @@ def statement_message(statement: Statement) -> bytes:
     return f"{VERSION}:contribution:{canonical(statement)}".encode()
 
 
+def sign_share(share: Share, key: Ed25519PrivateKey) -> SignedShare:
+    """Sign a step of sharing."""
+    return SignedShare(share, key.sign(share_message(share)).hex())
+
+
+def share_message(share: Share) -> bytes:
+    """Return what is signed of a step of sharing."""
+    return f"{VERSION}:share:{canonical(share)}".encode()
+
+
 def verified(key: str, signature: str, message: bytes) -> bool:
     """Whether a signature is of this key and message; both are hexadecimal."""
     try:
@@ -198,10 +244,13 @@ def read_block(body: str) -> Block:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise BlockFormError("block: expected JSON") from error
+    if isinstance(value, dict):
+        value.setdefault("share", None)
     content = _shape(Block, value, "block")
     content["contributions"] = tuple(_contribution(one) for one in _list(content, "contributions"))
     content["members"] = tuple(_member(one) for one in _list(content, "members"))
     content["countersigned"] = tuple(read_countersigned(one) for one in _list(content, "countersigned"))
+    content["share"] = None if content["share"] is None else read_share(content["share"])
     block = Block(**content)
     _texts(block, "block", _HASH, "federation", "coordinator", "previous", "prior_root")
     _texts(block, "block", re.compile(f"(?:{_HASH.pattern})?"), "plan", "model_in", "model_out")
@@ -223,6 +272,19 @@ def read_statement(value: object) -> Statement:
     _texts(statement, "statement", re.compile("train|finalize"), "kind")
     _counts(statement, "statement", "number", "samples", "head_size")
     return statement
+
+
+def read_share(value: object) -> SignedShare:
+    """Read a signed step of sharing; raises BlockFormError."""
+    content = _shape(SignedShare, value, "share")
+    share = Share(**_shape(Share, content["share"], "share"))
+    _texts(share, "share", _HASH, "federation", "manifest", "head_root")
+    _texts(share, "share", SITE_NAME, "site", "giver", "receiver")
+    _texts(share, "share", re.compile("|".join(STEPS)), "step")
+    _counts(share, "share", "studies", "instances", "head_size")
+    read = SignedShare(share, content["signature"])
+    _texts(read, "share", _SIGNATURE, "signature")
+    return read
 
 
 def read_countersigned(value: object) -> Countersigned:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
 from appliance.consortium import block as blocks
-from appliance.consortium.block import Block, Contribution, Countersigned, Head, Signed, Statement
+from appliance.consortium.block import (
+    Block,
+    Contribution,
+    Countersigned,
+    Head,
+    Share,
+    Signed,
+    SignedShare,
+    Statement,
+)
 from appliance.consortium.errors import BlockFormError
 from appliance.consortium.merkle import Tree
 
@@ -15,6 +24,13 @@ if TYPE_CHECKING:
 
 TRAIN: Final = "train"
 FINALIZE: Final = "finalize"
+# Who takes a step of sharing, and after which other one.
+_AFTER: Final = {
+    "given": ("giver", ("",)),
+    "received": ("receiver", ("given",)),
+    "withdrawn": ("giver", ("given", "received")),
+    "erased": ("receiver", ("received", "withdrawn")),
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,7 @@ class Chain:
         self.members: dict[str, tuple[str, str]] = {}  # site -> (state, key)
         self.models: dict[tuple[str, int], str] = {}  # (plan, round) -> model after it
         self.newest: dict[str, int] = {}  # plan -> newest round
+        self.shares: dict[str, Share] = {}  # manifest -> newest step
         self.countersigned: dict[str, int] = {}  # site -> size of its newest head that stands in a block
 
     @property
@@ -86,6 +103,8 @@ class Chain:
             self.members[change.site] = (change.state, change.key or self.key(change.site))
         for one in block.countersigned:
             self.countersigned[one.site] = max(one.size, self.countersigned.get(one.site, 0))
+        if block.share is not None:
+            self.shares[block.share.share.manifest] = block.share.share
         if block.kind in {blocks.RUN, blocks.ROUND}:
             self.models[(block.plan, block.round)] = block.model_out
             self.newest[block.plan] = block.round
@@ -119,17 +138,34 @@ class Chain:
 
     def check_statement(self, statement: Statement, signature: str) -> Iterator[Finding]:
         """Check who signed a contribution, and which history that site saw."""
-        sequence, site = self.size + 1, statement.site
-        if not blocks.verified(self.key(site), signature, blocks.statement_message(statement)):
-            yield Finding("contribution", sequence, f"the contribution is not signed by site {site}")
-        elif statement.federation != self.federation:
-            yield Finding(
-                "contribution", sequence, f"the contribution of site {site} is of another federation"
-            )
-        elif not 0 < statement.head_size <= self.size:
+        message = blocks.statement_message(statement)
+        return self._check_said("contribution", statement, signature, message)
+
+    def check_share(self, signed: SignedShare) -> Iterator[Finding]:
+        """Check who signed a step of sharing, which history that site saw, and whether the step follows."""
+        share, before = signed.share, self.shares.get(signed.share.manifest)
+        yield from self._check_said("share", share, signed.signature, blocks.share_message(share))
+        role, after = _AFTER[share.step]
+        same = before is None or replace(share, **_own(before)) == before
+        if share.site != getattr(share, role) or (before.step if before else "") not in after or not same:
+            yield Finding("share", self.size + 1, f"the step {share.step} does not follow the one before it")
+        if share.step == "given":
+            state, key = self.members.get(share.receiver, ("", ""))
+            if state != "active" or not key or share.receiver == share.giver:
+                yield Finding("share", self.size + 1, f"{share.receiver} is no other active member")
+
+    def _check_said(
+        self, code: str, said: Statement | Share, signature: str, message: bytes
+    ) -> Iterator[Finding]:
+        sequence, site = self.size + 1, said.site
+        if not blocks.verified(self.key(site), signature, message):
+            yield Finding(code, sequence, f"the {code} is not signed by site {site}")
+        elif said.federation != self.federation:
+            yield Finding(code, sequence, f"the {code} of site {site} is of another federation")
+        elif not 0 < said.head_size <= self.size:
             yield Finding("fork", sequence, f"site {site} saw a history that is longer than this one")
-        elif self.tree.root(statement.head_size) != statement.head_root:
-            yield Finding("fork", statement.head_size, f"site {site} saw another history")
+        elif self.tree.root(said.head_size) != said.head_root:
+            yield Finding("fork", said.head_size, f"site {site} saw another history")
 
     def _check(self, block: Block, signed: Signed) -> Iterator[Finding]:
         sequence = self.size + 1
@@ -150,12 +186,20 @@ class Chain:
             yield Finding("genesis", sequence, "expected the members in the first block")
         yield from self._check_members(block)
         yield from self._check_models(block)
-        for contribution in block.contributions:
-            yield from self._check_contribution(block, contribution)
         for one in block.countersigned:
             yield from self.check_countersigned(one)
             if one.size > self.size:
                 yield Finding("fork", sequence, f"site {one.site} countersigned blocks that come later")
+        yield from self._check_said_in(block)
+
+    def _check_said_in(self, block: Block) -> Iterator[Finding]:
+        """Check what sites signed in a block."""
+        for contribution in block.contributions:
+            yield from self._check_contribution(block, contribution)
+        if block.share is not None:
+            yield from self.check_share(block.share)
+        if (block.kind == blocks.SHARE) != (block.share is not None):
+            yield Finding("share", block.sequence, "expected a step of sharing in a block of that kind alone")
 
     def _check_members(self, block: Block) -> Iterator[Finding]:
         for change in block.members:
@@ -193,6 +237,16 @@ class Chain:
         if place != (one.site, kind, block.plan, block.round, model) or one.samples > said.samples:
             message = f"the contribution of site {one.site} is one to another round"
             yield Finding("contribution", block.sequence, message)
+
+
+def _own(share: Share) -> dict[str, Any]:
+    """Return what each step says anew; all else stays as it was given."""
+    return {
+        "site": share.site,
+        "step": share.step,
+        "head_size": share.head_size,
+        "head_root": share.head_root,
+    }
 
 
 def audit(stored: Iterable[Signed]) -> tuple[Chain, list[Finding]]:

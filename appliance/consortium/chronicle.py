@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 
 from appliance.consortium import block as blocks
-from appliance.consortium.block import Block, Contribution, Countersigned, MemberChange, Signed
+from appliance.consortium.block import (
+    Block,
+    Contribution,
+    Countersigned,
+    MemberChange,
+    Signed,
+    SignedShare,
+)
 from appliance.consortium.chain import Chain
 from appliance.consortium.errors import ConsortiumError
 from appliance.consortium.offers import Countersignature, Offer, chunk
@@ -35,6 +42,7 @@ class Entry:
     model_out: str = ""
     contributions: tuple[Contribution, ...] = ()
     members: tuple[MemberChange, ...] = ()
+    share: SignedShare | None = None
 
 
 def append(session: Session, key: Ed25519PrivateKey, entry: Entry) -> None:
@@ -74,17 +82,41 @@ class Chronicle:
             else:
                 append(session, self.key, Entry(blocks.RUN, plan, number, "", model))
 
+    def begin(self) -> None:
+        """Begin the chain with the members, where no run has begun it."""
+        with writing(self.engine) as session:
+            append_members(session, self.key)
+
+    def take_share(self, signed: SignedShare) -> None:
+        """Append a step of sharing.
+
+        Raises
+        ------
+        ConsortiumError
+            If its site has not signed it, or it does not follow what stands there.
+        """
+        self.chain()
+        with writing(self.engine) as session:
+            chain = Chain.replay(stored(session))
+            _append_members(session, self.key, chain, always=chain.size == 0)
+            for finding in chain.check_share(signed):
+                raise ConsortiumError(finding.message)
+            _append(session, self.key, chain, Entry(blocks.SHARE, share=signed))
+
+    def offer_from(self, first: int) -> Offer:
+        """Offer the blocks from a number on, as many as one message takes."""
+        chain = self.chain()
+        signature = blocks.sign_head(chain.federation, chain.head, self.key, "coordinator")
+        return chunk(self._stored, max(1, min(first, chain.size)), chain.head, signature)
+
     def offer(self, sites: Iterable[str]) -> Offer:
         """Offer what the one of ``sites`` that is furthest behind has not countersigned yet.
 
         The newest block of each site's head is offered once more, so that it can compare.
         """
-        chain = self.chain()
         with reading(self.engine) as session:
             sizes = {one.site: one.size for one in countersigned(session)}
-        first = max(1, min([sizes.get(site, 0) for site in sites], default=0))
-        signature = blocks.sign_head(chain.federation, chain.head, self.key, "coordinator")
-        return chunk(self._stored, min(first, max(1, chain.size)), chain.head, signature)
+        return self.offer_from(min([sizes.get(site, 0) for site in sites], default=0))
 
     def chain(self) -> Chain:
         """Return the chain as it stands, checked.
@@ -160,6 +192,7 @@ def _append(session: Session, key: Ed25519PrivateKey, chain: Chain, entry: Entry
         model_out=entry.model_out,
         contributions=entry.contributions,
         members=entry.members,
+        share=entry.share,
         countersigned=tuple(one for one in heads if one.size > chain.countersigned.get(one.site, 0)),
     )
     signed = blocks.seal(block, key)

@@ -62,4 +62,16 @@ def _block(
         ),
         members=tuple(f"{one.site}: {one.state}" for one in block.members),
         countersigned_by=tuple(sorted(site for site, size in sizes.items() if size >= block.sequence)),
+        share=share_words(block),
+    )
+
+
+def share_words(block: Block) -> str:
+    """Say which step of sharing a block tells of; empty where it tells of none."""
+    if block.share is None:
+        return ""
+    said = block.share.share
+    return (
+        f"{said.giver} to {said.receiver}: {said.step}, {said.studies} studies, {said.instances} instances,"
+        f" list {said.manifest[:12]}"
     )

@@ -245,6 +245,25 @@ class ConsortiumHead(ResearchBase):
     at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
 
 
+class StudyShare(ResearchBase):
+    """De-identified studies that go to another site, or came from one; the consortium's ledger has each step.
+
+    ``pending`` is a signed step that the coordinator does not have yet.
+    """
+
+    __tablename__ = "study_share"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    manifest_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    manifest: Mapped[dict[str, Any]] = mapped_column(JSON)
+    giver: Mapped[str] = mapped_column(String(40))
+    receiver: Mapped[str] = mapped_column(String(40))
+    step: Mapped[str] = mapped_column(String(16), default="")  # of the ledger, as this site knows it
+    pending: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    path: Mapped[str] = mapped_column(String(255), default="")  # of received files, relative to the zone
+    decided_by: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+
+
 class ConsortiumFinding(ResearchBase):
     """What was found wrong with the consortium's ledger; nothing runs here while one is open."""
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CONNECT_S: Final = 10.0
 ANSWER_S: Final = 30.0
-MAX_ANSWER_BYTES: Final = 64 * 1024
+MAX_ANSWER_BYTES: Final = 1024 * 1024  # blocks of the ledger: an offer in JSON
 _SHA256: Final = hashes.SHA256()
 _PEM: Final = serialization.Encoding.PEM
 _PROXY: Final = (

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.exceptions import InvalidSignature
@@ -23,6 +24,7 @@ from appliance.db.engine import writing
 from appliance.federation import authority, invitations, members, policy, statements
 from appliance.federation.errors import EnrolmentError, MembershipError
 from appliance.federation.invitations import Judged, Standing
+from appliance.federation.ledgerdesk import LedgerDesk
 from appliance.federation.unixhttp import Request, Route, UnixServer
 
 if TYPE_CHECKING:
@@ -100,6 +102,8 @@ class Enrolment:
             "enrol": self._enrol,
             "renew": self._renew,
             "leave": self._leave,
+            "ledger": self._fetch,
+            "share": self._share,
         }
         ask = answers.get(_text(question, "ask", 10))
         if ask is None:
@@ -148,6 +152,18 @@ class Enrolment:
         member = self._asking(question, "leave")
         members.end(self.engine, self.ledger, member.name, MemberState.LEFT)
         return {"site": member.name}
+
+    def _fetch(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        member = self._asking(question, "ledger")
+        return self._desk.fetch(member.name, _text(question, "request", authority.MAX_REQUEST_BYTES))
+
+    def _share(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        member = self._asking(question, "share")
+        return self._desk.share(member.name, _text(question, "request", authority.MAX_REQUEST_BYTES))
+
+    @cached_property
+    def _desk(self) -> LedgerDesk:
+        return LedgerDesk(self.engine, self.ledger)
 
     def _judged(self, question: Mapping[str, Any]) -> Judged:
         selector, secret = _text(question, "selector", 5), _text(question, "secret", 15)

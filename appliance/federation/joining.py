@@ -90,7 +90,7 @@ def renew(workspace: Path, zone_root: Path) -> datetime:
     """
     here = workspaces.read(workspace)
     request = _request(here.private_key())
-    answer = _ask_as_member("renew", here, zone_root, request)
+    answer = ask_as_member("renew", here, zone_root, request)
     certificate = _checked(answer, here.root, here.private_key(), here.site)
     durable.write_whole(workspace / "startup" / "client.crt", certificate)
     return authority.described(certificate).ends_at
@@ -98,7 +98,7 @@ def renew(workspace: Path, zone_root: Path) -> datetime:
 
 def leave(workspace: Path, zone_root: Path) -> None:
     """Tell the coordinator that this site leaves; raises like :func:`renew`."""
-    _ask_as_member("leave", workspaces.read(workspace), zone_root, "")
+    ask_as_member("leave", workspaces.read(workspace), zone_root, "")
 
 
 def forget(workspace: Path) -> None:
@@ -106,7 +106,8 @@ def forget(workspace: Path) -> None:
     shutil.rmtree(workspace)
 
 
-def _ask_as_member(what: str, here: workspaces.Identity, zone_root: Path, request: str) -> dict[str, Any]:
+def ask_as_member(what: str, here: workspaces.Identity, zone_root: Path, request: str) -> dict[str, Any]:
+    """Ask a member's question, which the research zone's key signs; raises like :func:`renew`."""
     signing = keys.load_research_keys(zone_root).signing
     at = now().isoformat()
     made = statements.ask(what, _root_sha256(here.root), here.site, at, request)

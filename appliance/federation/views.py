@@ -259,7 +259,7 @@ class ConsortiumBlockView:
 
     sequence: int
     at: str
-    kind: str  # members, run, round, final
+    kind: str  # members, run, round, final, share
     run: str
     round: int
     model_sha256: str
@@ -267,6 +267,7 @@ class ConsortiumBlockView:
     contributions: tuple[ConsortiumPart, ...]
     members: tuple[str, ...]
     countersigned_by: tuple[str, ...]
+    share: str  # who gave how much to whom, and which step this is; empty in other blocks
 
 
 @dataclass(frozen=True)

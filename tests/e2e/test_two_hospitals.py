@@ -6,6 +6,7 @@ DCMTK's ``storescp`` and by Orthanc. Files of many vendors are sent along.
 
 from __future__ import annotations
 
+import json
 import subprocess
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,11 +26,13 @@ from appliance.demo.crew import Crew
 from appliance.demo.story import remove_run_folders
 from appliance.demo.world import Deadline, Options, Site, World
 from appliance.peers import NewPeer
+from tests.appliance.federation.ring import cloister
 from tests.cxr import CXRStudy, write_labels, write_studies
 from tests.dicom_node.orthanc import Orthanc, running_orthanc
 from tests.dicom_node.support import wait_until
 from tests.e2e.peers import dcmsend, quiet_screen, running_storescp, storescu
 from tests.e2e.vendors import VendorFile, vendor_files
+from trainer.folders import read_site_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -311,3 +314,39 @@ def test_every_ledger_verifies(road: Road) -> None:
     figures = stages_proof.verify_ledgers(road.world, Deadline(60))
     assert figures["ledger_ok"]
     assert figures["ledger_entries"] > 2 * STUDIES
+
+
+def test_studies_of_one_hospital_go_to_the_other_on_everybodys_record(road: Road, tmp_path: Path) -> None:
+    for site in (road.guangzhou, road.nih):
+        text = site.config.read_text(encoding="utf-8")
+        site.config.write_text(
+            text.replace("[federation]\n", "[federation]\nshare_studies = true\n"), "utf-8"
+        )
+    parcel = tmp_path / "for-the-other.share"
+    terms = ("--to", road.nih.name, "--ethics", "EK 2026/7", "--purpose", "external validation")
+
+    given = shared(road.guangzhou, "give", parcel, *terms, "--label", LABEL)
+    received = shared(road.nih, "receive", parcel)
+
+    assert (received["manifest_sha256"], received["step"]) == (given["manifest_sha256"], "received")
+    assert given["instances"] == received["instances"] == STUDIES
+    found = read_site_folder(Path(received["folder"]), LABEL)
+    assert len(found.cases) == STUDIES
+    assert found.skipped == {}
+    content = parcel.read_bytes()
+    assert road.guangzhou.cohort is not None
+    assert not any(value.encode() in content for value in road.guangzhou.cohort.planted)
+    shared(road.guangzhou, "withdraw", given["id"])
+    assert shared(road.nih, "erase", received["id"])["step"] == "erased"
+    assert not Path(received["folder"]).exists()
+    shown = json.loads(cloister("ledger", "show", "--json", "--config", road.nih.config))
+    steps = [one["share"]["share"]["step"] for one in shown if one["kind"] == "share"]
+    assert steps == ["given", "received", "withdrawn", "erased"]
+    for site in (road.guangzhou, road.nih):
+        cloister("ledger", "verify", "--consortium", "--config", site.config)
+
+
+def shared(site: Site, *words: str | Path) -> dict[str, Any]:
+    """Run a command of ``cloister share`` at a site."""
+    found: dict[str, Any] = json.loads(cloister("share", *words, "--json", "--config", site.config))
+    return found

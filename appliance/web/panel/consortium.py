@@ -36,6 +36,7 @@ _KINDS: Final = {
     "run": "run begins",
     "round": "round",
     "final": "final model taken",
+    "share": "studies shared",
 }
 
 
@@ -58,7 +59,7 @@ def draw(view: ConsortiumPage, viewer: Viewer) -> Drawing:
     del viewer
     lead = (
         "What all sites of the federation signed: who contributed, which data version, which model came."
-        " Every site keeps all of it."
+        " Every site keeps all of it, and which de-identified studies one site gave to another."
     )
     sections: dict[str, Markup] = {
         "head": page_head("Consortium", lead=lead),
@@ -146,12 +147,14 @@ def _blocks(found: views.ConsortiumView) -> Markup:
 
 def _what(one: views.ConsortiumBlockView) -> str:
     kind = _KINDS.get(one.kind, one.kind)
-    return kind if one.kind == "members" else f"{one.run}: {kind} {one.round or ''}".strip()
+    return kind if one.kind in {"members", "share"} else f"{one.run}: {kind} {one.round or ''}".strip()
 
 
 def _parts(one: views.ConsortiumBlockView) -> Markup | str:
     if one.kind == "members":
         return ", ".join(one.members)
+    if one.share:
+        return one.share
     if not one.contributions:
         return el("span", DASH, class_="none")
     lines = []
