@@ -33,6 +33,28 @@ def test_epsilon_is_that_of_opacus_and_never_less(
     assert expected - 1e-4 <= found <= expected * 1.031
 
 
+@pytest.mark.parametrize(
+    ("releases", "delta", "same_orders", "exact"),
+    [
+        ([(1.1, 256 / 60_000, 14_062)], 1e-5, 2.596981, 2.381686),
+        ([(4.0, 0.01, 10_000)], 1e-5, 1.035490, 0.946999),
+        ([(1.0, 1.0, 1)], 1e-5, 4.752728, 4.377178),
+        ([(1.5, 0.02, 400), (3.0, 1.0, 4)], 1e-5, 3.331532, 3.071844),
+        ([(1.1, 0.05, 200), (2.0, 0.1, 60), (5.0, 1.0, 10)], 1e-6, 6.507432, 5.914122),
+        ([(0.6, 0.2, 5), (0.8, 1.0, 1)], 1e-3, 9.444374, 7.752973),
+    ],
+    ids=["mnist", "abadi", "one-gaussian", "two-mechanisms", "three-mechanisms", "little-noise"],
+)
+def test_epsilon_of_mixed_mechanisms_is_that_of_dp_accounting(
+    releases: list[tuple[float, float, int]], delta: float, same_orders: float, exact: float
+) -> None:
+    """Retyped from dp-accounting 0.6.0: RdpAccountant(ORDERS), and PLDAccountant for the tight figure."""
+    found = epsilon([Release(*one) for one in releases], delta)
+
+    assert abs(found - same_orders) < 1e-5
+    assert exact < found < exact * 1.25
+
+
 @pytest.mark.parametrize("noise", [0.5, 1.0, 2.0, 5.0])
 @pytest.mark.parametrize("exact", [0.25, 1.0, 4.0])
 def test_the_gaussian_mechanism_never_costs_less_than_its_exact_epsilon(noise: float, exact: float) -> None:
