@@ -45,19 +45,24 @@ def load(session: Session, root: Path, row: Round) -> Weights:
     """
     from trainer import weights_io  # noqa: PLC0415 - numpy loads here
 
-    last = session.scalar(
-        select(Round)
-        .where(Round.protocol_id == row.protocol_id, Round.kind == "train", Round.state == WorkState.DONE)
-        .where(Round.number < row.number if row.kind == "train" else Round.number <= row.number)
-        .order_by(Round.number.desc())
-        .limit(1)
-    )
+    last = last_trained(session, row)
     if last is None:
         return {}
     paths = list(_folder(root).glob(f"{last.id}-{last.output_sha256}-*.safetensors"))
     if len(paths) != 1 or weights_io.sha256(paths[0]) != paths[0].stem.rpartition("-")[2]:
         raise SiteStateError(f"what round {last.number} left here for the next one is lost or changed")
     return weights_io.load(paths[0])
+
+
+def last_trained(session: Session, row: Round) -> Round | None:
+    """Return the run's last round that was trained here before this one."""
+    return session.scalar(
+        select(Round)
+        .where(Round.protocol_id == row.protocol_id, Round.kind == "train", Round.state == WorkState.DONE)
+        .where(Round.number < row.number if row.kind == "train" else Round.number <= row.number)
+        .order_by(Round.number.desc())
+        .limit(1)
+    )
 
 
 def forget(session: Session, root: Path, row: Round) -> None:

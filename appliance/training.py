@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from appliance import datasets, logs, sitestate, space
+from appliance.consortium.replica import was_counted
 from appliance.db.base import new_id, now
 from appliance.db.engine import reading, writing
 from appliance.db.research import Protocol, Round
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from appliance.node import ResearchZone
     from appliance.work import Claim
     from trainer.federation.plan import Plan
+    from trainer.local_round import Packing
     from trainer.weights_io import Weights
 
 ROUND_TRAINED: Final = "round.trained"
@@ -47,13 +49,15 @@ class RoundError(ApplianceError):
 class Work:
     """All that a round needs, checked: the row as claimed, its approved plan, the global model.
 
-    ``own`` is what the strategy kept at this site; most keep nothing.
+    ``own`` is what the strategy kept at this site; most keep nothing. ``packing`` says how the update is made
+    small, None sends it as it is.
     """
 
     row: Round
     plan: Plan
     weights: Weights
     own: Weights
+    packing: Packing | None = None
 
 
 class HaltedError(ApplianceError):
@@ -154,12 +158,13 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
         number=row.number,
         seed=round_seed(plan.seed, row.site, row.number),
         privacy=plan.privacy,
+        packing=work.packing,
         progress=progress,
     )
     # An attempt's own file: one that lost its lease cannot replace what the row names. The attempt's number
     # would not do, since a row that is retried or asked for again starts counting anew.
     relative = f"federation/updates/{row.id}-{new_id()}.safetensors"
-    digest = weights_io.save(zone.root / relative, update.delta)
+    digest = weights_io.save(zone.root / relative, update.leaving)
     if update.own:
         sitestate.save(zone.root, row, digest, update.own)
     with writing(zone.engine) as session:
@@ -191,13 +196,15 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
 
 def _finalize(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) -> None:
     from appliance import packaging  # noqa: PLC0415
+    from trainer.compression.spec import taken_over  # noqa: PLC0415
     from trainer.local_round import evaluate  # noqa: PLC0415 - torch loads here
     from trainer.site_rules import site_rule  # noqa: PLC0415
 
     plan, row = work.plan, work.row
     built = datasets.build(zone, plan.task, progress)
     rule = site_rule(plan.strategy.name)
-    work = replace(work, weights=rule.deployed(plan.task, work.weights, work.own, trained=True))
+    own, _ = taken_over(work.own, counted=True)
+    work = replace(work, weights=rule.deployed(plan.task, work.weights, own, trained=True))
     metrics = evaluate(plan.task, work.weights, built.dataset, progress).to_json()
     progress("export", 0, 1)
     exported = packaging.export(zone, work, built, metrics)
@@ -244,10 +251,24 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
     if weights_io.sha256(path) != row.global_model_sha256:
         raise RoundError("the global model differs from its announced hash")
     own: Weights = {}
-    if site_rule(plan.strategy.name).stateful:
+    remembers = plan.compression is not None and plan.compression.remembers
+    if site_rule(plan.strategy.name).stateful or remembers:
         with reading(zone.engine) as session:
             own = sitestate.load(session, zone.root, row)
-    return Work(row, plan, weights, own)
+    return Work(row, plan, weights, own, _packing(zone, plan, row))
+
+
+def _packing(zone: ResearchZone, plan: Plan, row: Round) -> Packing | None:
+    """Say how the update is made small, and whether the last one that left here went into the model."""
+    from trainer.compression import pack_seed  # noqa: PLC0415
+    from trainer.local_round import Packing  # noqa: PLC0415 - torch loads here
+
+    if plan.compression is None:
+        return None
+    with reading(zone.engine) as session:
+        last = sitestate.last_trained(session, row)
+        counted = last is None or was_counted(session, plan.sha256, last.number, row.site)
+    return Packing(plan.compression, pack_seed(plan.seed, row.site, row.number), counted)
 
 
 def _remove_other_attempts(kept: Path, round_id: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainer import metrics, strategies
+from trainer.compression.spec import taken_over, with_residual
 from trainer.datasets import Dataset, Samples, require_trainable
 from trainer.networks import with_weights
 from trainer.optimisation import probabilities
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from trainer.compression import Compression
     from trainer.metrics import Metrics
     from trainer.ports import Progress
     from trainer.privacy.noise import Noise
@@ -41,7 +43,8 @@ class LocalUpdate:
     Parameters
     ----------
     delta : dict of ndarray
-        New minus global weights, in the dtypes of the global model, scaled down to the largest norm.
+        New minus global weights, in the dtypes of the global model, scaled down to the largest norm; where
+        updates are packed, what the coordinator unpacks.
     norm : float
         L2 norm of the difference before it was scaled down.
     samples : int
@@ -57,6 +60,8 @@ class LocalUpdate:
         What stays at the site for its next round; empty for most strategies.
     noise_source : str
         Of the noise on the update: ``secure`` or ``seeded``; empty where none was promised.
+    packed : dict of ndarray, optional
+        The update as a compression packs it.
     """
 
     delta: Weights
@@ -67,6 +72,21 @@ class LocalUpdate:
     train_seconds: float
     own: Weights
     noise_source: str = ""
+    packed: Weights | None = None
+
+    @property
+    def leaving(self) -> Weights:
+        """What travels: the difference, packed where the plan says so."""
+        return self.delta if self.packed is None else self.packed
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How an update is made small; ``counted``: whether the last one of this site went into the model."""
+
+    compression: Compression
+    seed: int
+    counted: bool = True
 
 
 def local_round(  # noqa: PLR0913 - all that the same update depends on
@@ -82,12 +102,13 @@ def local_round(  # noqa: PLR0913 - all that the same update depends on
     seed: int,
     privacy: Promise | None = None,
     noise: Noise | None = None,
+    packing: Packing | None = None,
     progress: Progress = silent,
 ) -> LocalUpdate:
     """Run one local round; the same arguments give the same update on the same machine.
 
     Secure noise makes the exception: no two updates are equal then. What leaves is made in this order:
-    trained, clipped and noised as promised, scaled down to ``max_norm``; any packing comes after.
+    trained, clipped and noised as promised, scaled down to ``max_norm``, packed.
 
     Parameters
     ----------
@@ -111,6 +132,8 @@ def local_round(  # noqa: PLR0913 - all that the same update depends on
         How the update is protected.
     noise : Noise, optional
         Secure unless given; what is seeded must not leave a building.
+    packing : Packing, optional
+        How the update is made small.
     progress : Progress
         Called with stages ``evaluate`` and ``train``; renew a lease here.
 
@@ -125,12 +148,13 @@ def local_round(  # noqa: PLR0913 - all that the same update depends on
     """
     require_trainable(dataset)
     rule = site_rule(strategy)
+    mine, residual = taken_over(own or {}, counted=packing is None or packing.counted)
     this = Round(
         task,
         strategy,
         strategy_parameters or {},
         global_weights,
-        own or {},
+        mine,
         dataset.train,
         number,
         seed,
@@ -146,9 +170,14 @@ def local_round(  # noqa: PLR0913 - all that the same update depends on
     strategies.check_update(global_weights, delta)
     norm = strategies.update_norm(delta)
     clipped = strategies.clip_update(delta, max_norm)
-    kept = rule.kept(this, clipped, made)
     named = source.source if privacy is not None else ""
-    return LocalUpdate(clipped, norm, len(dataset.train), before, loss, seconds, kept, named)
+    count = len(dataset.train)
+    if packing is None:
+        kept = rule.kept(this, clipped, made)
+        return LocalUpdate(clipped, norm, count, before, loss, seconds, kept, named)
+    packed = packing.compression.pack(clipped, residual, max_norm, packing.seed)
+    kept = with_residual(rule.kept(this, packed.update, made), packed.residual, residual)
+    return LocalUpdate(packed.update, norm, count, before, loss, seconds, kept, named, packed.arrays)
 
 
 def _trained(

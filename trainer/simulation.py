@@ -12,10 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trainer import strategies
+from trainer.compression import pack_seed
+from trainer.compression.spec import taken_over
 from trainer.datasets import Dataset, Samples
 from trainer.errors import StrategyError
 from trainer.first_model import first_model
-from trainer.local_round import LocalUpdate, evaluate, local_round
+from trainer.local_round import LocalUpdate, Packing, evaluate, local_round
 from trainer.metrics import Metrics
 from trainer.optimisation import seed_of
 from trainer.ports import silent
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from trainer.compression import Compression
     from trainer.ports import Progress
     from trainer.privacy.promise import Promise
     from trainer.task import TaskSpec
@@ -99,6 +102,7 @@ def simulate(  # noqa: PLR0913 - all that the same model depends on
     initial: Mapping[str, NDArray[Any]] | None = None,
     seed: int = 0,
     privacy: Promise | None = None,
+    compression: Compression | None = None,
     progress: Progress = silent,
 ) -> Simulation:
     """Run a federation of these sites; the same arguments give the same model on the same machine.
@@ -119,6 +123,8 @@ def simulate(  # noqa: PLR0913 - all that the same model depends on
         Of the initial model, of all local rounds, and of the noise.
     privacy : Promise, optional
         How the sites protect their updates.
+    compression : Compression, optional
+        How the sites make their updates small.
     progress : Progress
         Called with stage ``round`` after each round.
     """
@@ -146,6 +152,7 @@ def simulate(  # noqa: PLR0913 - all that the same model depends on
                 own=own.get(site),
                 seed=seed,
                 privacy=privacy,
+                compression=compression,
             )
             own[site] = update.own
             contributions.append(strategies.Contribution(site, update.delta, update.samples))
@@ -170,8 +177,9 @@ def final_metrics(
 ) -> dict[str, Metrics]:
     """Measure at each site what it makes of the final global model with what it kept."""
     rule = site_rule(strategy)
+    kept = {site: taken_over(own.get(site, {}), counted=True)[0] for site in datasets}
     return {
-        site: evaluate(task, rule.deployed(task, weights, own.get(site, {}), trained=True), dataset)
+        site: evaluate(task, rule.deployed(task, weights, kept[site], trained=True), dataset)
         for site, dataset in datasets.items()
     }
 
@@ -221,6 +229,7 @@ def site_round(  # noqa: PLR0913 - as local_round
     own: Mapping[str, NDArray[Any]] | None = None,
     seed: int,
     privacy: Promise | None = None,
+    compression: Compression | None = None,
 ) -> tuple[LocalUpdate, SiteRecord]:
     """Do one site's local round of a simulation, and say how it went."""
     update = local_round(
@@ -234,10 +243,11 @@ def site_round(  # noqa: PLR0913 - as local_round
         seed=round_seed(seed, site, number),
         privacy=privacy,
         noise=SeededNoise(seed_of("noise", seed, site, number)),
+        packing=None if compression is None else Packing(compression, pack_seed(seed, site, number)),
     )
     record = SiteRecord(
         samples=update.samples,
-        update_bytes=len(to_bytes(update.delta)),
+        update_bytes=len(to_bytes(update.leaving)),
         model_bytes=len(to_bytes(weights)),
         update_norm=strategies.update_norm(update.delta),
         train_loss=update.train_loss,

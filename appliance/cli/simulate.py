@@ -16,6 +16,7 @@ from appliance.cli import WORK_FAILED, WRONG_USE, simulate_sites
 
 if TYPE_CHECKING:
     from appliance.cli.simulate_sites import Sites
+    from trainer.compression import Compression
     from trainer.metrics import Metrics
     from trainer.privacy.promise import Promise
     from trainer.simulation import Simulation
@@ -35,6 +36,7 @@ class Order:
     seed: int
     initial: Weights | None
     privacy: Promise | None
+    compression: Compression | None
 
 
 def register(app: typer.Typer) -> None:
@@ -69,6 +71,9 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     privacy: Annotated[
         str, typer.Option(help="Differential privacy as in a plan: a JSON object with mechanism, ...")
     ] = "",
+    compression: Annotated[
+        str, typer.Option(help="How updates are made small: float16, int8, top-k:share=0.05, sketch:bits=4.")
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
     cache: Annotated[Path, typer.Option(help="Folder of prepared pictures, by hash.")] = Path(_CACHE),
     in_process: Annotated[
@@ -100,15 +105,17 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     training = simulate_sites.places("--site", site)
     others = simulate_sites.places("--unseen", unseen or [], frozenset(training))
     numbers = _numbers(parameter or [])
-    promise = _promise(privacy)
+    promise, packing = _promise(privacy), _compression(compression)
     console = Console(stderr=True)
     try:
         sites = simulate_sites.read(task, training, others, cache, console)
-        order = Order(rounds, strategy, numbers, seed, None if initial is None else load(initial), promise)
+        start = None if initial is None else load(initial)
+        order = Order(rounds, strategy, numbers, seed, start, promise, packing)
         _check(sites, order)
         spent = None if promise is None else _cost(sites, promise, strategy, rounds)
         result = _run(sites, order, in_process=in_process, console=console)
         figures = {**_figures(sites, strategy, result), "privacy": spent}
+        figures["compression"] = None if packing is None else packing.to_json()
         if baselines:
             figures["baselines"] = _baselines(sites, rounds, seed, console)
         if out is not None:
@@ -167,6 +174,19 @@ def _promise(text: str) -> Promise | None:
     except (ValueError, PrivacyError) as error:
         reason = str(error) if isinstance(error, PrivacyError) else "expected a JSON object"
         typer.echo(f"--privacy: {reason}", err=True)
+        raise typer.Exit(WRONG_USE) from error
+
+
+def _compression(text: str) -> Compression | None:
+    """Read the option; a wrong one ends the command."""
+    from trainer.compression import Compression, CompressionError  # noqa: PLC0415
+
+    if not text:
+        return None
+    try:
+        return Compression.parse(text)
+    except CompressionError as error:
+        typer.echo(f"--compression: {error}", err=True)
         raise typer.Exit(WRONG_USE) from error
 
 

@@ -41,6 +41,7 @@ class Answer:
     said: messages.SiteAnswer
     arrays: Mapping[str, Any] = field(default_factory=dict)
     bytes_received: int = 0
+    update_sha256: str = ""  # of the file that holds what arrived
 
 
 def read_result(site: str, result: object) -> Answer:
@@ -57,6 +58,11 @@ def read_result(site: str, result: object) -> Answer:
 def unreadable(site: str, error: Exception) -> Answer:
     """Return the refusal that stands for an answer which cannot be read."""
     return Answer(site, _refusal("unreadable", type(error).__name__))
+
+
+def unfit(answer: Answer, error: TrainerError) -> Answer:
+    """Return the refusal that stands for an update which no site packs."""
+    return replace(answer, said=replace(answer.said, code="unfit", message=str(error)[:300]), arrays={})
 
 
 def silent(site: str) -> Answer:
@@ -107,7 +113,7 @@ def to_counted(answer: Answer, judgement: aggregation.Judgement | None) -> Count
     return replace(
         base,
         samples=judgement.samples,
-        update_sha256=judgement.update_sha256,
+        update_sha256=answer.update_sha256 or judgement.update_sha256,
         metrics=metrics,
         reason=judgement.reason,
     )

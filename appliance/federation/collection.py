@@ -23,7 +23,11 @@ class Collection:
     min_answers : int
         Fewest usable answers.
     timeout_s, straggler_wait_s : float
-        Longest time in all, and longest time after ``min_answers`` were reached.
+        Longest time without progress of a site, and longest time after ``min_answers`` were reached.
+    limit_s : float
+        Longest time in all, whatever progress there is; as ``timeout_s`` where nobody tells of progress.
+    stalled : frozenset of str
+        Targets that made no progress for ``timeout_s``. They are not waited for; one that answers counts.
     """
 
     targets: frozenset[str]
@@ -32,6 +36,8 @@ class Collection:
     timeout_s: float
     straggler_wait_s: float
     started: float
+    limit_s: float = 0.0
+    stalled: frozenset[str] = frozenset()
     usable: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
@@ -49,11 +55,11 @@ class Collection:
 
     def over(self, at: float) -> bool:
         """Whether there is nothing more to wait for."""
-        heard = self.usable | self.refused | self.gone
-        if self.targets <= heard or at - self.started >= self.timeout_s:
+        heard = self.usable | self.refused | self.gone | self.stalled
+        if self.targets <= heard or at - self.started >= max(self.timeout_s, self.limit_s):
             return True
         if self.enough_at is None:
-            possible = len(self.targets - self.refused - self.gone)
+            possible = len(self.targets - (heard - self.usable))
             return possible < self.min_answers
         return self.awaited <= heard or at - self.enough_at >= self.straggler_wait_s
 

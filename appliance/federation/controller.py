@@ -16,20 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from nvflare.apis.controller_spec import ClientTask, Task, TaskCompletionStatus
+from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.impl.controller import Controller
-from nvflare.apis.shareable import Shareable
+from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from appliance.db.base import now
 from appliance.errors import ApplianceError
-from appliance.federation import members, messages, policy, provision, witness
+from appliance.federation import members, messages, policy, progress, provision, witness
 from appliance.federation.answers import Answer, read_result, silent, to_counted
 from appliance.federation.book import WAITING, Checkpoint, StaleJobError, open_book
 from appliance.federation.collection import Collection
 from appliance.federation.errors import CoordinatorError
+from appliance.federation.late import Late
 from appliance.federation.liveness import Signs
-from appliance.federation.shelf import Shelf
+from appliance.federation.shelf import Carriage, Shelf
 from trainer import strategies
 from trainer.errors import TrainerError
 from trainer.federation import aggregation
@@ -52,6 +54,7 @@ ROUNDS_PER_JOB: Final = 10
 CURRENT_WAIT_S: Final = 30.0
 CIRCULATE_S: Final = 20.0
 MEMBERS_EVERY_S: Final = 1.0
+MOST_LEASES: Final = 10  # a site that always comes on holds a round up for so many times its time-out
 # A gate's word, which only people or a new plan change; any other failure of a site may have passed by the
 # next job.
 FINAL_CODES: Final = frozenset(
@@ -72,6 +75,8 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         self._witness: witness.Witness | None = None
         self._lock = threading.Lock()
         self._signs = Signs()
+        self._late: Late | None = None
+        self._steps = Signs()
         self._present: frozenset[str] = frozenset()
         self._look_again = 0.0
 
@@ -93,6 +98,13 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         self._job_id = str(fl_ctx.get_job_id())
         self._silent: frozenset[str] = frozenset()
         self._witness = witness.of_book(self._book)
+        self._engine.register_aux_message_handler(policy.TOPIC_PROGRESS, self._hear_progress)
+
+    def _hear_progress(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
+        """Renew the lease of a site that comes on with its round."""
+        del topic, request
+        self._steps.heard(str(fl_ctx.get_peer_context().get_identity_name()), time.monotonic())
+        return make_reply(ReturnCode.OK)
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Close the book."""
@@ -114,9 +126,11 @@ class RunWorkflow(Controller):  # type: ignore[misc]
     def process_result_of_unknown_task(
         self, client: Client, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
     ) -> None:
-        """Drop what comes too late: it was trained on a model that the run has left behind."""
-        del client_task_id, result
-        self.log_info(fl_ctx, f"late answer of {client.name} to {task_name}: dropped")
+        """Take note of what comes too late: it was trained on a model that the run has left behind."""
+        del client_task_id
+        self.log_info(fl_ctx, f"late answer of {client.name} to {task_name}: not counted")
+        if task_name == policy.TASK_TRAIN and self._late is not None:
+            self._late.add(read_result(client.name, result))
 
     def _await_turn(self, abort_signal: Signal) -> None:
         """Wait until the book names this job as the run's; that is written after submitting it."""
@@ -129,19 +143,25 @@ class RunWorkflow(Controller):  # type: ignore[misc]
     def _run(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         plan = self._book.plan(self._run_id)
         standing = self._book.checkpoint(self._run_id)
+        late = self._late = Late(Carriage(plan, standing.number, standing.weights))
         if self._witness is not None:
             self._witness.open_run(plan.sha256, standing.number, standing.model_sha256)
         sites = self._admit(plan, abort_signal, fl_ctx)
         last = min(plan.total_rounds, standing.number + ROUNDS_PER_JOB)
         while standing.number < last:
             standing = self._round(plan, standing, sites, abort_signal, fl_ctx)
+            late.write(self._book, self._run_id)
         if last < plan.total_rounds:
             return  # the next job goes on, with the sites that have come or come back meanwhile
         self._finalize(plan, standing, sites, abort_signal, fl_ctx)
         self._circulate(sites, abort_signal, fl_ctx)
+        late.write(self._book, self._run_id)
 
     def _admit(self, plan: Plan, abort_signal: Signal, fl_ctx: FLContext) -> frozenset[str]:
-        """Show the plan to every site that misses the final model; return those that take part."""
+        """Show the plan to every site that misses the final model; return those that take part.
+
+        Once sites have contributed, a later job waits for them alone: people elsewhere may take their time.
+        """
         order = messages.Order(plan.sha256, wait_s=plan.approval_wait_s, plan=plan.to_json())
         needed = self._book.needed(self._run_id)
         delivered = self._book.delivered(self._run_id)
@@ -150,7 +170,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         self._catch_up(everyone, abort_signal, fl_ctx)
         collection = Collection(
             everyone,
-            everyone,
+            progress.contributors(self._book.engine, self._run_id) & everyone or everyone,
             needed,
             plan.approval_wait_s + GRACE_S,
             plan.approval_wait_s,
@@ -176,7 +196,8 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         self, plan: Plan, standing: Checkpoint, sites: frozenset[str], abort_signal: Signal, fl_ctx: FLContext
     ) -> Checkpoint:
         number, started_at = standing.number + 1, now()
-        shelf = Shelf.empty(self._book.arrived(self._run_id), self._job_id, standing.weights)
+        carriage = Carriage(plan, number, standing.weights)
+        shelf = Shelf.empty(self._book.arrived(self._run_id), self._job_id, carriage)
 
         def ask(targets: frozenset[str]) -> list[Answer]:
             return self._broadcast(
@@ -259,6 +280,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
             plan.round_timeout_s,
             plan.straggler_wait_s,
             time.monotonic(),
+            limit_s=MOST_LEASES * plan.round_timeout_s,
         )
         answers = self._ask(
             task, FLModelUtils.to_shareable(model), order, collection, abort_signal, fl_ctx, keep
@@ -322,6 +344,9 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         gone |= self._signs.silent(collection.targets, at, collection.started)
         with self._lock:
             collection.lost(gone)
+            collection.stalled = self._steps.silent(
+                collection.targets, at, collection.started, collection.timeout_s
+            )
             return collection.over(at)
 
     def _receiver(

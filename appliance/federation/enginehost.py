@@ -112,9 +112,10 @@ def _run_server(workspace: Path, name: str) -> int:
     from nvflare.fuel.f3.mpm import MainProcessMonitor  # noqa: PLC0415 - signals first
     from nvflare.private.fed.app.server import server_train  # noqa: PLC0415
 
-    from appliance.federation import door  # noqa: PLC0415 - a site's process loads no database
+    from appliance.federation import door, failures  # noqa: PLC0415 - a site's process loads no database
 
     del name
+    failures.install()
     door.install(Path(os.environ[policy.ROOT_VARIABLE]), Path(os.environ[policy.ENROLMENT_VARIABLE]))
     options = ["secure_train=true", f"org={policy.ORGANIZATION}", "config_folder=config"]
     arguments = argparse.Namespace(workspace=str(workspace), fed_server="fed_server.json", set=options)

@@ -53,10 +53,13 @@ class Exchange:
     ----------
     aborted : callable
         Whether the engine wants this task to end; looked at before every question.
+    came_on : callable
+        Called whenever the round's work went on.
     """
 
     client: UnixClient
     aborted: Callable[[], bool]
+    came_on: Callable[[], None] = lambda: None
 
     def keep(self, offer: Mapping[str, Any]) -> tuple[Refused | None, dict[str, Any]]:
         """Hand over blocks of the consortium's ledger; return a refusal and the site's countersignature."""
@@ -128,9 +131,12 @@ class Exchange:
 
     def _until_worked(self, round_id: str) -> dict[str, Any]:
         """Watch the row until it is done or dead; a time-out of the coordinator comes as the abort signal."""
-        pause = POLL_S
+        pause, before = POLL_S, None
         while True:
             view = _mapping(self._ask("GET", f"/v1/rounds/{round_id}"))
+            if view["progress"] != before:
+                before = view["progress"]
+                self.came_on()
             if view["state"] in {"done", "dead"} or view["halted"]:
                 return view
             pause = self._pause(pause)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,9 @@ class SiteExecutor(Executor):  # type: ignore[misc]
     ) -> Shareable:
         """Do one task; a refusal is an answer, not an error."""
         exchange = Exchange(
-            UnixClient(Path(os.environ[policy.SOCKET_VARIABLE])), lambda: bool(abort_signal.triggered)
+            UnixClient(Path(os.environ[policy.SOCKET_VARIABLE])),
+            lambda: bool(abort_signal.triggered),
+            partial(_tell_progress, fl_ctx),
         )
         try:
             order = messages.read_order(shareable.get(messages.ORDER_KEY))
@@ -80,6 +83,11 @@ class SiteExecutor(Executor):  # type: ignore[misc]
             {**messages.answer_of(answer), "countersignature": dict(countersignature)}
         )
         return reply
+
+
+def _tell_progress(fl_ctx: FLContext) -> None:
+    """Tell the coordinator that the round comes on, and nothing of it; a lost message is no harm."""
+    fl_ctx.get_engine().fire_and_forget_aux_request(policy.TOPIC_PROGRESS, Shareable(), fl_ctx, optional=True)
 
 
 def _plain(refused: Refused | None, countersignature: Mapping[str, Any] | None = None) -> Shareable:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 REQUEST_INTERVAL_S: Final = 0.2
 RESEND_SHARE: Final = 0.25  # of a round's time: what was lost on the wire is asked for or sent again then
 RESEND_AFTER_S: Final = 60.0  # and not sooner
+SYNC_TIMEOUT_S: Final = 15.0  # the engine's 2 s shut out whoever has a slow link
+SYNC_FOR_S: Final = 120.0
 
 
 def build(folder: Path, run_id: str, min_sites: int, round_timeout_s: float = 1200.0) -> Path:
@@ -65,6 +67,9 @@ def site_config(round_timeout_s: float = 1200.0) -> dict[str, Any]:
     resend_after_s = max(RESEND_AFTER_S, RESEND_SHARE * round_timeout_s)
     return {
         "format_version": 2,
+        "runner_sync_timeout": SYNC_TIMEOUT_S,
+        "max_runner_sync_timeout": SYNC_FOR_S,
+        "task_check_timeout": SYNC_TIMEOUT_S,
         "get_task_timeout": resend_after_s,
         "submit_task_result_timeout": resend_after_s,
         "task_data_filters": [],

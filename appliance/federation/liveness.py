@@ -28,8 +28,10 @@ class Signs:
         with self._lock:
             self._heard[site] = at
 
-    def silent(self, sites: Iterable[str], at: float, since: float) -> frozenset[str]:
-        """Return the sites that gave no sign for too long; nobody is waited for less, ``since`` then."""
+    def silent(
+        self, sites: Iterable[str], at: float, since: float, after_s: float = SILENT_AFTER_S
+    ) -> frozenset[str]:
+        """Return the sites that gave no sign for ``after_s``; nobody is waited for less, ``since`` then."""
         with self._lock:
             heard = dict(self._heard)
-        return frozenset(site for site in sites if at - max(heard.get(site, since), since) >= SILENT_AFTER_S)
+        return frozenset(site for site in sites if at - max(heard.get(site, since), since) >= after_s)

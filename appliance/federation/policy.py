@@ -22,6 +22,7 @@ TASK_ADMIT: Final = "admit"
 TASK_TRAIN: Final = "train"
 TASK_FINALIZE: Final = "finalize"
 TASK_LEDGER: Final = "ledger"
+TOPIC_PROGRESS: Final = "cloister.progress"
 TASKS: Final = (TASK_ADMIT, TASK_TRAIN, TASK_FINALIZE, TASK_LEDGER)
 
 # Environment of the engine's processes: where its components find the rest of the appliance.

@@ -68,6 +68,13 @@ class RunProgress:
     final: tuple[SiteProgress, ...]
 
 
+def contributors(engine: Engine, run_id: str) -> frozenset[str]:
+    """Return the sites whose updates have counted in a run."""
+    counted = select(Contribution.site).where(Contribution.run_id == run_id, Contribution.accepted.is_(True))
+    with reading(engine) as session:
+        return frozenset(session.scalars(counted.distinct()))
+
+
 def suspects(run: RunProgress) -> dict[str, tuple[int, int]]:
     """Return sites whose updates were unlike the others': in how many rounds, of how many compared."""
     counts: dict[str, tuple[int, int]] = {}

@@ -6,8 +6,9 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from appliance.federation.answers import Answer, unreadable
-from trainer.errors import WeightsError
+from appliance.federation.answers import Answer, unfit, unreadable
+from trainer.compression import pack_seed
+from trainer.errors import UpdateError, WeightsError
 from trainer.federation import aggregation
 from trainer.weights_io import Stored
 
@@ -17,23 +18,47 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from trainer.federation.plan import Plan
+
+
+@dataclass(frozen=True)
+class Carriage:
+    """How updates of one round travel: as differences of ``reference``, packed where the plan says so."""
+
+    plan: Plan
+    number: int
+    reference: Mapping[str, NDArray[Any]]
+
+    def fitted(self, received: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """Return what arrived as the site's file has it: see :func:`aggregation.fitted`."""
+        packing = self.plan.compression
+        template = self.reference if packing is None else packing.template(self.reference)
+        return aggregation.fitted(template, received)
+
+    def unpacked(self, site: str, fitted: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return the update; raises UpdateError for what no site packs."""
+        if self.plan.compression is None:
+            return fitted
+        seed = pack_seed(self.plan.seed, site, self.number)
+        return self.plan.compression.unpack(fitted, self.reference, seed)
+
 
 @dataclass(frozen=True)
 class Shelf:
-    """A folder of one round's updates; ``reference`` is the round's global model."""
+    """A folder of one round's updates."""
 
     folder: Path
-    reference: Mapping[str, NDArray[Any]]
+    carriage: Carriage
 
     @classmethod
-    def empty(cls, folder: Path, name: str, reference: Mapping[str, NDArray[Any]]) -> Shelf:
+    def empty(cls, folder: Path, name: str, carriage: Carriage) -> Shelf:
         """Make a shelf of a job's name below a folder; what a job that was killed left there goes."""
         shutil.rmtree(folder, ignore_errors=True)
         (folder / name).mkdir(mode=0o700, parents=True)
-        return cls(folder / name, reference)
+        return cls(folder / name, carriage)
 
     def keep(self, answer: Answer) -> Answer:
-        """Return an answer whose update lies on disk; what no weights file can hold becomes a refusal.
+        """Return an answer whose update lies on disk, unpacked; what can be none becomes a refusal.
 
         Raises
         ------
@@ -42,12 +67,17 @@ class Shelf:
         """
         if not answer.arrays:
             return answer
-        fitted = aggregation.fitted(self.reference, answer.arrays)
+        fitted = self.carriage.fitted(answer.arrays)
         try:
-            stored = Stored.write(self.folder / f"{answer.site}.safetensors", fitted)
+            update = self.carriage.unpacked(answer.site, fitted)
+            stored = Stored.write(self.folder / f"{answer.site}.safetensors", update)
+        except UpdateError as error:
+            return unfit(answer, error)
         except WeightsError as error:
             return unreadable(answer.site, error)
-        return replace(answer, arrays=stored)
+        packed = self.carriage.plan.compression is not None
+        digest = aggregation.fingerprint(fitted) if packed else stored.sha256
+        return replace(answer, arrays=stored, update_sha256=digest)
 
     def clear(self) -> None:
         """Remove the updates."""

@@ -12,7 +12,6 @@ from appliance.consortium.errors import BlockFormError
 from appliance.consortium.offers import read_countersignature, write_offer
 from appliance.federation import members, messages
 from appliance.federation.errors import MembershipError
-from trainer.federation import aggregation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -82,7 +81,7 @@ class Witness:
     ) -> str:
         for finding in self._chronicle.chain().check_statement(statement, signature):
             return finding.message
-        update = aggregation.fingerprint(answer.arrays) if task == TRAIN else ""
+        update = answer.update_sha256 if task == TRAIN else ""
         expected = (
             answer.site,
             task,

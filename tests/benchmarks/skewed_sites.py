@@ -61,6 +61,24 @@ def two_hospitals(seed: int) -> dict[str, Dataset]:
     return sites
 
 
+def adults_at_64_pixels(seed: int) -> dict[str, Dataset]:
+    """Chest X-rays of one hospital's adults at 64 pixels; sites, and parts of a site, share no patient."""
+    generator = np.random.default_rng(seed)
+    preprocessing = PreprocessingSpec(rows=64, columns=64)
+    with np.load(shared_data_dir() / "cxr_pneumonia" / "site_nih_covid_talo.npz") as content:
+        images, labels, names = content["images64"], content["labels"], content["names"]
+    people = np.array([str(name).rsplit("/", 1)[-1].split("_", 1)[0] for name in names])
+    usable = generator.permutation(np.flatnonzero(labels != 2))
+    part = np.array([int(people[i]) % 8 for i in usable])
+    sites = {}
+    for i in range(4):
+        train, held_out = usable[part == 2 * i][:TRAIN], usable[part == 2 * i + 1][:HELD_OUT]
+        both = np.concatenate([train, held_out])
+        x = np.stack([prepare_pixels(image, preprocessing) for image in images[both]])
+        sites[f"adults-{i}"] = _dataset(x, labels[both], len(train))
+    return sites
+
+
 def label_skew(seed: int) -> dict[str, Dataset]:
     """Drawn pictures; sites see the finding rarely or nearly always, and are measured on what they see."""
     return {f"site-{i}": _drawn(seed * 10 + i, share) for i, share in enumerate(SHARES)}

@@ -21,6 +21,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from trainer import strategies, weights_io
+from trainer.compression import pack_seed
 from trainer.engine.exchange import MODEL, RECORDS, TASK_NAME, Order, load_dataset, load_own, save_own
 from trainer.errors import StrategyError
 
@@ -54,7 +55,7 @@ class SimulationController(ModelController):  # type: ignore[misc]
             for result in results:
                 site = str(result.meta["client_name"])
                 record = json.loads(result.meta["record"])
-                delta = {name: _fitted(result.params[name], weights[name]) for name in weights}
+                delta = _unpacked(order, site, number, result.params, weights)
                 contributions.append(strategies.Contribution(site, delta, int(record["samples"])))
                 sites[site] = record
             weights, state = strategy.aggregate(weights, contributions, state, order.parameters)
@@ -98,14 +99,26 @@ class SimulationExecutor(Executor):  # type: ignore[misc]
             own=load_own(self._folder, site),
             seed=order.seed,
             privacy=order.privacy,
+            compression=order.compression,
         )
         save_own(self._folder, site, update.own)
         answer = FLModel(
             params_type=ParamsType.DIFF,
-            params=update.delta,
+            params=update.leaving,
             meta={"record": json.dumps(record.to_json()), "client_name": site},
         )
         return FLModelUtils.to_shareable(answer)
+
+
+def _unpacked(
+    order: Order, site: str, number: int, received: dict[str, Any], weights: weights_io.Weights
+) -> weights_io.Weights:
+    """Return a site's update from what travelled."""
+    if order.compression is None:
+        return {name: _fitted(received[name], weights[name]) for name in weights}
+    template = order.compression.template(weights)
+    arrays = {name: _fitted(received[name], template[name]) for name in template}
+    return order.compression.unpack(arrays, weights, pack_seed(order.seed, site, number))
 
 
 def _fitted(received: Any, expected: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

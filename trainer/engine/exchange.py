@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from trainer import weights_io
+from trainer.compression import Compression
 from trainer.datasets import Dataset, Samples
 from trainer.privacy.promise import Promise
 from trainer.task import TaskSpec
@@ -36,6 +37,7 @@ class Order:
     parameters: Mapping[str, Any]
     seed: int
     privacy: Promise | None = None
+    compression: Compression | None = None
 
     def write(self, folder: Path) -> None:
         """Write to a folder."""
@@ -44,6 +46,7 @@ class Order:
             "task": self.task.to_json(),
             "parameters": dict(self.parameters),
             "privacy": None if self.privacy is None else self.privacy.to_json(),
+            "compression": None if self.compression is None else self.compression.to_json(),
         }
         (folder / ORDER).write_text(json.dumps(content), encoding="utf-8")
 
@@ -55,6 +58,8 @@ class Order:
         content["sites"] = tuple(content["sites"])
         if content["privacy"] is not None:
             content["privacy"] = Promise.from_json(content["privacy"])
+        if content["compression"] is not None:
+            content["compression"] = Compression.from_json(content["compression"])
         return cls(**content)
 
 

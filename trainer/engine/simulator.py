@@ -24,6 +24,7 @@ from trainer.simulation import RoundRecord, Simulation, SiteRecord, final_metric
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from trainer.compression import Compression
     from trainer.datasets import Dataset
     from trainer.privacy.promise import Promise
     from trainer.task import TaskSpec
@@ -44,6 +45,7 @@ def simulate_on_engine(  # noqa: PLR0913 - as simulate
     initial: Mapping[str, Array] | None = None,
     seed: int = 0,
     privacy: Promise | None = None,
+    compression: Compression | None = None,
     time_limit_s: float = 3600.0,
 ) -> Simulation:
     """Do what :func:`trainer.simulation.simulate` does, through the engine; the models are the same.
@@ -64,7 +66,9 @@ def simulate_on_engine(  # noqa: PLR0913 - as simulate
         raise SimulationError("site: expected a name of letters, digits and hyphens, not server")
     folder = Path(tempfile.mkdtemp(prefix="cloister-simulation-"))
     try:
-        Order(task, tuple(datasets), rounds, strategy, parameters or {}, seed, privacy).write(folder)
+        Order(task, tuple(datasets), rounds, strategy, parameters or {}, seed, privacy, compression).write(
+            folder
+        )
         weights_io.save(folder / MODEL, first_model(task, strategy, seed, initial))
         for site, dataset in datasets.items():
             save_dataset(folder, site, dataset)

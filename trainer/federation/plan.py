@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
+from trainer.compression import Compression, CompressionError
 from trainer.errors import TrainerError
 from trainer.federation.errors import PlanError
 from trainer.privacy.promise import PrivacyError, Promise
@@ -64,7 +65,7 @@ class Plan:
     minimum_cohort : int
         Fewest labelled subjects that a site must hold to take part; a site may ask for more.
     round_timeout_s : float
-        Longest time that one round waits for updates.
+        Longest time that one round waits for a site that makes no progress.
     straggler_wait_s : float
         How long a round goes on waiting for the other sites once ``min_sites`` have answered.
     approval_wait_s : float
@@ -80,6 +81,8 @@ class Plan:
         Most hours that one site computes for this run, all its rounds together; None sets no limit.
     privacy : Promise, optional
         How every update is protected, and what the whole run may cost here; None protects nothing.
+    compression : Compression, optional
+        How every update is made small before it leaves; None sends it as it is.
     initial_sha256 : str
         Of the finished model that the run starts from; empty where it starts from an untrained network.
     """
@@ -101,6 +104,7 @@ class Plan:
     ethics_number: str = ""
     max_hours: float | None = None
     privacy: Promise | None = None
+    compression: Compression | None = None
     initial_sha256: str = ""
 
     def __post_init__(self) -> None:
@@ -155,6 +159,8 @@ class Plan:
         }
         if self.privacy is not None:
             optional["privacy"] = self.privacy.to_json()
+        if self.compression is not None:
+            optional["compression"] = self.compression.to_json()
         return {
             **optional,
             "run_id": self.run_id,
@@ -304,6 +310,14 @@ def _promise(field: str, value: Any) -> Promise:
         raise PlanError(f"{field}: {error}") from error
 
 
+def _compression(field: str, value: Any) -> Compression:
+    del field  # the message names it
+    try:
+        return Compression.from_json(value)
+    except CompressionError as error:
+        raise PlanError(str(error)) from error
+
+
 def _strategy(field: str, value: Any) -> Strategy:
     if not isinstance(value, Mapping) or set(value) != {"name", "parameters"}:
         raise PlanError(f"{field}: expected an object with name and parameters")
@@ -324,6 +338,7 @@ _OPTIONAL: Final = frozenset(
         "ethics_number",
         "max_hours",
         "privacy",
+        "compression",
         "initial_sha256",
     }
 )
@@ -345,5 +360,6 @@ _FIELDS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "ethics_number": _typed(str),
     "max_hours": _number,
     "privacy": _promise,
+    "compression": _compression,
     "initial_sha256": _typed(str),
 }

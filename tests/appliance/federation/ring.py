@@ -241,6 +241,11 @@ def approve_at(member: Member, plan: Plan) -> None:
     cloister("protocol", "approve", plan.sha256, "--shown", shown, "--config", member.config)
 
 
+def rounds_done(member: Member, plan: Plan) -> list[int]:
+    """Return the numbers of the rounds that a site trained."""
+    return [row.number for row in member.rounds(plan.run_id) if row.kind == "train" and row.state == "done"]
+
+
 def _command_line(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()

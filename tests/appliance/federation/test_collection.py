@@ -84,3 +84,40 @@ def test_a_refusal_counts_as_heard_but_not_as_usable() -> None:
     assert one.over(1.0)
     assert one.usable == {"north", "south"}
     assert one.silent == frozenset()
+
+
+def test_a_site_that_comes_on_is_waited_for_beyond_the_time_out() -> None:
+    one = collection(limit_s=1000.0)
+    one.answered("north", 5.0, usable=True)
+    one.stalled = frozenset({"west"})
+
+    assert not one.over(150.0)
+    one.answered("south", 150.0, usable=True)
+    assert one.over(150.0)
+    assert one.enough
+
+
+def test_whatever_progress_there_is_a_round_ends() -> None:
+    one = collection(limit_s=1000.0)
+
+    assert not one.over(999.0)
+    assert one.over(1000.0)
+
+
+def test_stalled_sites_that_leave_too_few_end_the_round() -> None:
+    one = collection(limit_s=1000.0)
+    one.answered("north", 5.0, usable=True)
+    one.stalled = frozenset({"south", "west"})
+
+    assert one.over(100.0)
+
+
+def test_a_stalled_site_that_answers_after_all_counts() -> None:
+    one = collection(limit_s=1000.0)
+    one.stalled = frozenset({"south"})
+    one.answered("north", 5.0, usable=True)
+    one.answered("south", 6.0, usable=True)
+
+    assert not one.over(15.0)
+    assert one.over(16.0)
+    assert one.enough

@@ -21,8 +21,18 @@ from appliance.federation.exchange import Exchange
 from appliance.federation.roundfiles import KEPT_UPDATES
 from appliance.federation.unixclient import UnixClient
 from tests.appliance.federation import hostile_orders
-from tests.appliance.federation.ring import SITES, Member, Ring, cloister, is_known, running_ring, until
+from tests.appliance.federation.ring import (
+    SITES,
+    Member,
+    Ring,
+    cloister,
+    is_known,
+    rounds_done,
+    running_ring,
+    until,
+)
 from trainer import strategies
+from trainer.compression import Compression, pack_seed
 from trainer.federation.plan import Plan, Strategy
 from trainer.networks import initial_weights
 from trainer.privacy.promise import Promise
@@ -54,8 +64,10 @@ def counted_sites(view: RunProgress, number: int) -> set[str]:
     return {one.site for one in view.rounds[number - 1].sites if one.accepted}
 
 
-def _contributions(ring: Ring, plan: Plan, one: RoundProgress) -> list[strategies.Contribution] | None:
-    """Return the updates of a round; None where a site does not keep its own any longer."""
+def _contributions(
+    ring: Ring, plan: Plan, one: RoundProgress, reference: dict[str, Any]
+) -> list[strategies.Contribution] | None:
+    """Return the updates of a round, unpacked; None where a site does not keep its own any longer."""
     found = []
     for site in one.sites:
         if site.accepted:
@@ -66,6 +78,9 @@ def _contributions(ring: Ring, plan: Plan, one: RoundProgress) -> list[strategie
             if row.output_path is None:
                 return None
             delta = load(member.settings.zone_root("research") / row.output_path)
+            if plan.compression is not None:
+                seed = pack_seed(plan.seed, site.site, one.number)
+                delta = plan.compression.unpack(delta, reference, seed)
             found.append(strategies.Contribution(site.site, delta, site.samples))
     return found
 
@@ -91,7 +106,7 @@ def check_arithmetic(ring: Ring, plan: Plan) -> None:
     for one in view.rounds:
         path = checkpoint_of(folder, one)
         stored = load(path)
-        contributions = _contributions(ring, plan, one)
+        contributions = _contributions(ring, plan, one, weights)
         if contributions is None:
             kept = path.with_suffix(".state.safetensors")
             weights, state = stored, load(kept) if kept.is_file() else {}
@@ -122,10 +137,6 @@ def check_engine_processes(member: Member) -> None:
     for pid in engine:
         loaded = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
         assert not [name for name in ("libtorch", "_sqlite3", "cyextension") if name in loaded]
-
-
-def rounds_done(member: Member, plan: Plan) -> list[int]:
-    return [row.number for row in member.rounds(plan.run_id) if row.kind == "train" and row.state == "done"]
 
 
 def test_three_sites_train_and_every_update_has_its_receipt(ring: Ring) -> None:
@@ -390,3 +401,52 @@ def test_a_private_run_is_paid_and_its_receipts_are_what_the_coordinator_got(rin
         told = cloister("receipt", "show", round_id, "--config", member.config)
         assert "dp-sgd, noise secure" in told
         assert bodies[2]["update_sha256"] in told
+
+
+def test_noise_packing_a_site_that_drops_out_and_a_killed_coordinator_go_together(ring: Ring) -> None:
+    """Nothing is lost, counted twice or charged twice. It comes after the test above, for its budget."""
+    promise = Promise("dp-sgd", 1.0, 1.5, epsilon=50.0, delta=1e-5, sampling_rate=0.5)
+    plan = ring.submit(
+        total_rounds=5,
+        min_sites=2,
+        straggler_wait_s=3.0,
+        privacy=promise,
+        compression=Compression("int8"),
+        strategy=Strategy("fedadam", {}),
+    )
+    ring.approve(plan)
+    west = ring.members["west"]
+    spent_before = {name: _charged(member) for name, member in ring.members.items()}
+    ring.until_round(plan, 1)
+    west.program.kill()
+    ring.until_round(plan, 2)
+    ring.coordinator.kill()
+    ring.coordinator.start()
+    west.program.start()
+
+    view = ring.until_over(plan, 240.0)
+
+    assert view.state == "done", view.reason
+    assert [one.number for one in view.rounds] == [1, 2, 3, 4, 5]
+    check_arithmetic(ring, plan)
+    for name, member in ring.members.items():
+        rows = [row for row in member.rounds(plan.run_id) if row.kind == "train"]
+        assert len({row.number for row in rows}) == len(rows)
+        charged = _charged(member) - spent_before[name]
+        assert charged == len(rows) or (
+            name == "west" and charged == len(rows) + 1
+        )  # trained anew, paid anew
+        bodies = [row.body for row in member.receipts(plan.run_id) if row.body["kind"] == "train"]
+        for body in bodies:
+            assert body["privacy"]["noise_source"] == "secure"
+            assert {one["dtype"] for one in body["tensors"]} <= {"int8", "float32"}
+        left = {body["number"]: body["update_sha256"] for body in bodies}
+        for one in view.rounds:
+            for site in one.sites:
+                assert site.site != name or not site.accepted or left[one.number] == site.update_sha256
+        assert member.client.verify_ledger().ok
+
+
+def _charged(member: Member) -> int:
+    """Return how many rounds a site's budget was charged for."""
+    return int(json.loads(cloister("budget", "list", "--json", "--config", member.config))["rounds"])

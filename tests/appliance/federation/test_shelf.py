@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import hashlib
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from appliance.federation.shelf import Shelf
+from appliance.federation.shelf import Carriage, Shelf
 from tests.appliance.federation.scripted import said
+from tests.trainer.federation.plans import make_plan
+from trainer.compression import NAMES, Compression, pack_seed
 from trainer.federation import aggregation
 from trainer.federation.plan import Bounds, Strategy
 from trainer.strategies import STRATEGIES
@@ -28,8 +31,12 @@ def model(value: float) -> dict[str, NDArray[Any]]:
     return {f"layer-{n:02d}": np.full(SIZE, value, np.float32) for n in range(LAYERS)}
 
 
+def shelf_of(folder: Path, job: str = "job", **changes: Any) -> Shelf:
+    return Shelf.empty(folder, job, Carriage(make_plan(**changes), 1, model(0.0)))
+
+
 def kept(folder: Path, count: int) -> list[aggregation.Update]:
-    shelf = Shelf.empty(folder, "job", model(0.0))
+    shelf = shelf_of(folder)
     answers = [shelf.keep(said(f"site-{n}", arrays=model(n + 1.0))) for n in range(count)]
     return [aggregation.Update(one.site, one.arrays, 10) for one in answers]
 
@@ -67,13 +74,13 @@ def test_four_times_the_sites_take_no_more_memory_than_one_array_of_each(name: s
 
 
 def test_what_no_weights_file_can_hold_is_a_refusal_of_that_site(tmp_path: Path) -> None:
-    shelf = Shelf.empty(tmp_path / "arrived", "job", model(0.0))
+    shelf = shelf_of(tmp_path / "arrived", "job")
     answer = shelf.keep(said("west", arrays={"layer-00": np.array(["text"])}))
     assert (answer.said.code, dict(answer.arrays)) == ("unreadable", {})
 
 
 def test_a_disk_that_takes_nothing_is_no_fault_of_the_site(tmp_path: Path) -> None:
-    shelf = Shelf.empty(tmp_path / "arrived", "job", model(0.0))
+    shelf = shelf_of(tmp_path / "arrived", "job")
     shelf.clear()
     (tmp_path / "arrived" / "job").write_text("a file where the folder was")
     with pytest.raises(OSError, match="job"):
@@ -81,8 +88,8 @@ def test_a_disk_that_takes_nothing_is_no_fault_of_the_site(tmp_path: Path) -> No
 
 
 def test_what_a_killed_job_left_is_cleared_by_the_next(tmp_path: Path) -> None:
-    Shelf.empty(tmp_path / "arrived", "first", model(0.0)).keep(said("west", arrays=model(1.0)))
-    shelf = Shelf.empty(tmp_path / "arrived", "second", model(0.0))
+    shelf_of(tmp_path / "arrived", "first").keep(said("west", arrays=model(1.0)))
+    shelf = shelf_of(tmp_path / "arrived", "second")
     assert [path.name for path in (tmp_path / "arrived").rglob("*")] == ["second"]
     shelf.clear()
     assert list((tmp_path / "arrived").iterdir()) == []
@@ -90,4 +97,27 @@ def test_what_a_killed_job_left_is_cleared_by_the_next(tmp_path: Path) -> None:
 
 def test_an_answer_without_an_update_stays_as_it_is(tmp_path: Path) -> None:
     answer: Answer = said("west", "not_approved")
-    assert Shelf.empty(tmp_path / "arrived", "job", model(0.0)).keep(answer) is answer
+    assert shelf_of(tmp_path / "arrived", "job").keep(answer) is answer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_packed_update_is_unpacked_and_keeps_the_hash_of_what_arrived(name: str, tmp_path: Path) -> None:
+    compression = Compression(name)
+    seed = pack_seed(make_plan().seed, "west", 1)
+    packed = compression.pack(model(1.0), {}, 1e6, seed)
+    shelf = shelf_of(tmp_path / "arrived", compression=compression)
+
+    answer = shelf.keep(said("west", arrays=packed.arrays))
+
+    assert answer.said.code == ""
+    assert to_bytes(answer.arrays) == to_bytes(packed.update)
+    assert answer.update_sha256 == hashlib.sha256(to_bytes(packed.arrays)).hexdigest()
+
+
+def test_what_no_site_packs_is_a_refusal_of_that_site(tmp_path: Path) -> None:
+    shelf = shelf_of(tmp_path / "arrived", compression=Compression("top-k"))
+
+    answer = shelf.keep(said("west", arrays=model(1.0)))
+
+    assert (answer.said.code, dict(answer.arrays)) == ("unfit", {})
+    assert "packed update" in answer.said.message

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer import compression, strategies
+from trainer.compression import NAMES, Compression, CompressionError
+from trainer.compression.spec import taken_over, with_residual
+from trainer.errors import UpdateError
+from trainer.weights_io import to_bytes
+
+ALL = [
+    *NAMES,
+    "top-k:share=0.2",
+    "top-k:share=1",
+    "sketch:share=1,bits=8",
+    "sketch:share=0.1,bits=1",
+    "sketch:bits=3",
+]
+
+
+def model(seed: int = 0, size: int = 40) -> dict[str, Any]:
+    generator = np.random.default_rng(seed)
+    return {
+        "conv.weight": generator.normal(0, 0.1, (4, 3, size)).astype(np.float32),
+        "conv.bias": generator.normal(0, 1.0, 1).astype(np.float32),
+        "norm.running_mean": np.zeros(7, np.float32),
+        "scalar": np.array(0.25, np.float32),
+        "norm.num_batches_tracked": np.array(12, np.int64),
+    }
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_what_is_unpacked_is_what_the_site_says_it_is(text: str) -> None:
+    chosen, update = Compression.parse(text), model()
+
+    packed = chosen.pack(update, {}, 100.0, 7)
+    unpacked = chosen.unpack(packed.arrays, update, 7)
+
+    assert set(unpacked) == set(update)
+    for name, array in unpacked.items():
+        assert (array.shape, array.dtype) == (update[name].shape, update[name].dtype)
+        np.testing.assert_array_equal(array, packed.update[name])
+    np.testing.assert_array_equal(unpacked["norm.num_batches_tracked"], 12)
+    template = chosen.template(update)
+    assert {name: (one.shape, one.dtype) for name, one in packed.arrays.items()} == {
+        name: (one.shape, one.dtype) for name, one in template.items()
+    }
+    strategies.check_update(update, unpacked, max_norm=100.0)
+
+
+@pytest.mark.parametrize("text", ALL)
+@given(seed=st.integers(0, 2**32 - 1), bound=st.floats(1e-3, 10.0), scale=st.floats(1e-6, 1e5))
+@settings(max_examples=20, deadline=None)
+def test_no_packed_update_is_larger_than_allowed(text: str, seed: int, bound: float, scale: float) -> None:
+    chosen = Compression.parse(text)
+    update = {
+        name: array * np.float32(scale) for name, array in model(seed).items() if array.dtype.kind == "f"
+    }
+    update = strategies.clip_update(update, bound)
+
+    packed = chosen.pack(update, {}, bound, seed)
+
+    assert strategies.update_norm(packed.update) <= bound
+
+
+@pytest.mark.parametrize(("text", "worst"), [("float16", 1e-3), ("int8", 0.02)])
+def test_rounding_errors_are_small(text: str, worst: float) -> None:
+    update = model()
+
+    unpacked = Compression.parse(text).pack(update, {}, math.inf, 0).update
+
+    for name, array in update.items():
+        error = np.abs(unpacked[name] - array).max(initial=0.0)
+        assert error <= worst * np.abs(array).max(initial=0.0) + 1e-7
+
+
+@pytest.mark.parametrize("text", ["int8", "top-k", "top-k:share=0.3"])
+def test_what_is_left_out_comes_later(text: str) -> None:
+    """Error feedback: everything that was said, and the last residual, is everything that was meant."""
+    chosen = Compression.parse(text)
+    said = {name: np.zeros(a.shape) for name, a in model().items()}
+    meant = {name: np.zeros(a.shape) for name, a in model().items()}
+    residual: dict[str, Any] = {}
+    for number in range(12):
+        update = {name: a for name, a in model(number).items() if a.dtype.kind == "f"}
+        packed = chosen.pack(update, residual, math.inf, number)
+        residual = packed.residual
+        for name, array in update.items():
+            meant[name] += array
+            said[name] += packed.update[name]
+
+    for name, array in residual.items():
+        np.testing.assert_allclose(said[name] + array, meant[name], atol=1e-4)
+
+
+def test_a_sketch_is_right_in_the_mean() -> None:
+    chosen, update = Compression.parse("sketch:share=0.5,bits=2"), model()
+    total = np.zeros(update["conv.weight"].shape)
+    for seed in range(300):
+        total += chosen.pack(update, {}, math.inf, seed).update["conv.weight"]
+
+    error = np.abs(total / 300 - update["conv.weight"])
+
+    assert error.mean() < 0.25 * np.abs(update["conv.weight"]).mean()
+
+
+@pytest.mark.parametrize(
+    ("text", "times"), [("float16", 1.9), ("int8", 3.5), ("top-k", 12.0), ("sketch", 14.0)]
+)
+def test_fewer_bytes_leave(text: str, times: float) -> None:
+    update = model(size=4000)
+
+    packed = Compression.parse(text).pack(update, {}, math.inf, 0)
+
+    assert len(to_bytes(update)) / len(to_bytes(packed.arrays)) > times
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_an_update_of_nothing_stays_nothing(text: str) -> None:
+    nothing = {name: np.zeros_like(array) for name, array in model().items()}
+
+    packed = Compression.parse(text).pack(nothing, {}, 1.0, 3)
+
+    assert strategies.update_norm(packed.update) == 0.0
+
+
+@pytest.mark.parametrize("text", NAMES)
+def test_the_same_seed_packs_the_same(text: str) -> None:
+    chosen = Compression.parse(text)
+
+    first, second = (to_bytes(chosen.pack(model(), {}, 10.0, 5).arrays) for _ in range(2))
+
+    assert first == second
+
+
+def hostile(text: str) -> dict[str, dict[str, Any]]:
+    """Return packed updates that no site makes, by what is wrong."""
+    arrays = Compression.parse(text).pack(model(), {}, 10.0, 0).arrays
+    made: dict[str, dict[str, Any]] = {}
+    for name, array in arrays.items():
+        made[f"{name} missing"] = {other: one for other, one in arrays.items() if other != name}
+        made[f"{name} longer"] = {**arrays, name: np.concatenate([array.ravel(), array.ravel()])}
+        made[f"{name} of doubles"] = {**arrays, name: array.astype(np.complex64)}
+        if array.dtype.kind == "f":
+            for label, value in (("nan", np.nan), ("infinite", np.inf)):
+                made[f"{name} {label}"] = {**arrays, name: np.full_like(array, value)}
+    made["one more"] = {**arrays, "more": np.zeros(1, np.float32)}
+    if ";index" in arrays:
+        for label, index in (("out of range", 10**6), ("negative", -1)):
+            wrong = arrays[";index"].copy()
+            wrong[0 if index < 0 else -1] = index
+            made[f"place {label}"] = {**arrays, ";index": wrong}
+        made["places twice"] = {**arrays, ";index": np.zeros_like(arrays[";index"])}
+    if ";range" in arrays:
+        made["range turned"] = {**arrays, ";range": np.array([1.0, -1.0], np.float32)}
+    return made
+
+
+@pytest.mark.parametrize(("text", "what"), [(text, what) for text in NAMES for what in hostile(text)])
+def test_what_no_site_packs_is_refused(text: str, what: str) -> None:
+    with pytest.raises(UpdateError):
+        Compression.parse(text).unpack(hostile(text)[what], model(), 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "zip",
+        "",
+        "int8:share=1",
+        "top-k:share=0",
+        "top-k:share=2",
+        "sketch:bits=9",
+        "sketch:bits=1.5",
+        "top-k:share=x",
+    ],
+)
+def test_a_compression_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(CompressionError):
+        Compression.parse(text)
+
+
+@pytest.mark.parametrize("value", [None, [], {"name": "int8"}, {"name": 7, "parameters": {}}, "int8"])
+def test_json_that_is_no_compression_is_refused(value: Any) -> None:
+    with pytest.raises(CompressionError):
+        Compression.from_json(value)
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_json_reads_back_unchanged(text: str) -> None:
+    chosen = Compression.parse(text)
+
+    assert Compression.from_json(chosen.to_json()) == chosen
+
+
+def test_a_model_whose_names_hold_the_mark_is_refused() -> None:
+    with pytest.raises(CompressionError, match="names"):
+        Compression("int8").template({"a;scale": np.zeros(1, np.float32)})
+
+
+def test_an_update_that_did_not_count_takes_nothing_from_the_residual() -> None:
+    before, after = {"a": np.ones(2)}, {"a": np.zeros(2)}
+    own = with_residual({"mine": np.ones(1)}, after, before)
+
+    for counted, expected in ((True, 0.0), (False, 1.0)):
+        mine, residual = taken_over(own, counted=counted)
+        assert set(mine) == {"mine"}
+        np.testing.assert_array_equal(residual["a"], expected)
+
+
+def test_names_are_the_programs() -> None:
+    assert compression.NAMES == ("float16", "int8", "top-k", "sketch")

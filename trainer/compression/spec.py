@@ -1,0 +1,184 @@
+"""Compression as a plan names it: a codec, its parameters, and what goes with them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from trainer.compression.base import MARK, CompressionError, Packed, floats_of, whole_of
+from trainer.compression.codecs import Eight, Half, Sketch, TopK
+from trainer.errors import UpdateError
+from trainer.strategies.base import clip_update, update_norm
+
+if TYPE_CHECKING:
+    from trainer.compression.base import Array, Codec, Weights
+
+NAMES: Final = ("float16", "int8", "top-k", "sketch")
+RESIDUAL: Final = f"residual{MARK}"  # what a site keeps for its next update
+BEFORE: Final = f"before{MARK}"  # the same before the last one, should that not count
+_DEFAULTS: Final[dict[str, dict[str, float]]] = {
+    "float16": {},
+    "int8": {},
+    "top-k": {"share": 0.05},
+    "sketch": {"share": 0.5, "bits": 4.0},
+}
+_BOUNDS: Final = {"share": (1e-6, 1.0), "bits": (1.0, 8.0)}
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How updates are packed; ``parameters`` are those of the codec, all of them after construction.
+
+    Raises
+    ------
+    CompressionError
+        For an unknown name or parameter, or one out of range.
+    """
+
+    name: str
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check, and fill in what is not given."""
+        if self.name not in NAMES:
+            raise CompressionError(f"compression: expected one of {', '.join(NAMES)}")
+        known = _DEFAULTS[self.name]
+        for name, value in self.parameters.items():
+            if name not in known:
+                expected = ", ".join(known) or "none"
+                raise CompressionError(f"compression.{str(name)[:40]}: unknown; expected {expected}")
+            low, high = _BOUNDS[name]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise CompressionError(f"compression.{name}: expected a number from {low:g} to {high:g}")
+            if name == "bits" and value != int(value):
+                raise CompressionError("compression.bits: expected a whole number")
+        filled = {name: float(self.parameters.get(name, value)) for name, value in known.items()}
+        object.__setattr__(self, "parameters", filled)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values; :meth:`from_json` reads them back."""
+        return {"name": self.name, "parameters": dict(self.parameters)}
+
+    @classmethod
+    def from_json(cls, value: object) -> Compression:
+        """Read JSON values; raises CompressionError."""
+        if not isinstance(value, Mapping) or set(value) != {"name", "parameters"}:
+            raise CompressionError("compression: expected an object of name and parameters")
+        if not isinstance(value["name"], str) or not isinstance(value["parameters"], Mapping):
+            raise CompressionError("compression: expected a name and an object of numbers")
+        return cls(value["name"], value["parameters"])
+
+    @classmethod
+    def parse(cls, text: str) -> Compression:
+        """Read ``NAME`` or ``NAME:PARAMETER=NUMBER,...``; raises CompressionError."""
+        name, _, rest = text.partition(":")
+        parameters = {}
+        for part in filter(None, rest.split(",")):
+            key, _, number = part.partition("=")
+            try:
+                parameters[key] = float(number)
+            except ValueError as error:
+                raise CompressionError("compression: expected NAME or NAME:PARAMETER=NUMBER,...") from error
+        return cls(name, parameters)
+
+    def pack(
+        self, update: Mapping[str, Array], kept: Mapping[str, Array], max_norm: float, seed: int
+    ) -> Packed:
+        """Pack an update together with what earlier ones left out.
+
+        Parameters
+        ----------
+        update : Mapping
+            Within ``max_norm``.
+        kept : Mapping
+            :attr:`Packed.residual` of the last update that counted; empty before the first.
+        max_norm : float
+            Largest L2 norm of what the coordinator unpacks.
+        seed : int
+            Of site and round.
+        """
+        floats = floats_of(update)
+        wanted = {name: array + kept[name] if name in kept else array for name, array in floats.items()}
+        bounded = clip_update(wanted, max_norm)
+        while True:
+            arrays = self._codec.pack(bounded, seed)
+            unpacked = self._codec.unpack(arrays, floats, seed)
+            norm = update_norm(unpacked)
+            if norm <= max_norm:
+                break
+            bounded = {name: array * (0.999 * max_norm / norm) for name, array in bounded.items()}
+        whole = whole_of(update)
+        exact = {name: unpacked[name].astype(array.dtype) for name, array in floats.items()}
+        left = {name: np.asarray(bounded[name] - exact[name]) for name in floats}
+        return Packed({**arrays, **whole}, {**exact, **whole}, left if self._codec.remembers else {})
+
+    def unpack(self, arrays: Mapping[str, Array], reference: Mapping[str, Array], seed: int) -> Weights:
+        """Return an update in the shapes and dtypes of ``reference`` from what arrived, which is not trusted.
+
+        Raises
+        ------
+        UpdateError
+            If the arrays are not what this codec makes of an update of such a model.
+        """
+        expected = self.template(reference)
+        if set(expected) != set(arrays):
+            raise UpdateError("names", "packed update: other arrays than this compression makes")
+        for name, one in expected.items():
+            if arrays[name].shape != one.shape or arrays[name].dtype != one.dtype:
+                raise UpdateError("shape", f"packed update: {name}: another shape or type")
+        floats = floats_of(reference)
+        unpacked = self._codec.unpack(arrays, floats, seed)
+        whole = {name: np.asarray(arrays[name]) for name in whole_of(reference)}
+        return {**{name: unpacked[name].astype(array.dtype) for name, array in floats.items()}, **whole}
+
+    def template(self, reference: Mapping[str, Array]) -> Weights:
+        """Return arrays of the shapes and dtypes that a packed update has; they take no memory."""
+        if any(MARK in name for name in reference):
+            raise CompressionError(f"compression: expected a model without {MARK} in its arrays' names")
+        return {**self._codec.template(floats_of(reference)), **whole_of(reference)}
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a site keeps something for its next update."""
+        return self._codec.remembers
+
+    @property
+    def _codec(self) -> Codec:
+        if self.name == "float16":
+            return Half()
+        if self.name == "int8":
+            return Eight()
+        if self.name == "top-k":
+            return TopK(self.parameters["share"])
+        return Sketch(self.parameters["share"], int(self.parameters["bits"]))
+
+
+def pack_seed(seed: int, site: str, number: int) -> int:
+    """Return the seed with which a site packs in a round, and the coordinator unpacks."""
+    digest = hashlib.sha256(f"pack/{seed}/{site}/{number}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def taken_over(own: Mapping[str, Array], *, counted: bool) -> tuple[Weights, Weights]:
+    """Split what a site kept into what its strategy keeps and the residual that the next update adds.
+
+    An update that did not count took nothing from the residual.
+    """
+    wanted = RESIDUAL if counted else BEFORE
+    residual = {name.removeprefix(wanted): one for name, one in own.items() if name.startswith(wanted)}
+    return {name: one for name, one in own.items() if MARK not in name}, residual
+
+
+def with_residual(
+    own: Mapping[str, Array], residual: Mapping[str, Array], before: Mapping[str, Array]
+) -> Weights:
+    """Return what a site keeps, its strategy's and the residual after and before an update."""
+    return {
+        **own,
+        **{RESIDUAL + name: one for name, one in residual.items()},
+        **{BEFORE + name: one for name, one in before.items()},
+    }
