@@ -263,7 +263,7 @@ def _packing(zone: ResearchZone, plan: Plan, row: Round) -> Packing | None:
     from trainer.compression import pack_seed  # noqa: PLC0415
     from trainer.local_round import Packing  # noqa: PLC0415 - torch loads here
 
-    if plan.compression is None:
+    if plan.compression is None or row.kind != TRAIN:
         return None
     with reading(zone.engine) as session:
         last = sitestate.last_trained(session, row)

@@ -15,9 +15,9 @@ from trainer.datasets import Dataset, Samples, require_trainable
 from trainer.networks import with_weights
 from trainer.optimisation import probabilities
 from trainer.ports import silent
-from trainer.privacy import training
+from trainer.privacy import sparse, training
 from trainer.privacy.noise import SecureNoise
-from trainer.privacy.promise import DP_SGD, UPDATE_GAUSSIAN, PrivacyError
+from trainer.privacy.promise import DP_SGD, MECHANISMS, SVT, UPDATE_GAUSSIAN, PrivacyError
 from trainer.site_rules import Round, site_rule
 
 if TYPE_CHECKING:
@@ -191,10 +191,11 @@ def _trained(
         mu = strategies.get(this.strategy).proximal_mu(this.parameters, this.task.local.fedprox_mu)
         delta, loss = training.private_update(this, privacy, noise, mu)
         return delta, loss, {}
-    if privacy.mechanism != UPDATE_GAUSSIAN:
-        raise PrivacyError("mechanism: expected dp-sgd or update-gaussian")
+    protect = {UPDATE_GAUSSIAN: training.noised_update, SVT: sparse.sparse_update}.get(privacy.mechanism)
+    if protect is None:
+        raise PrivacyError(f"mechanism: expected one of {', '.join(MECHANISMS)}")
     delta, loss, made = rule.train(this)
-    return training.noised_update(delta, privacy, noise), loss, made
+    return protect(delta, privacy, noise), loss, made
 
 
 def evaluate(

@@ -99,6 +99,7 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     process that comes to the same model. Folders are read as they are: nothing is de-identified.
     """
     from trainer.errors import TrainerError  # noqa: PLC0415  only when the command runs
+    from trainer.privacy.promise import check_promised  # noqa: PLC0415
     from trainer.weights_io import load, save  # noqa: PLC0415
 
     del list_strategies
@@ -112,6 +113,7 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
         start = None if initial is None else load(initial)
         order = Order(rounds, strategy, numbers, seed, start, promise, packing)
         _check(sites, order)
+        check_promised(strategy, promise)
         spent = None if promise is None else _cost(sites, promise, strategy, rounds)
         result = _run(sites, order, in_process=in_process, console=console)
         figures = {**_figures(sites, strategy, result), "privacy": spent}

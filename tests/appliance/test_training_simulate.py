@@ -94,6 +94,28 @@ def test_a_strategy_that_leaves_an_unseen_site_without_a_model_is_refused_before
     assert "trained no round" in found.output
 
 
+SVT = {
+    "mechanism": "svt",
+    "clip_norm": 0.01,
+    "noise_multiplier": 1.0,
+    "epsilon": 100.0,
+    "delta": 1e-5,
+    "share": 0.1,
+}
+
+
+def test_packed_updates_are_told_and_fewer_bytes_leave(sites: list[str]) -> None:
+    sent = {}
+    for way in ("", "top-k:share=0.02"):
+        options = ["--rounds", "1", "--in-process", "--json", "-", "--compression", way]
+        found = CliRunner().invoke(build(), ["simulate", *sites, *options])
+        assert found.exit_code == 0, found.output
+        figures = json.loads(found.stdout)
+        sent[way] = figures["bytes"]["north"]["sent"]
+        assert (figures["compression"] or {}).get("name") == (way.partition(":")[0] or None)
+    assert sent[""] > 5 * sent["top-k:share=0.02"]
+
+
 def test_strategies_are_listed_without_a_task() -> None:
     found = CliRunner().invoke(build(), ["simulate", "--list-strategies"])
     assert (found.exit_code, found.stdout.splitlines()) == (0, list(STRATEGIES))
@@ -101,13 +123,16 @@ def test_strategies_are_listed_without_a_task() -> None:
 
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_every_listed_strategy_runs(sites: list[str], strategy: str, tmp_path: Path) -> None:
-    network = NetworkSpec("resnet", {"features": [4, 4, 8, 8], "groups": 2, "norm": "batch"})
+    norm = "group" if strategy == "svt" else "batch"  # what noise protects mixes no people
+    network = NetworkSpec("resnet", {"features": [4, 4, 8, 8], "groups": 2, "norm": norm})
     (tmp_path / "task.json").write_text(json.dumps(replace(TASK, network=network).to_json()))
     extra = ["--rounds", "2", "--in-process", "--json", "-", "--strategy", strategy]
     if STRATEGIES[strategy].needs_initial:
         earlier = tmp_path / "earlier.safetensors"
         save(earlier, initial_weights(replace(TASK, network=network), 9))
         extra += ["--initial", str(earlier)]
+    if strategy == "svt":
+        extra += ["--privacy", json.dumps(SVT)]
     found = CliRunner().invoke(build(), ["simulate", *sites, *extra])
     assert found.exit_code == 0, found.output
     assert set(json.loads(found.stdout)["final"]) == {"north", "south"}
@@ -125,6 +150,8 @@ def test_every_listed_strategy_runs(sites: list[str], strategy: str, tmp_path: P
         (["--parameter", "mu=much"], 2),
         (["--strategy", "sorcery", "--in-process"], 1),
         (["--strategy", "transfer", "--in-process"], 1),
+        (["--strategy", "svt", "--in-process"], 1),
+        (["--compression", "zip", "--in-process"], 2),
         (["--initial", "/nowhere.safetensors", "--in-process"], 1),
         (["--strategy", "fedprox", "--parameter", "mu=-1", "--in-process"], 1),
     ],

@@ -50,6 +50,7 @@ _ROWS: Final[tuple[tuple[str, str, Worse], ...]] = (
     ("privacy.delta", "privacy loss allowed (delta)", Worse.UP),
     ("privacy.noise_multiplier", "noise on the update", Worse.DOWN),
     ("privacy.clip_norm", "clipping of the protected update", Worse.UP),
+    ("privacy.share", "share of the update that leaves", Worse.UP),
     ("privacy.sampling_rate", "share of subjects in a training step", Worse.UP),
     ("max_update_norm", "largest norm of an update", Worse.UP),
     ("ethics_number", "ethics number", Worse.ANY),

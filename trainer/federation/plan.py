@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from trainer.compression import Compression, CompressionError
 from trainer.errors import TrainerError
 from trainer.federation.errors import PlanError
-from trainer.privacy.promise import PrivacyError, Promise
+from trainer.privacy.promise import PrivacyError, Promise, check_promised
 from trainer.task import TaskSpec
 
 T = TypeVar("T")
@@ -135,9 +135,10 @@ class Plan:
 
     def _check_privacy(self) -> None:
         """Check that a promise goes with the task and holds for all rounds."""
-        if self.privacy is None:
-            return
         try:
+            check_promised(self.strategy.name, self.privacy)
+            if self.privacy is None:
+                return
             self.privacy.check_fits(self.task, self.strategy.name)
         except PrivacyError as error:
             raise PlanError(f"privacy: {error}") from error

@@ -31,6 +31,7 @@ from trainer.strategies.fedprox import FedProx
 from trainer.strategies.generalisation import DomainGeneralisation
 from trainer.strategies.robust import CoordinateWise, Krum
 from trainer.strategies.scaffold import Scaffold
+from trainer.strategies.sparse import Sparse
 from trainer.strategies.transfer import Cyclic, RandomTransfer
 from trainer.strategies.variation import VariationAware
 from trainer.strategies.warmstart import WarmStart
@@ -53,6 +54,7 @@ STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType(
         "scaffold": Scaffold(),
         "ditto": Ditto(),
         "auto-fedavg": AutoFedAvg(),
+        "svt": Sparse(),
         "transfer": WarmStart(),
         "domain-generalisation": DomainGeneralisation(),
         "domain-adaptation": DomainAdaptation(),
