@@ -58,8 +58,8 @@ def draw(view: ConsortiumPage, viewer: Viewer) -> Drawing:
     """Draw findings first, then the blocks, newest first."""
     del viewer
     lead = (
-        "What all sites of the federation signed: who contributed, which data version, which model came."
-        " Every site keeps all of it, and which de-identified studies one site gave to another."
+        "What all sites of the federation signed: who contributed, which data version, which model came, and"
+        " which de-identified studies one site gave to another. Every site keeps all of it."
     )
     sections: dict[str, Markup] = {
         "head": page_head("Consortium", lead=lead),
