@@ -50,14 +50,22 @@ def likelihood_ratios(values: NDArray[np.float64], member: NDArray[np.bool_]) ->
     scores = np.zeros(values.shape)
     for target in range(len(values)):
         others = np.arange(len(values)) != target
-        inside = np.where(member[others], values[others], np.nan)
-        outside = np.where(~member[others], values[others], np.nan)
-        spread_in = max(float(np.sqrt(np.nanmean(np.nanvar(inside, axis=0)))), _LEAST_SPREAD)
-        spread_out = max(float(np.sqrt(np.nanmean(np.nanvar(outside, axis=0)))), _LEAST_SPREAD)
-        near_in = ((values[target] - np.nanmean(inside, axis=0)) / spread_in) ** 2
-        near_out = ((values[target] - np.nanmean(outside, axis=0)) / spread_out) ** 2
-        scores[target] = (near_out - near_in) / 2
+        sides = [_side(values[others], chosen[others]) for chosen in (member, ~member)]
+        (centre_in, spread_in, seen_in), (centre_out, spread_out, seen_out) = sides
+        near_in = ((values[target] - centre_in) / spread_in) ** 2
+        near_out = ((values[target] - centre_out) / spread_out) ** 2
+        scores[target] = np.where(seen_in & seen_out, (near_out - near_in) / 2, 0.0)
     return scores
+
+
+def _side(
+    values: NDArray[np.float64], chosen: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], float, NDArray[np.bool_]]:
+    """Return each case's mean over the chosen models, one spread for all, and which cases have any."""
+    count = chosen.sum(axis=0)
+    centre = np.where(chosen, values, 0.0).sum(axis=0) / np.maximum(count, 1)
+    rest = np.where(chosen, (values - centre) ** 2, 0.0).sum() / max(int((count - 1).clip(0).sum()), 1)
+    return centre, max(float(np.sqrt(rest)), _LEAST_SPREAD), count > 0
 
 
 def area(scores: NDArray[np.float64], member: NDArray[np.bool_]) -> float:
