@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from trainer.compression.base import MARK, CompressionError, Packed, floats_of, whole_of
+from trainer.compression.base import (
+    MARK,
+    CompressionError,
+    Packed,
+    check_finite,
+    floats_of,
+    whole_of,
+)
 from trainer.compression.codecs import Eight, Half, Sketch, TopK
 from trainer.errors import UpdateError
 from trainer.strategies.base import clip_update, update_norm
@@ -27,6 +34,7 @@ _DEFAULTS: Final[dict[str, dict[str, float]]] = {
     "sketch": {"share": 0.5, "bits": 4.0},
 }
 _BOUNDS: Final = {"share": (1e-6, 1.0), "bits": (1.0, 8.0)}
+RESIDUAL_NORM: Final = 20.0  # the most that a site keeps for later, in units of the largest norm
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,9 @@ class Compression:
     ) -> Packed:
         """Pack an update together with what earlier ones left out.
 
+        What the largest norm cuts off is left out as well, and waits for the next update. The residual is
+        scaled down to ``RESIDUAL_NORM`` largest norms: what has waited longer than that says is forgotten.
+
         Parameters
         ----------
         update : Mapping
@@ -103,18 +114,25 @@ class Compression:
         """
         floats = floats_of(update)
         wanted = {name: array + kept[name] if name in kept else array for name, array in floats.items()}
-        bounded = clip_update(wanted, max_norm)
-        while True:
-            arrays = self._codec.pack(bounded, seed)
-            unpacked = self._codec.unpack(arrays, floats, seed)
-            norm = update_norm(unpacked)
-            if norm <= max_norm:
-                break
-            bounded = {name: array * (0.999 * max_norm / norm) for name, array in bounded.items()}
+        arrays, unpacked = self._bounded(wanted, max_norm, seed)
         whole = whole_of(update)
         exact = {name: unpacked[name].astype(array.dtype) for name, array in floats.items()}
-        left = {name: np.asarray(bounded[name] - exact[name]) for name in floats}
-        return Packed({**arrays, **whole}, {**exact, **whole}, left if self._codec.remembers else {})
+        left: Weights = {}
+        if self._codec.remembers:
+            left = {name: np.asarray(wanted[name] - exact[name]) for name in floats}
+            left = clip_update(left, RESIDUAL_NORM * max_norm)
+        return Packed({**arrays, **whole}, {**exact, **whole}, left)
+
+    def _bounded(self, wanted: Mapping[str, Array], max_norm: float, seed: int) -> tuple[Weights, Weights]:
+        """Pack so that what is unpacked has at most the largest norm; return both."""
+        scaled = dict(wanted)
+        while True:
+            arrays = self._codec.pack(scaled, seed)
+            unpacked = self._codec.unpack(arrays, wanted, seed)
+            norm = update_norm(unpacked)
+            if norm <= max_norm:
+                return arrays, unpacked
+            scaled = {name: array * (0.999 * max_norm / norm) for name, array in scaled.items()}
 
     def unpack(self, arrays: Mapping[str, Array], reference: Mapping[str, Array], seed: int) -> Weights:
         """Return an update in the shapes and dtypes of ``reference`` from what arrived, which is not trusted.
@@ -131,9 +149,13 @@ class Compression:
             if arrays[name].shape != one.shape or arrays[name].dtype != one.dtype:
                 raise UpdateError("shape", f"packed update: {name}: another shape or type")
         floats = floats_of(reference)
-        unpacked = self._codec.unpack(arrays, floats, seed)
         whole = {name: np.asarray(arrays[name]) for name in whole_of(reference)}
-        return {**{name: unpacked[name].astype(array.dtype) for name, array in floats.items()}, **whole}
+        with np.errstate(over="ignore", invalid="ignore"):
+            unpacked = self._codec.unpack(arrays, floats, seed)
+            exact = {name: unpacked[name].astype(array.dtype) for name, array in floats.items()}
+        for name, array in exact.items():
+            check_finite(array, f"packed update: {name}")
+        return {**exact, **whole}
 
     def template(self, reference: Mapping[str, Array]) -> Weights:
         """Return arrays of the shapes and dtypes that a packed update has; they take no memory."""

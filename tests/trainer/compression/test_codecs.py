@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trainer import compression, strategies
 from trainer.compression import NAMES, Compression, CompressionError
-from trainer.compression.spec import taken_over, with_residual
+from trainer.compression.spec import RESIDUAL_NORM, taken_over, with_residual
 from trainer.errors import UpdateError
 from trainer.weights_io import to_bytes
 
@@ -99,6 +99,45 @@ def test_what_is_left_out_comes_later(text: str) -> None:
         np.testing.assert_allclose(said[name] + array, meant[name], atol=1e-4)
 
 
+@pytest.mark.parametrize(("text", "part"), [("int8", 0.98), ("top-k", 0.2), ("top-k:share=0.3", 0.5)])
+def test_what_the_bound_cuts_off_comes_later(text: str, part: float) -> None:
+    """The largest norm limits what leaves at a time, not what leaves in the end.
+
+    A share s that leaves for 1 / s rounds has 1 / sqrt(s) times the norm of one round, so with ``part`` of
+    the bound below sqrt(s) all of it fits.
+    """
+    chosen, bound = Compression.parse(text), 1.0
+    update = {name: a for name, a in model(1).items() if a.dtype.kind == "f"}
+    update = strategies.clip_update(update, part * bound)
+    said = {name: np.zeros(a.shape) for name, a in update.items()}
+    residual: dict[str, Any] = {}
+    rounds = 80
+    for number in range(rounds):
+        packed = chosen.pack(update, residual, bound, number)
+        residual = packed.residual
+        assert strategies.update_norm(packed.update) <= bound
+        for name, array in packed.update.items():
+            said[name] += array
+
+    meant = {name: rounds * array.astype(np.float64) for name, array in update.items()}
+    arrived = sum(float(np.vdot(said[name], meant[name])) for name in meant)
+    assert arrived / strategies.update_norm(meant) ** 2 > 0.85
+    left = {name: meant[name] - said[name] for name in meant}
+    assert strategies.update_norm(left) == pytest.approx(strategies.update_norm(residual), abs=1e-3)
+
+
+@pytest.mark.parametrize("text", ["int8", "top-k"])
+@given(seed=st.integers(0, 2**32 - 1), bound=st.floats(1e-3, 10.0))
+@settings(max_examples=20, deadline=None)
+def test_what_waits_does_not_grow_for_ever(text: str, seed: int, bound: float) -> None:
+    chosen = Compression.parse(text)
+    kept = {name: 1e4 * a for name, a in model(seed).items() if a.dtype.kind == "f"}
+
+    packed = chosen.pack(strategies.clip_update(model(seed), bound), kept, bound, 0)
+
+    assert strategies.update_norm(packed.residual) <= RESIDUAL_NORM * bound
+
+
 def test_a_sketch_is_right_in_the_mean() -> None:
     chosen, update = Compression.parse("sketch:share=0.5,bits=2"), model()
     total = np.zeros(update["conv.weight"].shape)
@@ -150,6 +189,8 @@ def hostile(text: str) -> dict[str, dict[str, Any]]:
         if array.dtype.kind == "f":
             for label, value in (("nan", np.nan), ("infinite", np.inf)):
                 made[f"{name} {label}"] = {**arrays, name: np.full_like(array, value)}
+        if name in {"conv.weight;scale", ";range"}:
+            made[f"{name} huge"] = {**arrays, name: np.full_like(array, 3e38)}
     made["one more"] = {**arrays, "more": np.zeros(1, np.float32)}
     if ";index" in arrays:
         for label, index in (("out of range", 10**6), ("negative", -1)):
