@@ -259,7 +259,10 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
 
 
 def _packing(zone: ResearchZone, plan: Plan, row: Round) -> Packing | None:
-    """Say how the update is made small, and whether the last one that left here went into the model."""
+    """Say how the update is made small, and whether the last one that left here went into the model.
+
+    Where the ledger does not say so yet, it counts as if it had: what may have arrived is not sent again.
+    """
     from trainer.compression import pack_seed  # noqa: PLC0415
     from trainer.local_round import Packing  # noqa: PLC0415 - torch loads here
 
@@ -267,7 +270,7 @@ def _packing(zone: ResearchZone, plan: Plan, row: Round) -> Packing | None:
         return None
     with reading(zone.engine) as session:
         last = sitestate.last_trained(session, row)
-        counted = last is None or was_counted(session, plan.sha256, last.number, row.site)
+        counted = last is None or was_counted(session, plan.sha256, last.number, row.site) is not False
     return Packing(plan.compression, pack_seed(plan.seed, row.site, row.number), counted)
 
 

@@ -206,13 +206,13 @@ def current(session: Session) -> list[Signed]:
     return [Signed(row.body, row.signature) for row in rows]
 
 
-def was_counted(session: Session, plan: str, number: int, site: str) -> bool:
-    """Whether the ledger says that a site's update went into a round of a plan."""
+def was_counted(session: Session, plan: str, number: int, site: str) -> bool | None:
+    """Whether the ledger says that a site's update went into a round of a plan; None before it says so."""
     for signed in reversed(current(session)):
         block = blocks.read_block(signed.body)
         if (block.kind, block.plan, block.round) == (blocks.ROUND, plan, number):
             return any(one.site == site and one.accepted for one in block.contributions)
-    return False
+    return None
 
 
 def head(session: Session) -> ConsortiumHead | None:

@@ -23,7 +23,7 @@ from appliance.consortium.offers import (
     read_offer,
     write_offer,
 )
-from appliance.consortium.replica import BEHIND, BROKEN, Held, Replica, current, open_findings
+from appliance.consortium.replica import BEHIND, BROKEN, Held, Replica, current, open_findings, was_counted
 from appliance.db import coordinator as tables
 from appliance.db.engine import reading, writing
 from appliance.db.research import ConsortiumBlock, ResearchLedgerEntry
@@ -115,6 +115,17 @@ def test_a_round_runs_on_the_model_of_the_ledger_alone(replica: Replica, scene: 
     assert other.code == BROKEN
     assert finding(replica) == ("model", 4)
     assert replica.hold(PLAN, TRAIN, 3, digest("model 2")) is not None  # until a person has looked
+
+
+def test_an_update_is_counted_or_not_or_nobody_knows_yet(replica: Replica, scene: Scene) -> None:
+    scene.round(1, tuple(scene.contribution(site, 1, digest("model 0")) for site in ("north", "south")))
+    replica.receive(scene.offer())
+
+    with reading(replica.zone.engine) as session:
+        assert was_counted(session, PLAN, 1, "north") is True
+        assert was_counted(session, PLAN, 1, "west") is False
+        assert was_counted(session, PLAN, 2, "north") is None
+        assert was_counted(session, digest("another plan"), 1, "north") is None
 
 
 def test_a_second_history_after_the_first_is_found_and_nothing_of_it_is_kept(

@@ -363,15 +363,12 @@ def test_a_coordinator_that_asks_too_much_gets_refusals_and_is_recorded(
 
 
 def test_a_private_run_is_paid_and_its_receipts_are_what_the_coordinator_got(ring: Ring) -> None:
-    """The coordinator hashes and counts what came through TLS; the receipts were signed before it left.
-
-    The last test of this ring: a site that has a budget refuses every plan that promises no privacy.
-    """
+    """The coordinator hashes and counts what came through TLS; the receipts were signed before it left."""
     promise = Promise("dp-sgd", 1.0, 1.5, epsilon=50.0, delta=1e-5, sampling_rate=0.5)
     plan = ring.submit(total_rounds=2, min_sites=3, privacy=promise)
     for member in ring.members.values():
         until(partial(is_known, member, plan), 60, f"{member.name} knows the plan")
-        cloister("budget", "set", "60", "--config", member.config)
+        _set_budget(member)
     ring.approve(plan)
 
     view = ring.until_over(plan)
@@ -404,7 +401,7 @@ def test_a_private_run_is_paid_and_its_receipts_are_what_the_coordinator_got(rin
 
 
 def test_noise_packing_a_site_that_drops_out_and_a_killed_coordinator_go_together(ring: Ring) -> None:
-    """Nothing is lost, counted twice or charged twice. It comes after the test above, for its budget."""
+    """Nothing is lost, counted twice or charged twice."""
     promise = Promise("dp-sgd", 1.0, 1.5, epsilon=50.0, delta=1e-5, sampling_rate=0.5)
     plan = ring.submit(
         total_rounds=5,
@@ -414,6 +411,8 @@ def test_noise_packing_a_site_that_drops_out_and_a_killed_coordinator_go_togethe
         compression=Compression("int8"),
         strategy=Strategy("fedadam", {}),
     )
+    for member in ring.members.values():
+        _set_budget(member)
     spent_before = {name: _charged(member) for name, member in ring.members.items()}
     ring.approve(plan)
     west = ring.members["west"]
@@ -444,6 +443,11 @@ def test_noise_packing_a_site_that_drops_out_and_a_killed_coordinator_go_togethe
             for site in one.sites:
                 assert site.site != name or not site.accepted or left[one.number] == site.update_sha256
         assert member.client.verify_ledger().ok
+
+
+def _set_budget(member: Member) -> None:
+    """From here on the site refuses every plan that promises no privacy: let such tests come before."""
+    cloister("budget", "set", "60", "--config", member.config)
 
 
 def _charged(member: Member) -> int:
