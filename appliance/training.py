@@ -263,7 +263,7 @@ def _packing(zone: ResearchZone, plan: Plan, row: Round) -> Packing | None:
 
     Where the ledger does not say so yet, it counts as if it had: what may have arrived is not sent again.
     """
-    from trainer.compression import pack_seed  # noqa: PLC0415
+    from trainer.compression import draw_of  # noqa: PLC0415
     from trainer.local_round import Packing  # noqa: PLC0415 - torch loads here
 
     if plan.compression is None or row.kind != TRAIN:
@@ -271,7 +271,7 @@ def _packing(zone: ResearchZone, plan: Plan, row: Round) -> Packing | None:
     with reading(zone.engine) as session:
         last = sitestate.last_trained(session, row)
         counted = last is None or was_counted(session, plan.sha256, last.number, row.site) is not False
-    return Packing(plan.compression, pack_seed(plan.seed, row.site, row.number), counted)
+    return Packing(plan.compression, draw_of(plan.seed, row.site, row.number), counted)
 
 
 def _remove_other_attempts(kept: Path, round_id: str) -> None:

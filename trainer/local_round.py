@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from trainer.compression import Compression
+    from trainer.compression import Compression, Draw
     from trainer.metrics import Metrics
     from trainer.ports import Progress
     from trainer.privacy.noise import Noise
@@ -85,7 +85,7 @@ class Packing:
     """How an update is made small; ``counted``: whether the last one of this site went into the model."""
 
     compression: Compression
-    seed: int
+    draw: Draw
     counted: bool = True
 
 
@@ -175,7 +175,7 @@ def local_round(  # noqa: PLR0913 - all that the same update depends on
     if packing is None:
         kept = rule.kept(this, clipped, made)
         return LocalUpdate(clipped, norm, count, before, loss, seconds, kept, named)
-    packed = packing.compression.pack(clipped, residual, max_norm, packing.seed)
+    packed = packing.compression.pack(clipped, residual, max_norm, packing.draw)
     kept = with_residual(rule.kept(this, packed.update, made), packed.residual, residual)
     return LocalUpdate(packed.update, norm, count, before, loss, seconds, kept, named, packed.arrays)
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trainer import strategies
-from trainer.compression import pack_seed
+from trainer.compression import draw_of
 from trainer.compression.spec import taken_over
 from trainer.datasets import Dataset, Samples
 from trainer.errors import StrategyError
@@ -243,7 +243,7 @@ def site_round(  # noqa: PLR0913 - as local_round
         seed=round_seed(seed, site, number),
         privacy=privacy,
         noise=SeededNoise(seed_of("noise", seed, site, number)),
-        packing=None if compression is None else Packing(compression, pack_seed(seed, site, number)),
+        packing=None if compression is None else Packing(compression, draw_of(seed, site, number)),
     )
     record = SiteRecord(
         samples=update.samples,

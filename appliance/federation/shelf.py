@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from appliance.federation.answers import Answer, unfit, unreadable
-from trainer.compression import pack_seed
+from trainer.compression import draw_of
 from trainer.errors import UpdateError, WeightsError
 from trainer.federation import aggregation
 from trainer.weights_io import Stored
@@ -39,8 +39,8 @@ class Carriage:
         """Return the update; raises UpdateError for what no site packs."""
         if self.plan.compression is None:
             return fitted
-        seed = pack_seed(self.plan.seed, site, self.number)
-        return self.plan.compression.unpack(fitted, self.reference, seed)
+        draw = draw_of(self.plan.seed, site, self.number)
+        return self.plan.compression.unpack(fitted, self.reference, draw)
 
 
 @dataclass(frozen=True)

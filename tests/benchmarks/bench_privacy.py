@@ -21,7 +21,7 @@ import numpy as np
 from tests.benchmarks import attacks
 from tests.benchmarks.bench_compression import _TASK
 from tests.benchmarks.skewed_sites import two_hospitals
-from trainer.compression import Compression
+from trainer.compression import Compression, Draw
 from trainer.datasets import Dataset, Samples
 from trainer.local_round import Packing, local_round, use_threads
 from trainer.networks import initial_weights
@@ -144,7 +144,7 @@ def _inversion(order: tuple[str, int, int]) -> tuple[float, float]:
         seed=victim,
         privacy=promise,
         noise=SeededNoise(victim),
-        packing=Packing(PACKED[way], victim) if way in PACKED else None,
+        packing=Packing(PACKED[way], Draw(victim, 1)) if way in PACKED else None,
     )
     guesses = attacks.inverted(task, weights, update.delta, part.y, victim)
     return attacks.likeness(guesses, part.x)

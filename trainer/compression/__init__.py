@@ -6,7 +6,7 @@ The coordinator unpacks it before it looks at it: bounds and aggregation are tho
 
 from __future__ import annotations
 
-from trainer.compression.base import CompressionError, Packed
-from trainer.compression.spec import NAMES, Compression, pack_seed
+from trainer.compression.base import CompressionError, Draw, Packed
+from trainer.compression.spec import NAMES, Compression, draw_of
 
-__all__ = ["NAMES", "Compression", "CompressionError", "Packed", "pack_seed"]
+__all__ = ["NAMES", "Compression", "CompressionError", "Draw", "Packed", "draw_of"]

@@ -42,6 +42,14 @@ class Packed:
     residual: Weights
 
 
+@dataclass(frozen=True)
+class Draw:
+    """What both ends know of an update that travels: the seed of site and round, and the round's number."""
+
+    seed: int
+    number: int
+
+
 class Codec(Protocol):
     """Packs the float arrays of an update; whole numbers travel as they are.
 
@@ -55,10 +63,10 @@ class Codec(Protocol):
     def template(self, reference: Mapping[str, Array]) -> Weights:
         """Return arrays of the shapes and dtypes that a packed update of such a model has."""
 
-    def pack(self, floats: Mapping[str, Array], seed: int) -> Weights:
+    def pack(self, floats: Mapping[str, Array], draw: Draw) -> Weights:
         """Return the packed float arrays."""
 
-    def unpack(self, arrays: Mapping[str, Array], floats: Mapping[str, Array], seed: int) -> Weights:
+    def unpack(self, arrays: Mapping[str, Array], floats: Mapping[str, Array], draw: Draw) -> Weights:
         """Return float32 arrays in the shapes of ``floats``; raises UpdateError for what no site packs."""
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from trainer.compression.base import (
     MARK,
     Array,
+    Draw,
     Vector,
     Weights,
     check_finite,
@@ -32,6 +33,7 @@ INDEX: Final = f"{MARK}index"
 VALUE: Final = f"{MARK}value"
 CODE: Final = f"{MARK}code"
 RANGE: Final = f"{MARK}range"
+TURN: Final = f"{MARK}turn"
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,14 @@ class Half:
         """Return the same shapes as float16."""
         return {name: empty(array.shape, np.float16) for name, array in reference.items()}
 
-    def pack(self, floats: Mapping[str, Array], seed: int) -> Weights:
+    def pack(self, floats: Mapping[str, Array], draw: Draw) -> Weights:
         """Round to the nearest; what is out of range becomes the largest number."""
-        del seed
+        del draw
         return {name: _half(array) for name, array in floats.items()}
 
-    def unpack(self, arrays: Mapping[str, Array], floats: Mapping[str, Array], seed: int) -> Weights:
+    def unpack(self, arrays: Mapping[str, Array], floats: Mapping[str, Array], draw: Draw) -> Weights:
         """Widen."""
-        del seed
+        del draw
         for name in floats:
             check_finite(arrays[name], name)
         return {name: np.asarray(arrays[name], dtype=np.float32) for name in floats}
@@ -68,9 +70,9 @@ class Eight:
         scales = {name + SCALE: empty((1,), np.float32) for name in reference}
         return {**{name: empty(array.shape, np.int8) for name, array in reference.items()}, **scales}
 
-    def pack(self, floats: Mapping[str, Array], seed: int) -> Weights:
+    def pack(self, floats: Mapping[str, Array], draw: Draw) -> Weights:
         """Round to 255 steps between minus and plus the largest number of the array."""
-        del seed
+        del draw
         packed: Weights = {}
         for name, array in floats.items():
             largest = float(np.abs(array).max(initial=0.0))
@@ -80,9 +82,9 @@ class Eight:
             packed[name + SCALE] = np.array([scale], np.float32)
         return packed
 
-    def unpack(self, arrays: Mapping[str, Array], floats: Mapping[str, Array], seed: int) -> Weights:
+    def unpack(self, arrays: Mapping[str, Array], floats: Mapping[str, Array], draw: Draw) -> Weights:
         """Multiply by the scale."""
-        del seed
+        del draw
         for name in floats:
             check_finite(arrays[name + SCALE], name)
         return {
@@ -102,17 +104,17 @@ class TopK:
         count = self._count(size_of(reference))
         return {INDEX: empty((count,), np.int32), VALUE: empty((count,), np.float16)}
 
-    def pack(self, floats: Mapping[str, Array], seed: int) -> Weights:
+    def pack(self, floats: Mapping[str, Array], draw: Draw) -> Weights:
         """Choose the largest by magnitude, over all arrays together."""
-        del seed
+        del draw
         vector = joined(floats)
         count = self._count(vector.size)
         chosen = np.sort(np.argpartition(np.abs(vector), vector.size - count)[vector.size - count :])
         return {INDEX: chosen.astype(np.int32), VALUE: _half(vector[chosen])}
 
-    def unpack(self, arrays: Mapping[str, Array], floats: Mapping[str, Array], seed: int) -> Weights:
+    def unpack(self, arrays: Mapping[str, Array], floats: Mapping[str, Array], draw: Draw) -> Weights:
         """Put values to their places, zeros elsewhere."""
-        del seed
+        del draw
         vector = np.zeros(size_of(floats), np.float32)
         index, value = arrays[INDEX], arrays[VALUE]
         ascending = index.size < 2 or bool((np.diff(index.astype(np.int64)) > 0).all())
@@ -124,6 +126,40 @@ class TopK:
 
     def _count(self, size: int) -> int:
         return min(size, max(1, math.ceil(self.share * size))) if size else 0
+
+
+@dataclass(frozen=True)
+class Turns:
+    """The numbers take turns: each round one of ``count`` parts leaves whole, the same part at every site.
+
+    So sums of what leaves are what leaves of the sums, and packed updates can be added up encrypted.
+    """
+
+    count: int
+    remembers: bool = True
+
+    def template(self, reference: Mapping[str, Array]) -> Weights:
+        """Return the longest part; a shorter one is filled up with a zero."""
+        return {TURN: empty((self._longest(size_of(reference)),), np.float32)}
+
+    def pack(self, floats: Mapping[str, Array], draw: Draw) -> Weights:
+        """Take every ``count``-th number, of all arrays together, from where the round says."""
+        vector = joined(floats)
+        part = vector[draw.number % self.count :: self.count]
+        packed = np.zeros(self._longest(vector.size), np.float32)
+        packed[: part.size] = part
+        return {TURN: packed}
+
+    def unpack(self, arrays: Mapping[str, Array], floats: Mapping[str, Array], draw: Draw) -> Weights:
+        """Put the part to its places, zeros elsewhere."""
+        check_finite(arrays[TURN], "packed update")
+        vector = np.zeros(size_of(floats), np.float32)
+        part = vector[draw.number % self.count :: self.count]
+        part[:] = arrays[TURN][: part.size]
+        return parted(vector, floats)
+
+    def _longest(self, size: int) -> int:
+        return math.ceil(size / self.count)
 
 
 @dataclass(frozen=True)
@@ -150,10 +186,10 @@ class Sketch:
             RANGE: empty((2,), np.float32),
         }
 
-    def pack(self, floats: Mapping[str, Array], seed: int) -> Weights:
+    def pack(self, floats: Mapping[str, Array], draw: Draw) -> Weights:
         """Rotate, choose, and round each number up or down by chance, so that the mean is right."""
         vector = joined(floats)
-        signs, chosen, chance = self._draw(_padded(vector.size), seed)
+        signs, chosen, chance = self._draw(_padded(vector.size), draw.seed)
         rotated = _hadamard(_filled(vector, signs.size) * signs)[chosen]
         low, high = float(rotated.min(initial=0.0)), float(rotated.max(initial=0.0))
         width = (high - low) / (2**self.bits - 1)
@@ -162,10 +198,10 @@ class Sketch:
         spread = np.unpackbits(levels[:, None], axis=1, count=8)[:, 8 - self.bits :]
         return {CODE: np.packbits(spread.ravel()), RANGE: np.array([low, high], np.float32)}
 
-    def unpack(self, arrays: Mapping[str, Array], floats: Mapping[str, Array], seed: int) -> Weights:
+    def unpack(self, arrays: Mapping[str, Array], floats: Mapping[str, Array], draw: Draw) -> Weights:
         """Undo choice and rotation; what was not chosen counts as zero, the rest for it."""
         size = size_of(floats)
-        signs, chosen, _ = self._draw(_padded(size), seed)
+        signs, chosen, _ = self._draw(_padded(size), draw.seed)
         check_finite(arrays[RANGE], "packed update")
         low, high = (float(one) for one in arrays[RANGE])
         if not low <= high:

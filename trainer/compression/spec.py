@@ -12,19 +12,20 @@ import numpy as np
 from trainer.compression.base import (
     MARK,
     CompressionError,
+    Draw,
     Packed,
     check_finite,
     floats_of,
     whole_of,
 )
-from trainer.compression.codecs import Eight, Half, Sketch, TopK
+from trainer.compression.codecs import Eight, Half, Sketch, TopK, Turns
 from trainer.errors import UpdateError
 from trainer.strategies.base import clip_update, update_norm
 
 if TYPE_CHECKING:
     from trainer.compression.base import Array, Codec, Weights
 
-NAMES: Final = ("float16", "int8", "top-k", "sketch")
+NAMES: Final = ("float16", "int8", "top-k", "sketch", "turns")
 RESIDUAL: Final = f"residual{MARK}"  # what a site keeps for its next update
 BEFORE: Final = f"before{MARK}"  # the same before the last one, should that not count
 _DEFAULTS: Final[dict[str, dict[str, float]]] = {
@@ -32,8 +33,10 @@ _DEFAULTS: Final[dict[str, dict[str, float]]] = {
     "int8": {},
     "top-k": {"share": 0.05},
     "sketch": {"share": 0.5, "bits": 4.0},
+    "turns": {"count": 4.0},
 }
-_BOUNDS: Final = {"share": (1e-6, 1.0), "bits": (1.0, 8.0)}
+_BOUNDS: Final = {"share": (1e-6, 1.0), "bits": (1.0, 8.0), "count": (1.0, 64.0)}
+_WHOLE: Final = frozenset({"bits", "count"})
 RESIDUAL_NORM: Final = 20.0  # the most that a site keeps for later, in units of the largest norm
 
 
@@ -62,8 +65,8 @@ class Compression:
             low, high = _BOUNDS[name]
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise CompressionError(f"compression.{name}: expected a number from {low:g} to {high:g}")
-            if name == "bits" and value != int(value):
-                raise CompressionError("compression.bits: expected a whole number")
+            if name in _WHOLE and value != int(value):
+                raise CompressionError(f"compression.{name}: expected a whole number")
         filled = {name: float(self.parameters.get(name, value)) for name, value in known.items()}
         object.__setattr__(self, "parameters", filled)
 
@@ -94,7 +97,7 @@ class Compression:
         return cls(name, parameters)
 
     def pack(
-        self, update: Mapping[str, Array], kept: Mapping[str, Array], max_norm: float, seed: int
+        self, update: Mapping[str, Array], kept: Mapping[str, Array], max_norm: float, draw: Draw
     ) -> Packed:
         """Pack an update together with what earlier ones left out.
 
@@ -109,12 +112,12 @@ class Compression:
             :attr:`Packed.residual` of the last update that counted; empty before the first.
         max_norm : float
             Largest L2 norm of what the coordinator unpacks.
-        seed : int
+        draw : Draw
             Of site and round.
         """
         floats = floats_of(update)
         wanted = {name: array + kept[name] if name in kept else array for name, array in floats.items()}
-        arrays, unpacked = self._bounded(wanted, max_norm, seed)
+        arrays, unpacked = self._bounded(wanted, max_norm, draw)
         whole = whole_of(update)
         exact = {name: unpacked[name].astype(array.dtype) for name, array in floats.items()}
         left: Weights = {}
@@ -123,18 +126,18 @@ class Compression:
             left = clip_update(left, RESIDUAL_NORM * max_norm)
         return Packed({**arrays, **whole}, {**exact, **whole}, left)
 
-    def _bounded(self, wanted: Mapping[str, Array], max_norm: float, seed: int) -> tuple[Weights, Weights]:
+    def _bounded(self, wanted: Mapping[str, Array], max_norm: float, draw: Draw) -> tuple[Weights, Weights]:
         """Pack so that what is unpacked has at most the largest norm; return both."""
         scaled = dict(wanted)
         while True:
-            arrays = self._codec.pack(scaled, seed)
-            unpacked = self._codec.unpack(arrays, wanted, seed)
+            arrays = self._codec.pack(scaled, draw)
+            unpacked = self._codec.unpack(arrays, wanted, draw)
             norm = update_norm(unpacked)
             if norm <= max_norm:
                 return arrays, unpacked
             scaled = {name: array * (0.999 * max_norm / norm) for name, array in scaled.items()}
 
-    def unpack(self, arrays: Mapping[str, Array], reference: Mapping[str, Array], seed: int) -> Weights:
+    def unpack(self, arrays: Mapping[str, Array], reference: Mapping[str, Array], draw: Draw) -> Weights:
         """Return an update in the shapes and dtypes of ``reference`` from what arrived, which is not trusted.
 
         Raises
@@ -151,7 +154,7 @@ class Compression:
         floats = floats_of(reference)
         whole = {name: np.asarray(arrays[name]) for name in whole_of(reference)}
         with np.errstate(over="ignore", invalid="ignore"):
-            unpacked = self._codec.unpack(arrays, floats, seed)
+            unpacked = self._codec.unpack(arrays, floats, draw)
             exact = {name: unpacked[name].astype(array.dtype) for name, array in floats.items()}
         for name, array in exact.items():
             check_finite(array, f"packed update: {name}")
@@ -162,6 +165,11 @@ class Compression:
         if any(MARK in name for name in reference):
             raise CompressionError(f"compression: expected a model without {MARK} in its arrays' names")
         return {**self._codec.template(floats_of(reference)), **whole_of(reference)}
+
+    @property
+    def turns(self) -> int:
+        """In how many parts the numbers take turns; 1 where each round sends all or chooses anew."""
+        return int(self.parameters["count"]) if self.name == "turns" else 1
 
     @property
     def remembers(self) -> bool:
@@ -176,13 +184,15 @@ class Compression:
             return Eight()
         if self.name == "top-k":
             return TopK(self.parameters["share"])
+        if self.name == "turns":
+            return Turns(int(self.parameters["count"]))
         return Sketch(self.parameters["share"], int(self.parameters["bits"]))
 
 
-def pack_seed(seed: int, site: str, number: int) -> int:
-    """Return the seed with which a site packs in a round, and the coordinator unpacks."""
+def draw_of(seed: int, site: str, number: int) -> Draw:
+    """Return what a site packs with in a round, and the coordinator unpacks with."""
     digest = hashlib.sha256(f"pack/{seed}/{site}/{number}".encode()).digest()
-    return int.from_bytes(digest[:8], "big")
+    return Draw(int.from_bytes(digest[:8], "big"), number)
 
 
 def taken_over(own: Mapping[str, Array], *, counted: bool) -> tuple[Weights, Weights]:

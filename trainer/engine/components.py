@@ -21,7 +21,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from trainer import strategies, weights_io
-from trainer.compression import pack_seed
+from trainer.compression import draw_of
 from trainer.engine.exchange import MODEL, RECORDS, TASK_NAME, Order, load_dataset, load_own, save_own
 from trainer.errors import StrategyError
 
@@ -118,7 +118,7 @@ def _unpacked(
         return {name: _fitted(received[name], weights[name]) for name in weights}
     template = order.compression.template(weights)
     arrays = {name: _fitted(received[name], template[name]) for name in template}
-    return order.compression.unpack(arrays, weights, pack_seed(order.seed, site, number))
+    return order.compression.unpack(arrays, weights, draw_of(order.seed, site, number))
 
 
 def _fitted(received: Any, expected: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

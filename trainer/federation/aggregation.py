@@ -67,17 +67,21 @@ class Aggregate:
 def judge(reference: Mapping[str, Array], update: Update, bounds: Bounds) -> Judgement:
     """Check one update against the global model that it was trained from."""
     digest = fingerprint(update.delta)
-    reason: str | None = None
-    if not 1 <= update.samples <= MAX_SAMPLES:
-        reason = f"samples: expected 1 to {MAX_SAMPLES}"
-    else:
+    claimed, samples, reason = claims(update, bounds)
+    if reason is None:
         try:
             strategies.check_update(reference, update.delta, max_norm=bounds.update_norm)
             strategies.apply_step(reference, update.delta)  # one that leaves a range must not end the round
         except UpdateError as error:
             reason = str(error)
+    return Judgement(update.site, samples, claimed, digest, reason)
+
+
+def claims(update: Update, bounds: Bounds) -> tuple[int, int, str | None]:
+    """Return the samples that a site claims, those that count, and why the claim is none."""
+    reason = None if 1 <= update.samples <= MAX_SAMPLES else f"samples: expected 1 to {MAX_SAMPLES}"
     claimed = max(0, min(update.samples, MAX_SAMPLES))
-    return Judgement(update.site, min(claimed, bounds.samples), claimed, digest, reason)
+    return claimed, min(claimed, bounds.samples), reason
 
 
 def aggregate(

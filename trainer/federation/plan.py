@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from trainer.compression import Compression, CompressionError
+from trainer.encryption import Encryption, EncryptionError
 from trainer.errors import TrainerError
 from trainer.federation.errors import PlanError
 from trainer.privacy.promise import PrivacyError, Promise, check_promised
@@ -83,6 +84,8 @@ class Plan:
         How every update is protected, and what the whole run may cost here; None protects nothing.
     compression : Compression, optional
         How every update is made small before it leaves; None sends it as it is.
+    encryption : Encryption, optional
+        Which sites alone can read updates and models; None lets the coordinator read them.
     initial_sha256 : str
         Of the finished model that the run starts from; empty where it starts from an untrained network.
     """
@@ -105,6 +108,7 @@ class Plan:
     max_hours: float | None = None
     privacy: Promise | None = None
     compression: Compression | None = None
+    encryption: Encryption | None = None
     initial_sha256: str = ""
 
     def __post_init__(self) -> None:
@@ -130,6 +134,7 @@ class Plan:
         if self.expires_at.tzinfo is None:
             raise PlanError("expires_at: expected a moment with a time zone")
         self._check_privacy()
+        self._check_encryption()
         for name in _FLOATS:
             object.__setattr__(self, name, float(getattr(self, name)))
 
@@ -149,6 +154,16 @@ class Plan:
                 "fewer rounds or more noise"
             )
 
+    def _check_encryption(self) -> None:
+        """Check that the coordinator can do its part without reading anything."""
+        if self.encryption is None:
+            return
+        compression = None if self.compression is None else self.compression.name
+        try:
+            self.encryption.check_fits(self.strategy.name, compression, self.min_sites, self.max_update_norm)
+        except EncryptionError as error:
+            raise PlanError(str(error)) from error
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; :meth:`from_json` reads them back unchanged.
 
@@ -160,8 +175,9 @@ class Plan:
         }
         if self.privacy is not None:
             optional["privacy"] = self.privacy.to_json()
-        if self.compression is not None:
-            optional["compression"] = self.compression.to_json()
+        for name in ("compression", "encryption"):
+            if getattr(self, name) is not None:
+                optional[name] = getattr(self, name).to_json()
         return {
             **optional,
             "run_id": self.run_id,
@@ -184,6 +200,11 @@ class Plan:
     def bounds(self) -> Bounds:
         """What one site may do in one round."""
         return Bounds(self.max_update_norm, self.max_samples_per_site)
+
+    @property
+    def turns(self) -> int:
+        """In how many parts the numbers of an update take turns; 1 sends all of them every round."""
+        return 1 if self.compression is None else self.compression.turns
 
     @property
     def sha256(self) -> str:
@@ -319,6 +340,14 @@ def _compression(field: str, value: Any) -> Compression:
         raise PlanError(str(error)) from error
 
 
+def _encryption(field: str, value: Any) -> Encryption:
+    del field  # the message names it
+    try:
+        return Encryption.from_json(value)
+    except EncryptionError as error:
+        raise PlanError(str(error)) from error
+
+
 def _strategy(field: str, value: Any) -> Strategy:
     if not isinstance(value, Mapping) or set(value) != {"name", "parameters"}:
         raise PlanError(f"{field}: expected an object with name and parameters")
@@ -340,6 +369,7 @@ _OPTIONAL: Final = frozenset(
         "max_hours",
         "privacy",
         "compression",
+        "encryption",
         "initial_sha256",
     }
 )
@@ -362,5 +392,6 @@ _FIELDS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "max_hours": _number,
     "privacy": _promise,
     "compression": _compression,
+    "encryption": _encryption,
     "initial_sha256": _typed(str),
 }

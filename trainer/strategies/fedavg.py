@@ -29,7 +29,7 @@ class FedAvg(WholeModel):
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Raise StrategyError for an unknown parameter or one out of range."""
         only(parameters, self.own_parameters | {_RATE})
-        _rate(parameters)
+        rate_of(parameters)
 
     def aggregate(
         self,
@@ -40,7 +40,7 @@ class FedAvg(WholeModel):
     ) -> tuple[Weights, State]:
         """Move the global model by the weighted mean of the updates; integers by the mean, rounded."""
         self.check_parameters(parameters)
-        rate = _rate(parameters)
+        rate = rate_of(parameters)
         mean = weighted_mean(global_weights, contributions)
         scaled = {
             name: step * rate if global_weights[name].dtype.kind == "f" else step
@@ -49,5 +49,6 @@ class FedAvg(WholeModel):
         return apply_step(global_weights, scaled), dict(state)
 
 
-def _rate(parameters: Mapping[str, Any]) -> float:
+def rate_of(parameters: Mapping[str, Any]) -> float:
+    """Return the server's learning rate; raises StrategyError."""
     return number(parameters, _RATE, 1.0, 1e-6, 10.0)

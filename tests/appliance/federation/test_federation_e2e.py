@@ -32,7 +32,7 @@ from tests.appliance.federation.ring import (
     until,
 )
 from trainer import strategies
-from trainer.compression import Compression, pack_seed
+from trainer.compression import Compression, draw_of
 from trainer.federation.plan import Plan, Strategy
 from trainer.networks import initial_weights
 from trainer.privacy.promise import Promise
@@ -79,7 +79,7 @@ def _contributions(
                 return None
             delta = load(member.settings.zone_root("research") / row.output_path)
             if plan.compression is not None:
-                seed = pack_seed(plan.seed, site.site, one.number)
+                seed = draw_of(plan.seed, site.site, one.number)
                 delta = plan.compression.unpack(delta, reference, seed)
             found.append(strategies.Contribution(site.site, delta, site.samples))
     return found

@@ -10,7 +10,7 @@ import pytest
 from appliance.federation.shelf import Carriage, Shelf
 from tests.appliance.federation.scripted import said
 from tests.trainer.federation.plans import make_plan
-from trainer.compression import NAMES, Compression, pack_seed
+from trainer.compression import NAMES, Compression, draw_of
 from trainer.federation import aggregation
 from trainer.federation.plan import Bounds, Strategy
 from trainer.strategies import STRATEGIES
@@ -103,7 +103,7 @@ def test_an_answer_without_an_update_stays_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_packed_update_is_unpacked_and_keeps_the_hash_of_what_arrived(name: str, tmp_path: Path) -> None:
     compression = Compression(name)
-    seed = pack_seed(make_plan().seed, "west", 1)
+    seed = draw_of(make_plan().seed, "west", 1)
     packed = compression.pack(model(1.0), {}, 1e6, seed)
     shelf = shelf_of(tmp_path / "arrived", compression=compression)
 

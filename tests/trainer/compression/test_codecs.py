@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer import compression, strategies
-from trainer.compression import NAMES, Compression, CompressionError
+from trainer.compression import NAMES, Compression, CompressionError, Draw
 from trainer.compression.spec import RESIDUAL_NORM, taken_over, with_residual
 from trainer.errors import UpdateError
 from trainer.weights_io import to_bytes
@@ -17,11 +17,17 @@ from trainer.weights_io import to_bytes
 ALL = [
     *NAMES,
     "top-k:share=0.2",
+    "turns:count=3",
+    "turns:count=64",
     "top-k:share=1",
     "sketch:share=1,bits=8",
     "sketch:share=0.1,bits=1",
     "sketch:bits=3",
 ]
+
+
+def at(seed: int) -> Draw:
+    return Draw(seed, seed)
 
 
 def model(seed: int = 0, size: int = 40) -> dict[str, Any]:
@@ -39,8 +45,8 @@ def model(seed: int = 0, size: int = 40) -> dict[str, Any]:
 def test_what_is_unpacked_is_what_the_site_says_it_is(text: str) -> None:
     chosen, update = Compression.parse(text), model()
 
-    packed = chosen.pack(update, {}, 100.0, 7)
-    unpacked = chosen.unpack(packed.arrays, update, 7)
+    packed = chosen.pack(update, {}, 100.0, at(7))
+    unpacked = chosen.unpack(packed.arrays, update, at(7))
 
     assert set(unpacked) == set(update)
     for name, array in unpacked.items():
@@ -64,7 +70,7 @@ def test_no_packed_update_is_larger_than_allowed(text: str, seed: int, bound: fl
     }
     update = strategies.clip_update(update, bound)
 
-    packed = chosen.pack(update, {}, bound, seed)
+    packed = chosen.pack(update, {}, bound, at(seed))
 
     assert strategies.update_norm(packed.update) <= bound
 
@@ -73,14 +79,14 @@ def test_no_packed_update_is_larger_than_allowed(text: str, seed: int, bound: fl
 def test_rounding_errors_are_small(text: str, worst: float) -> None:
     update = model()
 
-    unpacked = Compression.parse(text).pack(update, {}, math.inf, 0).update
+    unpacked = Compression.parse(text).pack(update, {}, math.inf, at(0)).update
 
     for name, array in update.items():
         error = np.abs(unpacked[name] - array).max(initial=0.0)
         assert error <= worst * np.abs(array).max(initial=0.0) + 1e-7
 
 
-@pytest.mark.parametrize("text", ["int8", "top-k", "top-k:share=0.3"])
+@pytest.mark.parametrize("text", ["int8", "top-k", "top-k:share=0.3", "turns", "turns:count=7"])
 def test_what_is_left_out_comes_later(text: str) -> None:
     """Error feedback: everything that was said, and the last residual, is everything that was meant."""
     chosen = Compression.parse(text)
@@ -89,7 +95,7 @@ def test_what_is_left_out_comes_later(text: str) -> None:
     residual: dict[str, Any] = {}
     for number in range(12):
         update = {name: a for name, a in model(number).items() if a.dtype.kind == "f"}
-        packed = chosen.pack(update, residual, math.inf, number)
+        packed = chosen.pack(update, residual, math.inf, at(number))
         residual = packed.residual
         for name, array in update.items():
             meant[name] += array
@@ -99,7 +105,9 @@ def test_what_is_left_out_comes_later(text: str) -> None:
         np.testing.assert_allclose(said[name] + array, meant[name], atol=1e-4)
 
 
-@pytest.mark.parametrize(("text", "part"), [("int8", 0.98), ("top-k", 0.2), ("top-k:share=0.3", 0.5)])
+@pytest.mark.parametrize(
+    ("text", "part"), [("int8", 0.98), ("top-k", 0.2), ("top-k:share=0.3", 0.5), ("turns", 0.45)]
+)
 def test_what_the_bound_cuts_off_comes_later(text: str, part: float) -> None:
     """The largest norm limits what leaves at a time, not what leaves in the end.
 
@@ -113,7 +121,7 @@ def test_what_the_bound_cuts_off_comes_later(text: str, part: float) -> None:
     residual: dict[str, Any] = {}
     rounds = 80
     for number in range(rounds):
-        packed = chosen.pack(update, residual, bound, number)
+        packed = chosen.pack(update, residual, bound, at(number))
         residual = packed.residual
         assert strategies.update_norm(packed.update) <= bound
         for name, array in packed.update.items():
@@ -126,14 +134,14 @@ def test_what_the_bound_cuts_off_comes_later(text: str, part: float) -> None:
     assert strategies.update_norm(left) == pytest.approx(strategies.update_norm(residual), abs=1e-3)
 
 
-@pytest.mark.parametrize("text", ["int8", "top-k"])
+@pytest.mark.parametrize("text", ["int8", "top-k", "turns"])
 @given(seed=st.integers(0, 2**32 - 1), bound=st.floats(1e-3, 10.0))
 @settings(max_examples=20, deadline=None)
 def test_what_waits_does_not_grow_for_ever(text: str, seed: int, bound: float) -> None:
     chosen = Compression.parse(text)
     kept = {name: 1e4 * a for name, a in model(seed).items() if a.dtype.kind == "f"}
 
-    packed = chosen.pack(strategies.clip_update(model(seed), bound), kept, bound, 0)
+    packed = chosen.pack(strategies.clip_update(model(seed), bound), kept, bound, at(0))
 
     assert strategies.update_norm(packed.residual) <= RESIDUAL_NORM * bound
 
@@ -142,7 +150,7 @@ def test_a_sketch_is_right_in_the_mean() -> None:
     chosen, update = Compression.parse("sketch:share=0.5,bits=2"), model()
     total = np.zeros(update["conv.weight"].shape)
     for seed in range(300):
-        total += chosen.pack(update, {}, math.inf, seed).update["conv.weight"]
+        total += chosen.pack(update, {}, math.inf, at(seed)).update["conv.weight"]
 
     error = np.abs(total / 300 - update["conv.weight"])
 
@@ -150,12 +158,12 @@ def test_a_sketch_is_right_in_the_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "times"), [("float16", 1.9), ("int8", 3.5), ("top-k", 12.0), ("sketch", 14.0)]
+    ("text", "times"), [("float16", 1.9), ("int8", 3.5), ("top-k", 12.0), ("sketch", 14.0), ("turns", 3.8)]
 )
 def test_fewer_bytes_leave(text: str, times: float) -> None:
     update = model(size=4000)
 
-    packed = Compression.parse(text).pack(update, {}, math.inf, 0)
+    packed = Compression.parse(text).pack(update, {}, math.inf, at(0))
 
     assert len(to_bytes(update)) / len(to_bytes(packed.arrays)) > times
 
@@ -164,7 +172,7 @@ def test_fewer_bytes_leave(text: str, times: float) -> None:
 def test_an_update_of_nothing_stays_nothing(text: str) -> None:
     nothing = {name: np.zeros_like(array) for name, array in model().items()}
 
-    packed = Compression.parse(text).pack(nothing, {}, 1.0, 3)
+    packed = Compression.parse(text).pack(nothing, {}, 1.0, at(3))
 
     assert strategies.update_norm(packed.update) == 0.0
 
@@ -173,14 +181,14 @@ def test_an_update_of_nothing_stays_nothing(text: str) -> None:
 def test_the_same_seed_packs_the_same(text: str) -> None:
     chosen = Compression.parse(text)
 
-    first, second = (to_bytes(chosen.pack(model(), {}, 10.0, 5).arrays) for _ in range(2))
+    first, second = (to_bytes(chosen.pack(model(), {}, 10.0, at(5)).arrays) for _ in range(2))
 
     assert first == second
 
 
 def hostile(text: str) -> dict[str, dict[str, Any]]:
     """Return packed updates that no site makes, by what is wrong."""
-    arrays = Compression.parse(text).pack(model(), {}, 10.0, 0).arrays
+    arrays = Compression.parse(text).pack(model(), {}, 10.0, at(0)).arrays
     made: dict[str, dict[str, Any]] = {}
     for name, array in arrays.items():
         made[f"{name} missing"] = {other: one for other, one in arrays.items() if other != name}
@@ -206,7 +214,7 @@ def hostile(text: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize(("text", "what"), [(text, what) for text in NAMES for what in hostile(text)])
 def test_what_no_site_packs_is_refused(text: str, what: str) -> None:
     with pytest.raises(UpdateError):
-        Compression.parse(text).unpack(hostile(text)[what], model(), 0)
+        Compression.parse(text).unpack(hostile(text)[what], model(), at(0))
 
 
 @pytest.mark.parametrize(
@@ -215,6 +223,8 @@ def test_what_no_site_packs_is_refused(text: str, what: str) -> None:
         "zip",
         "",
         "int8:share=1",
+        "turns:count=0",
+        "turns:count=1.5",
         "top-k:share=0",
         "top-k:share=2",
         "sketch:bits=9",
@@ -256,4 +266,4 @@ def test_an_update_that_did_not_count_takes_nothing_from_the_residual() -> None:
 
 
 def test_names_are_the_programs() -> None:
-    assert compression.NAMES == ("float16", "int8", "top-k", "sketch")
+    assert compression.NAMES == ("float16", "int8", "top-k", "sketch", "turns")
