@@ -16,7 +16,8 @@ from appliance.db.base import new_id, now
 from appliance.db.engine import reading, writing
 from appliance.db.research import Protocol, Round
 from appliance.errors import ApplianceError
-from appliance.federation import protocols, refusals
+from appliance.federation import protocols, refusals, sitekeys
+from appliance.federation.envelope import EnvelopeError
 from trainer.federation.gate import Refusal
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
     from appliance.node import ResearchZone
     from appliance.work import Claim
+    from trainer.encryption.ckks import Key
     from trainer.federation.plan import Plan
-    from trainer.local_round import Packing
+    from trainer.local_round import LocalUpdate, Packing
     from trainer.weights_io import Weights
 
 ROUND_TRAINED: Final = "round.trained"
@@ -50,7 +52,7 @@ class Work:
     """All that a round needs, checked: the row as claimed, its approved plan, the global model.
 
     ``own`` is what the strategy kept at this site; most keep nothing. ``packing`` says how the update is made
-    small, None sends it as it is.
+    small, None sends it as it is. With ``key`` it is encrypted.
     """
 
     row: Round
@@ -58,6 +60,15 @@ class Work:
     weights: Weights
     own: Weights
     packing: Packing | None = None
+    key: Key | None = None
+
+    def leaving(self, update: LocalUpdate) -> Weights:
+        """Return an update as it leaves: encrypted where the plan says so."""
+        if self.key is None:
+            return update.leaving
+        from trainer.encryption.model import encrypted  # noqa: PLC0415 - the scheme's library loads here
+
+        return encrypted(self.key, update.leaving, self.plan.turns, self.row.number)
 
 
 class HaltedError(ApplianceError):
@@ -136,7 +147,7 @@ def run_round(zone: ResearchZone, claim: Claim) -> None:
         with writing(zone.engine) as session:
             refusals.note(session, zone.ledger, refusals.UNFIT_MODEL, claim.row.protocol_id)
             claim.die(logs.safe_reason(error), session)
-    except (RoundError, sitestate.SiteStateError, TrainerError) as error:
+    except (RoundError, EnvelopeError, sitestate.SiteStateError, TrainerError) as error:
         claim.die(logs.safe_reason(error))
 
 
@@ -144,6 +155,7 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
     from trainer import weights_io  # noqa: PLC0415 - torch loads here
     from trainer.local_round import local_round  # noqa: PLC0415
     from trainer.simulation import round_seed  # noqa: PLC0415
+    from trainer.strategies import update_norm  # noqa: PLC0415
 
     plan, row = work.plan, work.row
     built = datasets.build(zone, plan.task, progress)
@@ -164,7 +176,7 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
     # An attempt's own file: one that lost its lease cannot replace what the row names. The attempt's number
     # would not do, since a row that is retried or asked for again starts counting anew.
     relative = f"federation/updates/{row.id}-{new_id()}.safetensors"
-    digest = weights_io.save(zone.root / relative, update.leaving)
+    digest = weights_io.save(zone.root / relative, work.leaving(update))
     if update.own:
         sitestate.save(zone.root, row, digest, update.own)
     with writing(zone.engine) as session:
@@ -177,6 +189,7 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
         stored.train_seconds = update.train_seconds
         stored.cases = built.cases
         stored.noise_source = update.noise_source
+        stored.update_norm = update_norm(update.delta)
         session.flush()
         body = {
             "dataset_version_id": built.version_id,
@@ -250,12 +263,16 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
     weights = weights_io.load(path)
     if weights_io.sha256(path) != row.global_model_sha256:
         raise RoundError("the global model differs from its announced hash")
+    key = None
+    if plan.encryption is not None:
+        key = sitekeys.key_of(zone, plan)
+        weights = sitekeys.readable(key, plan, weights, row.number - (row.kind == TRAIN))
     own: Weights = {}
     remembers = plan.compression is not None and plan.compression.remembers
     if site_rule(plan.strategy.name).stateful or remembers:
         with reading(zone.engine) as session:
             own = sitestate.load(session, zone.root, row)
-    return Work(row, plan, weights, own, _packing(zone, plan, row))
+    return Work(row, plan, weights, own, _packing(zone, plan, row), key)
 
 
 def _packing(zone: ResearchZone, plan: Plan, row: Round) -> Packing | None:

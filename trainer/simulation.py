@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trainer.compression import Compression
+    from trainer.encryption.simulated import Consortium
     from trainer.ports import Progress
     from trainer.privacy.promise import Promise
     from trainer.task import TaskSpec
@@ -103,6 +104,7 @@ def simulate(  # noqa: PLR0913 - all that the same model depends on
     seed: int = 0,
     privacy: Promise | None = None,
     compression: Compression | None = None,
+    encrypted: bool = False,
     progress: Progress = silent,
 ) -> Simulation:
     """Run a federation of these sites; the same arguments give the same model on the same machine.
@@ -125,6 +127,8 @@ def simulate(  # noqa: PLR0913 - all that the same model depends on
         How the sites protect their updates.
     compression : Compression, optional
         How the sites make their updates small.
+    encrypted : bool
+        Whether updates are summed encrypted; the scheme's noise makes no two models equal then.
     progress : Progress
         Called with stage ``round`` after each round.
     """
@@ -136,10 +140,11 @@ def simulate(  # noqa: PLR0913 - all that the same model depends on
     weights: Weights = first_model(task, strategy, seed, initial)
     state: dict[str, Any] = {}
     own: dict[str, Weights] = {}
+    sealed = _consortium(weights, strategy, parameters, compression) if encrypted else None
     records = []
     for number in range(1, rounds + 1):
         started = time.perf_counter()
-        contributions, sites = [], {}
+        updates, sites = {}, {}
         for site in chosen.participants(number, tuple(datasets), seed, state):
             update, sites[site] = site_round(
                 task,
@@ -155,17 +160,47 @@ def simulate(  # noqa: PLR0913 - all that the same model depends on
                 compression=compression,
             )
             own[site] = update.own
-            contributions.append(strategies.Contribution(site, update.delta, update.samples))
-        weights, state = chosen.aggregate(weights, contributions, state, parameters)
-        scores = strategies.anomaly_scores(contributions)
-        shares = strategies.site_weights(state)
-        sites = {
-            site: replace(one, anomaly_score=scores.get(site), weight=shares.get(site))
-            for site, one in sites.items()
-        }
+            updates[site] = update
+        if sealed is None:
+            weights, state, sites = _aggregated(chosen, weights, updates, state, parameters, sites)
+        else:
+            came = sealed.model_bytes
+            weights, left = sealed.round(number, updates)
+            sites = {
+                site: replace(one, update_bytes=left[site], model_bytes=came) for site, one in sites.items()
+            }
         records.append(RoundRecord(number, time.perf_counter() - started, sites))
         progress("round", number, rounds)
     return Simulation(weights, tuple(records), final_metrics(task, strategy, weights, own, datasets))
+
+
+def _aggregated(
+    chosen: strategies.Strategy,
+    weights: Weights,
+    updates: Mapping[str, LocalUpdate],
+    state: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    sites: Mapping[str, SiteRecord],
+) -> tuple[Weights, dict[str, Any], dict[str, SiteRecord]]:
+    """Aggregate as a coordinator does that reads updates."""
+    contributions = [
+        strategies.Contribution(site, update.delta, update.samples) for site, update in updates.items()
+    ]
+    weights, after = chosen.aggregate(weights, contributions, state, parameters)
+    scores, shares = strategies.anomaly_scores(contributions), strategies.site_weights(after)
+    judged = {
+        site: replace(one, anomaly_score=scores.get(site), weight=shares.get(site))
+        for site, one in sites.items()
+    }
+    return weights, after, judged
+
+
+def _consortium(
+    weights: Weights, strategy: str, parameters: Mapping[str, Any], compression: Compression | None
+) -> Consortium:
+    from trainer.encryption.simulated import Consortium  # noqa: PLC0415 - the scheme loads here
+
+    return Consortium(weights, strategy, parameters, compression)
 
 
 def final_metrics(

@@ -72,12 +72,19 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
         str, typer.Option(help="Differential privacy as in a plan: a JSON object with mechanism, ...")
     ] = "",
     compression: Annotated[
-        str, typer.Option(help="How updates are made small: float16, int8, top-k:share=0.05, sketch:bits=4.")
+        str,
+        typer.Option(
+            help="How updates are made small: float16, int8, top-k:share=0.05, sketch:bits=4, turns:count=4."
+        ),
     ] = "",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
     cache: Annotated[Path, typer.Option(help="Folder of prepared pictures, by hash.")] = Path(_CACHE),
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Loop in this process instead of the engine's simulator.")
+    ] = False,
+    encrypted: Annotated[
+        bool,
+        typer.Option("--encrypted", help="Sum updates encrypted (CKKS); always a loop in this process."),
     ] = False,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Train each site alone, and all pooled.")
@@ -115,9 +122,10 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
         _check(sites, order)
         check_promised(strategy, promise)
         spent = None if promise is None else _cost(sites, promise, strategy, rounds)
-        result = _run(sites, order, in_process=in_process, console=console)
+        result = _run(sites, order, in_process=in_process, encrypted=encrypted, console=console)
         figures = {**_figures(sites, strategy, result), "privacy": spent}
         figures["compression"] = None if packing is None else packing.to_json()
+        figures["encrypted"] = encrypted
         if baselines:
             figures["baselines"] = _baselines(sites, rounds, seed, console)
         if out is not None:
@@ -215,9 +223,9 @@ def _numbers(options: list[str]) -> dict[str, float]:
     return numbers
 
 
-def _run(sites: Sites, order: Order, *, in_process: bool, console: Console) -> Simulation:
+def _run(sites: Sites, order: Order, *, in_process: bool, encrypted: bool, console: Console) -> Simulation:
     options = vars(order)
-    if not in_process:
+    if not in_process and not encrypted:
         from trainer.engine.simulator import simulate_on_engine  # noqa: PLC0415
 
         with console.status("the engine's simulator runs"):
@@ -233,7 +241,7 @@ def _run(sites: Sites, order: Order, *, in_process: bool, console: Console) -> S
             del stage, total
             bars.update(bar, completed=done)
 
-        return simulate_here(sites.task, sites.datasets, progress=step, **options)
+        return simulate_here(sites.task, sites.datasets, progress=step, encrypted=encrypted, **options)
 
 
 def _baselines(sites: Sites, rounds: int, seed: int, console: Console) -> dict[str, Any]:

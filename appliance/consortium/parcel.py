@@ -1,7 +1,6 @@
 """Shared studies as one file that its receiver alone can open: tar in age, for the receiver's signing key.
 
-The receiver's Ed25519 key is the one that the consortium's ledger names, so no other key has to be exchanged.
-Encryption is that of the library pyrage, in the format age-encryption.org/v1 with an ``ssh-ed25519`` stanza.
+The receiver's Ed25519 key is that of the consortium's ledger (:mod:`appliance.consortium.sealing`).
 """
 
 from __future__ import annotations
@@ -18,12 +17,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 import pyrage
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
 from appliance.consortium import manifest as manifests
+from appliance.consortium import sealing
 from appliance.consortium.errors import ConsortiumError
 
 if TYPE_CHECKING:
@@ -87,7 +85,7 @@ def write(output: Path, manifest: Manifest, files: Mapping[str, Path], key: str,
     """
     if output.exists():
         raise ParcelError(f"{output.name}: is there already; expected a new file")
-    recipient = pyrage.ssh.Recipient.from_str(_openssh(key))
+    recipient = sealing.recipient(key)
     try:
         with _scratch(folder) as scratch:
             plain, sealed = scratch / "parcel.tar", output.with_name(f".{output.name}.partial")
@@ -112,13 +110,7 @@ def opened(path: Path, key: Ed25519PrivateKey, folder: Path) -> Iterator[tuple[M
     ParcelError
         If it is none, another site's, damaged, or the disk does not take it.
     """
-    identity = pyrage.ssh.Identity.from_buffer(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.OpenSSH,
-            serialization.NoEncryption(),
-        )
-    )
+    identity = sealing.identity(key)
     with _scratch(folder) as scratch:
         plain = scratch / "parcel.tar"
         try:
@@ -185,12 +177,6 @@ def _check(path: Path, one: SharedFile) -> None:
         raise ParcelError("a file is no DICOM file; nothing was shared or taken over") from error
     if removed != "YES":
         raise ParcelError("a file is not marked as de-identified; nothing was shared or taken over")
-
-
-def _openssh(key: str) -> str:
-    public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
-    form = (serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return public.public_bytes(*form).decode("ascii")
 
 
 @contextmanager

@@ -153,6 +153,7 @@ class Round(WorkMixin, ResearchBase):
     cases: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # counts: eligible, used, skipped
     halted_by: Mapped[str | None] = mapped_column(String(16))  # why its work was stopped: a code of the gate
     noise_source: Mapped[str] = mapped_column(String(16), default="")  # of the update's noise: secure
+    update_norm: Mapped[float | None] = mapped_column()  # L2, as it counts: unpacked, before encryption
     receipt_id: Mapped[str | None] = mapped_column(String(32))
 
 

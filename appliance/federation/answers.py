@@ -42,6 +42,7 @@ class Answer:
     arrays: Mapping[str, Any] = field(default_factory=dict)
     bytes_received: int = 0
     update_sha256: str = ""  # of the file that holds what arrived
+    key: str = ""  # the sites' key of encrypted updates, as this one offers it, sealed
 
 
 def read_result(site: str, result: object) -> Answer:
@@ -78,7 +79,8 @@ def _read(site: str, result: object) -> Answer:
         return Answer(site, _refusal("engine_error", _printable(code)))
     said = messages.read_answer(result.get(messages.ANSWER_KEY))
     if said.code or "DXO" not in result:
-        return Answer(site, said)
+        key = result.get(messages.ENCRYPTION_KEY, "")
+        return Answer(site, said, key=key if isinstance(key, str) else "")
     model = FLModelUtils.from_shareable(result)
     if model.params_type != ParamsType.DIFF or not isinstance(model.params, dict):
         return Answer(site, _refusal("unreadable", "expected a difference of weights"))

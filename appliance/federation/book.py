@@ -316,6 +316,10 @@ class Book:
         """Return the folder for updates of a run's round that is under way."""
         return self.root / "runs" / run_id / "arrived"
 
+    def key_path(self, run_id: str) -> Path:
+        """Return where the sites' sealed key of an encrypted run lies."""
+        return self.root / "runs" / run_id / "key.json"
+
     def open_runs(self) -> list[str]:
         """Return the ids of runs that are not finished, oldest first."""
         with reading(self.engine) as session:

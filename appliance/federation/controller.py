@@ -29,12 +29,13 @@ from appliance.federation.answers import Answer, read_result, silent, to_counted
 from appliance.federation.book import WAITING, Checkpoint, StaleJobError, open_book
 from appliance.federation.collection import Collection
 from appliance.federation.errors import CoordinatorError
+from appliance.federation.keykeeper import KeyKeeper
 from appliance.federation.late import Late
 from appliance.federation.liveness import Signs
 from appliance.federation.shelf import Carriage, Shelf
 from trainer import strategies
 from trainer.errors import TrainerError
-from trainer.federation import aggregation
+from trainer.federation import aggregation, rounds
 from trainer.federation.errors import AggregationError
 from trainer.federation.gate import Refusal
 
@@ -146,6 +147,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         late = self._late = Late(Carriage(plan, standing.number, standing.weights))
         if self._witness is not None:
             self._witness.open_run(plan.sha256, standing.number, standing.model_sha256)
+        self._key = KeyKeeper(plan, self._book.key_path(self._run_id))
         sites = self._admit(plan, abort_signal, fl_ctx)
         last = min(plan.total_rounds, standing.number + ROUNDS_PER_JOB)
         while standing.number < last:
@@ -189,6 +191,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
             raise (NotAdmittedError if hopeless else AggregationError)(
                 f"{len(collection.usable)} sites take part of {needed} needed ({reasons})"
             )
+        self._key.choose(answers)
         self._silent = everyone - refused - collection.usable
         return everyone - refused
 
@@ -206,14 +209,7 @@ class RunWorkflow(Controller):  # type: ignore[misc]
 
         answers = self._in_turn(plan, standing, sites, ask) if _travels(plan) else ask(sites)
         updates = [aggregation.Update(a.site, a.arrays, a.said.samples) for a in answers if not a.said.code]
-        result = aggregation.aggregate(
-            standing.weights,
-            standing.state,
-            updates,
-            plan.strategy,
-            1 if _travels(plan) else plan.min_sites,
-            plan.bounds,
-        )
+        result = rounds.aggregate(plan, number, standing.weights, standing.state, updates)
         judged = {judgement.site: judgement for judgement in result.judgements}
         counted = [to_counted(answer, judged.get(answer.site)) for answer in answers]
         reached = Checkpoint(number, result.weights, result.state, "")
@@ -304,6 +300,8 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         if self._witness is not None:
             order = replace(order, ledger=self._witness.offer(collection.targets))
         data[messages.ORDER_KEY] = messages.write_order(order)
+        if self._key.text:
+            data[messages.ENCRYPTION_KEY] = self._key.text
         task = Task(name=name, data=data, result_received_cb=self._receiver(answers, collection, keep))
         self.broadcast(task=task, fl_ctx=fl_ctx, targets=sorted(collection.targets), min_responses=0)
         while not self._is_over(collection):

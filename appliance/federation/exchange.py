@@ -73,6 +73,19 @@ class Exchange:
         body = {"plan": plan, "plan_sha256": plan_sha256}
         return self._until_decided(lambda: _mapping(self._ask("POST", "/v1/plans", body)), wait_s)
 
+    def take_key(self, plan_sha256: str, key: str) -> Refused | None:
+        """Hand over the key of encrypted updates as the coordinator has it; a refusal says why it is none."""
+        body = {"plan_sha256": plan_sha256, "key": key}
+        answer = _mapping(self._ask("POST", "/v1/keys", body))
+        return Refused(str(answer["code"]), str(answer["message"])) if answer["code"] else None
+
+    def offer_key(self, plan_sha256: str) -> tuple[Refused | None, str]:
+        """Ask the site for a key of encrypted updates, sealed for all sites of the plan."""
+        answer = _mapping(self._ask("GET", f"/v1/keys/{plan_sha256}"))
+        if answer["code"]:
+            return Refused(str(answer["code"]), str(answer["message"])), ""
+        return None, str(answer["key"])
+
     def run(self, asked: Mapping[str, Any], model: bytes, wait_s: float) -> Finished | Refused:
         """Run one round: ask, store the model if it is wanted, have the row worked on, fetch the update."""
         view: dict[str, Any] = {}

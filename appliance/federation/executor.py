@@ -49,9 +49,12 @@ class SiteExecutor(Executor):  # type: ignore[misc]
             refused, countersignature = exchange.keep(order.ledger)
             if refused is not None or task_name == policy.TASK_LEDGER:
                 return _plain(refused, countersignature)
+            key = _key(shareable)
             if task_name == policy.TASK_ADMIT:
-                admitted = exchange.admit(order.plan, order.plan_sha256, order.wait_s)
-                return _plain(admitted, countersignature)
+                return _admit(exchange, order, key, countersignature)
+            refused = exchange.take_key(order.plan_sha256, key) if key else None
+            if refused is not None:
+                return _plain(refused, countersignature)
             return self._round(task_name, exchange, order, shareable, countersignature)
         except AbortedError:
             return make_reply(ReturnCode.TASK_ABORTED)
@@ -83,6 +86,28 @@ class SiteExecutor(Executor):  # type: ignore[misc]
             {**messages.answer_of(answer), "countersignature": dict(countersignature)}
         )
         return reply
+
+
+def _admit(
+    exchange: Exchange, order: messages.Order, key: str, countersignature: Mapping[str, Any]
+) -> Shareable:
+    """Show the plan; where updates are encrypted, take the sites' key, or offer one while there is none."""
+    refused, offered = exchange.admit(order.plan, order.plan_sha256, order.wait_s), ""
+    if refused is None and key:
+        refused = exchange.take_key(order.plan_sha256, key)
+    elif refused is None and "encryption" in order.plan:
+        refused, offered = exchange.offer_key(order.plan_sha256)
+    reply = _plain(refused, countersignature)
+    if offered:
+        reply[messages.ENCRYPTION_KEY] = offered
+    return reply
+
+
+def _key(shareable: Shareable) -> str:
+    key = shareable.get(messages.ENCRYPTION_KEY, "")
+    if not isinstance(key, str):
+        raise messages.MessageError("encryption key: expected a text")
+    return key
 
 
 def _tell_progress(fl_ctx: FLContext) -> None:

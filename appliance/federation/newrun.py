@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 
 from appliance.db.base import now
-from appliance.db.coordinator import FinishedRound
+from appliance.db.coordinator import FinishedRound, MemberState
 from appliance.db.engine import reading
 from appliance.federation import coordinator, members, provision
 from appliance.federation.errors import CoordinatorError
 from trainer import strategies
+from trainer.encryption import ENCRYPTED
 from trainer.federation.plan import Plan, default_expiry
-from trainer.weights_io import load
+from trainer.weights_io import Stored, load
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from appliance.federation.book import Book
@@ -35,8 +37,8 @@ def add(root: Path, plan_file: Path) -> str:
         that do not exist.
     """
     federation = provision.load(root)
-    plan = read_plan(plan_file)
     book = coordinator.open_book(federation)
+    plan = read_plan(plan_file, _recipients(book))
     sites = members.active(book.engine)
     if plan.min_sites > len(sites):
         raise CoordinatorError(f"min_sites: expected at most {len(sites)}, the federation's sites")
@@ -52,11 +54,25 @@ def _earlier(book: Book, digest: str) -> Path:
         path = session.scalars(query.order_by(FinishedRound.finished_at)).first()
     if path is None or not (book.root / path).is_file():
         raise CoordinatorError("initial_sha256: expected the model of a finished round of this coordinator")
+    if any(name.startswith(ENCRYPTED) for name in Stored(book.root / path)):
+        raise CoordinatorError("initial_sha256: that model is encrypted, and its sites alone can read it")
     return book.root / path
 
 
-def read_plan(path: Path) -> Plan:
-    """Read a plan file; a missing ``run_id`` or ``expires_at`` is filled in."""
+def _recipients(book: Book) -> dict[str, str]:
+    """Return the keys of the sites that take part, as the consortium's ledger has them."""
+    found = members.members(book.engine)
+    return {one.name: one.signing_key for one in found if one.state == MemberState.ACTIVE and one.signing_key}
+
+
+def read_plan(path: Path, recipients: Mapping[str, str]) -> Plan:
+    """Read a plan file; a missing ``run_id``, ``expires_at`` or recipient of an encryption is filled in.
+
+    Parameters
+    ----------
+    recipients : Mapping
+        The key of every site that takes part: who gets an encryption's key where the file names nobody.
+    """
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -65,7 +81,13 @@ def read_plan(path: Path) -> Plan:
         raise CoordinatorError(f"{path.name}: expected a JSON object")
     content.setdefault("run_id", f"run-{secrets.token_hex(6)}")
     content.setdefault("expires_at", default_expiry(now()).isoformat())
-    return Plan.from_json(content)
+    encryption = content.get("encryption")
+    if isinstance(encryption, dict):
+        encryption.setdefault("recipients", dict(recipients))
+    plan = Plan.from_json(content)
+    if plan.encryption is not None and not plan.encryption.recipients.items() <= recipients.items():
+        raise CoordinatorError("encryption.recipients: expected sites that take part, with their own keys")
+    return plan
 
 
 def initial_model(plan: Plan, folder: Path, earlier: Path | None = None) -> dict[str, Any]:

@@ -31,13 +31,15 @@ class Carriage:
 
     def fitted(self, received: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Return what arrived as the site's file has it: see :func:`aggregation.fitted`."""
+        if self.plan.encryption is not None:
+            return aggregation.fitted({}, received)
         packing = self.plan.compression
         template = self.reference if packing is None else packing.template(self.reference)
         return aggregation.fitted(template, received)
 
     def unpacked(self, site: str, fitted: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return the update; raises UpdateError for what no site packs."""
-        if self.plan.compression is None:
+        """Return the update, encrypted where it is; raises UpdateError for what no site packs."""
+        if self.plan.compression is None or self.plan.encryption is not None:
             return fitted
         draw = draw_of(self.plan.seed, site, self.number)
         return self.plan.compression.unpack(fitted, self.reference, draw)

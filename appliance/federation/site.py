@@ -7,6 +7,7 @@ hostile coordinator or model finds nothing there.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +18,7 @@ from appliance import logs
 from appliance.db.base import WorkState, now
 from appliance.db.engine import reading, writing
 from appliance.db.research import DatasetVersion, Protocol, Receipt, ResearchLedgerEntry, Round
-from appliance.federation import budget, protocols, refusals, roundfiles, roundrows
+from appliance.federation import budget, protocols, refusals, roundfiles, roundrows, sitekeys
 from appliance.federation.errors import ReleaseError
 from trainer import strategies
 from trainer.errors import TrainerError
@@ -241,6 +242,7 @@ class SiteService:
             on_other_model=on_other_model,
             hours=protocols.hours(session, protocol),
             cost=budget.cost(session, plan, required=settings.require_privacy, booked=booked),
+            is_recipient=sitekeys.is_among_recipients(session, self.zone, plan),
         )
         match gate.decide(plan, facts):
             case gate.Admit():
@@ -312,7 +314,8 @@ class SiteService:
         if hashlib.sha256(content).hexdigest() != row.output_sha256:
             raise ReleaseError("the update differs from what the worker wrote")
         protocol = session.get(Protocol, row.protocol_id)
-        if protocol is None or _norm(content) > Plan.from_json(protocol.plan).max_update_norm:
+        plan = None if protocol is None else Plan.from_json(protocol.plan)
+        if plan is None or not _norm(plan, row, content) <= plan.max_update_norm:
             raise ReleaseError("the update is larger than the plan allows")
         return content
 
@@ -351,7 +354,7 @@ def _departure(session: Session, row: Round, content: bytes) -> receipt.Departur
         samples=row.samples,
         dataset_sha256=dataset.content_sha256 if dataset is not None else "",
         metric_names=tuple(row.metrics),
-        update_norm=_norm(content),
+        update_norm=_norm(plan, row, content),
         eligible=int(row.cases.get("eligible", 0)),
         used=int(row.cases.get("used", 0)),
         skipped=dict(row.cases.get("skipped", {})),
@@ -369,5 +372,10 @@ def _seen(session: Session, row: Round) -> RoundView:
     return roundrows.view(row, halted or "")
 
 
-def _norm(content: bytes) -> float:
-    return strategies.update_norm(from_bytes(content)) if content else 0.0
+def _norm(plan: Plan, row: Round, content: bytes) -> float:
+    """Return the norm of an update as it counts; where that is not what leaves, the worker measured it."""
+    if not content:
+        return 0.0
+    if plan.compression is None and plan.encryption is None:
+        return strategies.update_norm(from_bytes(content))
+    return math.inf if row.update_norm is None else row.update_norm

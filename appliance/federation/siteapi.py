@@ -9,6 +9,8 @@ from appliance import node
 from appliance.consortium.errors import BlockFormError
 from appliance.consortium.offers import read_offer
 from appliance.consortium.replica import Held, Replica
+from appliance.federation import sitekeys
+from appliance.federation.envelope import EnvelopeError
 from appliance.federation.site import Asked, Decision, SiteService
 from appliance.federation.unixclient import FEDERATION_SOCKET
 from appliance.federation.unixhttp import Answer, Request, RequestError, Route, UnixServer
@@ -71,6 +73,7 @@ def routes(service: SiteService) -> list[Route]:
     max_bytes = service.zone.settings.federation.max_model_mib * 2**20
     return [
         Route("POST", "/v1/plans", propose),
+        *_keys(service.zone),
         Route("PUT", "/v1/models/{sha256}", store, max_bytes),
         Route("POST", "/v1/rounds", begin),
         Route("GET", "/v1/rounds/{round_id}", watch),
@@ -89,6 +92,29 @@ def _begin(service: SiteService, replica: Replica, asked: Asked) -> object:
         return {"decision": asdict(Decision("refused", held.code, held.message)), "round": None}
     decision, view = service.begin(asked)
     return {"decision": asdict(decision), "round": None if view is None else asdict(view)}
+
+
+def _keys(zone: node.ResearchZone) -> list[Route]:
+    def take_key(request: Request) -> object:
+        digest, text = (request.json().get(name) for name in ("plan_sha256", "key"))
+        if not isinstance(digest, str) or not isinstance(text, str):
+            raise RequestError(400, "expected plan_sha256 and key")
+        try:
+            sitekeys.take(zone, digest, text)
+        except EnvelopeError as error:
+            return {"code": "no_key", "message": str(error)[:300]}
+        return {"code": "", "message": ""}
+
+    def offer_key(request: Request) -> object:
+        try:
+            return {"code": "", "key": sitekeys.offer(zone, request.parameters["sha256"])}
+        except EnvelopeError as error:
+            return {"code": "no_key", "message": str(error)[:300]}
+
+    return [
+        Route("GET", "/v1/keys/{sha256}", offer_key),
+        Route("POST", "/v1/keys", take_key, MAX_BODY),
+    ]
 
 
 def _ledger(replica: Replica) -> list[Route]:

@@ -4,6 +4,6 @@
 how. The scheme's library loads with ``ckks`` and ``model`` alone.
 """
 
-from trainer.encryption.spec import Encryption, EncryptionError
+from trainer.encryption.spec import ENCRYPTED, Encryption, EncryptionError
 
-__all__ = ["Encryption", "EncryptionError"]
+__all__ = ["ENCRYPTED", "Encryption", "EncryptionError"]

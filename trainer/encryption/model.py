@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from trainer.compression.base import MARK, floats_of, parted, size_of, whole_of
+from trainer.compression.base import floats_of, parted, size_of, whole_of
 from trainer.compression.codecs import TURN
 from trainer.encryption.ckks import SLOTS
+from trainer.encryption.spec import ENCRYPTED
 from trainer.errors import UpdateError
 from trainer.strategies.base import apply_step
 
@@ -28,19 +29,18 @@ if TYPE_CHECKING:
     from trainer.compression.base import Array, Weights
     from trainer.encryption.ckks import Key
 
-PREFIX: Final = f"{MARK}ckks."
 _WHOLE: Final = "whole"
 _SLACK: Final = 1.01  # for what the scheme rounds, and the sites' own float32
 
 
 def is_encrypted(weights: Mapping[str, Array]) -> bool:
     """Whether a model holds ciphertexts."""
-    return any(name.startswith(PREFIX) for name in weights)
+    return any(name.startswith(ENCRYPTED) for name in weights)
 
 
 def first_of(weights: Mapping[str, Array]) -> Weights:
     """Return the readable first model."""
-    return {name: array for name, array in weights.items() if not name.startswith(PREFIX)}
+    return {name: array for name, array in weights.items() if not name.startswith(ENCRYPTED)}
 
 
 def expected(first: Mapping[str, Array], parts: int, number: int) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ def expected(first: Mapping[str, Array], parts: int, number: int) -> tuple[str, 
     floats = size_of(floats_of(first))
     sizes = {str(number % parts): math.ceil(floats / parts), _WHOLE: size_of(whole_of(first))}
     return tuple(
-        f"{PREFIX}{group}.{chunk}"
+        f"{ENCRYPTED}{group}.{chunk}"
         for group, size in sizes.items()
         for chunk in range(math.ceil(size / SLOTS))
     )
@@ -56,7 +56,7 @@ def expected(first: Mapping[str, Array], parts: int, number: int) -> tuple[str, 
 
 def is_whole(name: str) -> bool:
     """Whether a ciphertext holds counters, which no learning rate scales."""
-    return name.startswith(f"{PREFIX}{_WHOLE}.")
+    return name.startswith(f"{ENCRYPTED}{_WHOLE}.")
 
 
 def encrypted(key: Key, leaving: Mapping[str, Array], parts: int, number: int) -> Weights:
@@ -73,7 +73,7 @@ def encrypted(key: Key, leaving: Mapping[str, Array], parts: int, number: int) -
     numbers = _joined(floats) if parts == 1 and TURN not in floats else floats[TURN].astype(np.float64)
     vectors = {str(number % parts): numbers, _WHOLE: _joined(whole_of(leaving))}
     return {
-        f"{PREFIX}{group}.{at // SLOTS}": key.encrypt(vector[at : at + SLOTS])
+        f"{ENCRYPTED}{group}.{at // SLOTS}": key.encrypt(vector[at : at + SLOTS])
         for group, vector in vectors.items()
         for at in range(0, vector.size, SLOTS)
     }
@@ -125,7 +125,7 @@ def _vector(key: Key, weights: Mapping[str, Array], group: str, size: int) -> ND
     """Decrypt one sum; zeros where no round has added to it yet."""
     vector = np.zeros(math.ceil(size / SLOTS) * SLOTS)
     for at in range(0, vector.size, SLOTS):
-        ciphertext = weights.get(f"{PREFIX}{group}.{at // SLOTS}")
+        ciphertext = weights.get(f"{ENCRYPTED}{group}.{at // SLOTS}")
         if ciphertext is not None:
             vector[at : at + SLOTS] = key.decrypt(ciphertext)
     return vector[:size]

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from trainer.compression.base import MARK
 from trainer.errors import StrategyError, TrainerError
 from trainer.strategies import get
 from trainer.strategies.fedavg import FedAvg
 
 CKKS: Final = "ckks"
+ENCRYPTED: Final = f"{MARK}ckks."  # how the names of ciphertexts begin
 MAX_NORM: Final = 1e4  # what fits the scheme's numbers beside its precision
 MIN_SITES: Final = 2
 MAX_RECIPIENTS: Final = 100

@@ -62,6 +62,7 @@ _ROWS: Final[tuple[tuple[str, str, Worse], ...]] = (
     ("strategy.name", "strategy", Worse.ANY),
     ("strategy.parameters", "the strategy's parameters", Worse.NEITHER),
     ("compression", "compression of the update", Worse.NEITHER),
+    ("encryption", "who alone can read updates and models", Worse.ANY),
     ("task.network", "network", Worse.ANY),
     ("task.preprocessing.rows", "rows of the model's input", Worse.UP),
     ("task.preprocessing.columns", "columns of the model's input", Worse.UP),

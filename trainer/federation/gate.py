@@ -40,6 +40,7 @@ class Refusal(StrEnum):
     NO_BUDGET = "no_budget"
     BUDGET_SPENT = "budget_spent"
     PRIVACY_REQUIRED = "privacy_required"
+    OTHER_RECIPIENTS = "other_recipients"
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ class Facts:
         What this site has computed for the run so far.
     cost : Cost
         What privacy costs.
+    is_recipient : bool
+        Whether the key of encrypted updates goes to this site, and to no key but those of the consortium's
+        ledger; True where nothing is encrypted.
     """
 
     now: datetime
@@ -104,6 +108,7 @@ class Facts:
     on_other_model: bool
     hours: float = 0.0
     cost: Cost = Cost()
+    is_recipient: bool = True
 
 
 @dataclass(frozen=True)
@@ -178,4 +183,9 @@ def _hard_refusal(plan: Plan, facts: Facts) -> Refuse | None:
         return Refuse(Refusal.EXPIRED, "the plan has expired")
     if not 1 <= facts.number <= plan.total_rounds:
         return Refuse(Refusal.NOT_IN_PLAN, "the plan has no such round")
+    if not facts.is_recipient:
+        return Refuse(
+            Refusal.OTHER_RECIPIENTS,
+            "the plan's encryption key is not for this site, or for other keys than the ledger names",
+        )
     return None

@@ -138,7 +138,7 @@ def test_a_real_federation_comes_to_the_simulators_model(ring: Ring, strategy: s
     check_equal(ring, plan, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["int8", "top-k", "sketch"])
+@pytest.mark.parametrize("name", ["int8", "top-k", "sketch", "turns"])
 def test_with_packed_updates_too_and_far_fewer_bytes_leave(ring: Ring, name: str, tmp_path: Path) -> None:
     """Three rounds: what the first update leaves out must be in the next ones."""
     plan = ring.submit(total_rounds=3, min_sites=3, compression=Compression(name))
