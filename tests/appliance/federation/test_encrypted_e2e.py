@@ -15,7 +15,6 @@ from tests.appliance.federation.test_federation_e2e import checkpoint_of
 from tests.appliance.federation.test_many_sites_e2e import dataset_of
 from trainer.compression import Compression
 from trainer.encryption import ENCRYPTED, Encryption
-from trainer.encryption.ckks import Key
 from trainer.encryption.model import first_of, is_encrypted, is_whole
 from trainer.local_round import use_threads
 from trainer.privacy.promise import Promise
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from appliance.federation.progress import RoundProgress, RunProgress
+    from trainer.encryption.ckks import Key
     from trainer.federation.plan import Plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -94,7 +94,7 @@ def kept_update(member: Member, plan: Plan, number: int) -> dict[str, Any]:
 
 
 def check_that_the_coordinator_has_no_key(ring: Ring, plan: Plan, secret: bytes) -> None:
-    """Neither the secret nor a readable model that was trained lies anywhere below the coordinator's folder."""
+    """Neither the secret nor a readable trained model lies anywhere below the coordinator's folder."""
     piece = secret[len(secret) // 2 :][:48]
     for path in ring.federation.root.rglob("*"):
         if path.is_file():

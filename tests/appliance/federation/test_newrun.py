@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
 from datetime import timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from sqlalchemy import select
 
@@ -12,10 +15,12 @@ from appliance.db.engine import reading, writing
 from appliance.federation import coordinator, members, newrun, provision
 from appliance.federation.errors import CoordinatorError
 from tests.trainer.federation.plans import make_plan
+from trainer.encryption import ENCRYPTED, Encryption
 from trainer.federation.plan import Strategy
 from trainer.networks import initial_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -29,14 +34,53 @@ def test_a_run_that_needs_more_sites_than_there_are_is_not_written_down(tmp_path
         newrun.add(root, path)
 
 
-def two_sites(root: Path) -> None:
+def two_sites(root: Path, keys: Mapping[str, str] = MappingProxyType({})) -> None:
     """Make a coordinator with two members."""
     book = coordinator.open_book(provision.create(root))
     assert book.ledger is not None
     for number, site in enumerate(("north", "south"), 1):
         certificate = members.Certificate(f"{number:040x}", now() + timedelta(days=30))
         with writing(book.engine) as session:
-            members.admit(session, book.ledger, site, certificate, None)
+            members.admit(session, book.ledger, site, certificate, keys.get(site))
+
+
+def test_an_encrypted_run_names_the_keys_of_the_sites_that_take_part(tmp_path: Path) -> None:
+    root, path = tmp_path / "coordinator", tmp_path / "plan.json"
+    two_sites(root, {"north": "a" * 64, "south": "b" * 64})
+    content = {**make_plan(min_sites=2).to_json(), "encryption": {"scheme": "ckks"}}
+    path.write_text(json.dumps(content))
+
+    run_id = newrun.add(root, path)
+
+    encryption = coordinator.open_book(provision.load(root)).plan(run_id).encryption
+    assert encryption is not None
+    assert encryption.recipients == {"north": "a" * 64, "south": "b" * 64}
+
+
+@pytest.mark.parametrize(
+    "other", [{"north": "a" * 64, "south": "c" * 64}, {"north": "a" * 64, "east": "b" * 64}]
+)
+def test_a_key_goes_to_no_others(tmp_path: Path, other: dict[str, str]) -> None:
+    root, path = tmp_path / "coordinator", tmp_path / "plan.json"
+    two_sites(root, {"north": "a" * 64, "south": "b" * 64})
+    path.write_text(make_plan(min_sites=2, encryption=Encryption(other)).dumps())
+
+    with pytest.raises(CoordinatorError, match="recipients"):
+        newrun.add(root, path)
+
+
+def test_no_run_starts_from_a_model_that_nobody_here_can_read(tmp_path: Path) -> None:
+    root, path = tmp_path / "coordinator", tmp_path / "plan.json"
+    two_sites(root)
+    plan = make_plan(run_id="earlier")
+    book = coordinator.open_book(provision.load(root))
+    book.add_run(plan, {**initial_weights(plan.task, 5), f"{ENCRYPTED}0.0": np.zeros(9, np.uint8)})
+    with reading(book.engine) as session:
+        digest = str(session.scalars(select(FinishedRound.model_sha256)).one())
+    path.write_text(make_plan(run_id="later", min_sites=2, initial_sha256=digest).dumps())
+
+    with pytest.raises(CoordinatorError, match="encrypted"):
+        newrun.add(root, path)
 
 
 def finished_model(root: Path, **changes: object) -> str:
