@@ -1,4 +1,4 @@
-"""What the federation costs, beside the engine's own client for PyTorch on the same models, sites and machine.
+"""What the federation costs, beside the engine's own client for PyTorch on the same models and machine.
 
 All processes are real, with TLS between them; networks train for one step a round, so that the figures are
 the federation's own. ``cloister bench federation`` runs it, in parts if asked: ``beside`` measures rounds of
@@ -120,7 +120,7 @@ def _compared(
 def _model_mib(size: str) -> float:
     with torch.device("meta"):
         network = build(task_of(size).network)
-    return sum(one.numel() * one.element_size() for one in network.state_dict().values()) / MIB
+    return float(sum(one.numel() * one.element_size() for one in network.state_dict().values())) / MIB
 
 
 def _many(counts: str, size: str, folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Network(torch.nn.Module):
-    """One of our networks, untrained; ``parameters_json``: name and parameters of its :class:`NetworkSpec`."""
+    """One of our networks, untrained, by what its :class:`NetworkSpec` says."""
 
     def __init__(self, name: str, parameters: Mapping[str, Any]) -> None:
         super().__init__()

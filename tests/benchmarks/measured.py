@@ -64,7 +64,7 @@ class Measured:
         }
 
     def growth(self, warm_up: float) -> dict[str, Any]:
-        """Return how much its processes grow in 100 rounds, by role; the first share of rounds is left out."""
+        """Return how much its processes grow in 100 rounds, by role, after a share to warm up."""
         first = int(len(self.ends) * warm_up)
         slopes = self.footprint.slopes(self.ends[first], self.ends[-1], len(self.ends) - 1 - first)
         return {
