@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors import numpy as safetensors_numpy
 
+from trainer import tensor_layout
 from trainer.errors import WeightsError
 
 if TYPE_CHECKING:
+    import io
     from pathlib import Path
 
 Array = NDArray[Any]
@@ -33,36 +33,37 @@ def to_bytes(weights: Mapping[str, Array]) -> bytes:
     WeightsError
         If an array is of a type, or has a name, that no such file can hold.
     """
-    # np.array keeps 0-d arrays 0-d, which np.ascontiguousarray does not; safetensors reads raw memory.
-    plain = {name: np.array(weights[name], order="C") for name in sorted(weights)}
-    try:
-        return bytes(safetensors_numpy.save(plain))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"no weights file can hold this ({type(error).__name__})") from error
+    return b"".join(tensor_layout.pieces(weights))
 
 
 def from_bytes(content: bytes) -> Weights:
-    """Read what :func:`to_bytes` wrote.
+    """Read what :func:`to_bytes` wrote; the arrays read these very bytes and cannot be written to.
 
     Raises
     ------
     WeightsError
         If the bytes are no safetensors file of array types that numpy knows.
     """
-    try:
-        return dict(safetensors_numpy.load(content))
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise WeightsError(f"not a weights file ({type(error).__name__}); expected safetensors") from error
+    head = content[: tensor_layout.header_bytes(content)]
+    found = tensor_layout.places(head, len(content))
+    return {name: tensor_layout.view(content, place) for name, place in found.items()}
 
 
 def save(path: Path, weights: Mapping[str, Array]) -> str:
     """Write atomically and durably, and return the file's SHA-256."""
-    content = to_bytes(weights)
+    return save_pieces(path, tensor_layout.pieces(weights))
+
+
+def save_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+    """Write a file's content as :func:`save` does, piece by piece; nothing is looked at."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
     try:
         with temporary.open("wb") as stream:
-            stream.write(content)
+            for piece in pieces:
+                stream.write(piece)
+                digest.update(piece)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
@@ -73,7 +74,7 @@ def save(path: Path, weights: Mapping[str, Array]) -> str:
         os.fsync(folder)
     finally:
         os.close(folder)
-    return hashlib.sha256(content).hexdigest()
+    return digest.hexdigest()
 
 
 def load(path: Path) -> Weights:
@@ -84,16 +85,8 @@ def load(path: Path) -> Weights:
     WeightsError
         If the file is missing, larger than ``MAX_BYTES`` or malformed.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise WeightsError(f"{path.name}: larger than {MAX_BYTES} bytes")
-        content = path.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"{path.name}: cannot be read ({error.strerror})") from error
-    try:
-        return from_bytes(content)
-    except WeightsError as error:
-        raise WeightsError(f"{path.name}: {error}") from error
+    stored = Stored(path)
+    return {name: stored[name] for name in stored}
 
 
 class Stored(Mapping[str, Array]):
@@ -112,10 +105,13 @@ class Stored(Mapping[str, Array]):
         """
         self.path, self._digest = path, digest
         try:
-            with safe_open(path, "numpy") as content:
-                self._names = tuple(sorted(content.keys()))
-        except (OSError, SafetensorError) as error:
-            raise WeightsError(f"{path.name}: cannot be read; expected safetensors") from error
+            self._places = dict(sorted(_places(path).items()))
+        except OSError as error:
+            raise WeightsError(
+                f"{path.name}: cannot be read ({error.strerror}); expected safetensors"
+            ) from error
+        except WeightsError as error:
+            raise WeightsError(f"{path.name}: {error}") from error
 
     @classmethod
     def write(cls, path: Path, weights: Mapping[str, Array]) -> Stored:
@@ -131,22 +127,48 @@ class Stored(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         """Read one array; raises KeyError for an unknown name, WeightsError when the file is gone."""
-        if name not in self._names:
-            raise KeyError(name)
+        place = self._places[name]
+        return self.part(name, 0, place.count).reshape(place.shape)
+
+    def part(self, name: str, first: int, last: int) -> Array:
+        """Read the elements ``first`` to ``last`` of a flattened array; raises as reading all of it does."""
+        place = self._places[name]
+        part = np.empty(min(last, place.count) - first, place.dtype)
         try:
-            # Opened for each array: an open file's pages would count as this process's memory.
-            with safe_open(self.path, "numpy") as content:
-                return np.asarray(content.get_tensor(name))
-        except (OSError, SafetensorError) as error:
-            raise WeightsError(f"{self.path.name}: {name} cannot be read") from error
+            # Read, not mapped: a mapped file's pages would count as this process's memory.
+            with self.path.open("rb", buffering=0) as stream:
+                stream.seek(place.first + first * place.dtype.itemsize)
+                if _fill(stream, part.view(np.uint8).data) < part.nbytes:
+                    raise WeightsError(f"{self.path.name}: {name} cannot be read (it ended early)")
+        except OSError as error:
+            raise WeightsError(f"{self.path.name}: {name} cannot be read ({error.strerror})") from error
+        return part
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the sorted names."""
-        return iter(self._names)
+        return iter(self._places)
 
     def __len__(self) -> int:
         """Return the number of arrays."""
-        return len(self._names)
+        return len(self._places)
+
+
+def _places(path: Path) -> dict[str, tensor_layout.Place]:
+    with path.open("rb") as stream:
+        size_bytes = os.fstat(stream.fileno()).st_size
+        if size_bytes > MAX_BYTES:
+            raise WeightsError(f"larger than {MAX_BYTES} bytes")
+        start = stream.read(tensor_layout.LENGTH_BYTES)
+        head = start + stream.read(tensor_layout.header_bytes(start) - len(start))
+    return tensor_layout.places(head, size_bytes)
+
+
+def _fill(stream: io.FileIO, room: memoryview) -> int:
+    """Read until there is no room or nothing left: one call reads 2 GiB at most."""
+    filled = 0
+    while filled < len(room) and (count := stream.readinto(room[filled:])):
+        filled += count
+    return filled
 
 
 def sha256(path: Path) -> str:

@@ -1,153 +1,136 @@
-"""What the federation costs beyond training: seconds per round, memory per process, bytes per round.
+"""What the federation costs, beside the engine's own client for PyTorch on the same models and machine.
 
-Three sites and a coordinator on this machine, all processes real, TLS between them. Networks of 0.1, 1.2 and
-25 million parameters train for one step a round, so that the figures are the federation's own.
-``cloister bench federation`` runs it.
+All processes are real, with TLS between them; networks train for one step a round, so that the figures are
+the federation's own. ``cloister bench federation`` runs it, in parts if asked: ``beside`` measures rounds of
+``--sizes`` (million parameters) both ways, ``many`` the coordinator's memory for ``--counts`` sites,
+``long`` whether memory grows over ``--long-rounds``.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
+import os
 import tempfile
-import threading
-import time
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
-from appliance import node
-from tests.appliance.federation.ring import Member, Ring, running_ring, until
+import pytest
+import torch
+
+from tests.appliance.federation.ring import SITES, running_ring
+from tests.benchmarks import cloister_federation, many_updates
+from tests.benchmarks.engine_federation import running_engine
+from tests.benchmarks.measured import BY_SITES, MIB, side_by_side
 from tests.trainer.samples import small_task
+from trainer.networks import build, initial_weights
 from trainer.task import LocalSpec, NetworkSpec
 
 if TYPE_CHECKING:
-    from trainer.federation.plan import Plan
+    from collections.abc import Mapping
 
-MIB: Final = 2**20
-LOOK_EVERY_S: Final = 0.5
+    from tests.benchmarks.measured import Measured
+    from trainer.task import TaskSpec
+
+LONG: Final = "1 long"
+TIMEOUT_S: Final = 1800.0
+ASK_EVERY_S: Final = 0.2  # as our jobs have it; the engine's own is two seconds
+WARM_UP: Final = 0.2  # of a long run: what libraries load and pools fill is no leak
 # Parameters in millions -> network and rounds.
 SIZES: Final[dict[str, tuple[dict[str, Any], int]]] = {
-    "0.1": ({"features": [8, 16, 32, 64], "groups": 4}, 10),
-    "1.2": ({"features": [32, 64, 128, 256], "groups": 4}, 6),
-    "25": ({"features": [96, 192, 384, 768], "blocks": [2, 2, 2, 2], "groups": 4}, 4),
+    "0.1": ({"features": [8, 16, 32, 64], "groups": 4}, 4),
+    "1": ({"features": [32, 64, 128, 256], "groups": 4}, 8),
+    "25": ({"features": [96, 192, 384, 768], "blocks": [2, 2, 2, 2], "groups": 4}, 5),
+    "250": ({"features": [128, 256, 512, 1024], "blocks": [2, 2, 2, 13], "groups": 4}, 3),
 }
 
 
-def run(json_path: Path | None = None) -> dict[str, Any]:
-    """Measure; write the figures to ``json_path`` if given, and return them."""
-    with tempfile.TemporaryDirectory(prefix="cloister-bench-") as folder, running_ring(Path(folder)) as ring:
-        sizes = {size: _measure(ring, *how) for size, how in SIZES.items()}
-    figures = {"ok": all(one["ok"] for one in sizes.values()), "million_parameters": sizes}
-    if json_path is not None:
-        json_path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+def run(
+    sizes: str = "1,25,250",
+    rounds: int = 0,
+    sites: int = 2,
+    counts: str = "2,5,10,50",
+    counts_size: str = "25",
+    long_rounds: int = 100,
+    parts: str = "beside,many,long",
+) -> dict[str, Any]:
+    """Measure; ``rounds`` 0 takes as many as each size needs.
+
+    ``ok`` says that everything was measured. Whether a goal is met stands beside its figure.
+    """
+    names, asked = SITES[:sites], set(parts.split(","))
+    lengths = {size: rounds or SIZES[size][1] for size in sizes.split(",") if "beside" in asked}
+    long = long_rounds if "long" in asked else 0
+    figures: dict[str, Any] = {"ok": True, "processors": os.cpu_count(), "sites": sites}
+    with tempfile.TemporaryDirectory(prefix="cloister-bench-") as path:
+        folder = Path(path)
+        if lengths or long:
+            ours = _ours(folder, names, lengths, long)
+            engine = _engine(folder / "engine", names, lengths, long)
+            figures |= _compared(lengths, long, ours, engine)
+            figures["ok"] = all(one.ok for one in (*ours.values(), *engine.values()))
+        if "many" in asked:
+            figures["many"] = _many(counts, counts_size, folder)
     return figures
 
 
-def _measure(ring: Ring, network: dict[str, Any], rounds: int) -> dict[str, Any]:
-    task = small_task(
-        network=NetworkSpec("resnet", network),
-        local=LocalSpec(batch_size=8, local_steps=1, learning_rate=1e-3),
+def task_of(size: str) -> TaskSpec:
+    """Return a task whose network has so many million parameters and which trains for one step."""
+    local = LocalSpec(batch_size=8, local_steps=1, learning_rate=1e-3, optimizer="sgd")
+    return small_task(network=NetworkSpec("resnet", SIZES[size][0]), local=local)
+
+
+def _ours(folder: Path, names: tuple[str, ...], lengths: Mapping[str, int], long: int) -> dict[str, Measured]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLOISTER_FEDERATION__MAX_MODEL_MIB", "2048")  # the default takes 512
+        with running_ring(folder, names, wired=True) as ring:
+            return {
+                size: cloister_federation.measure(ring, task_of(size.partition(" ")[0]), rounds, TIMEOUT_S)
+                for size, rounds in _all(lengths, long).items()
+            }
+
+
+def _engine(
+    folder: Path, names: tuple[str, ...], lengths: Mapping[str, int], long: int
+) -> dict[str, Measured]:
+    with running_engine(folder, names) as engine:
+        return {
+            size: engine.measure(task_of(size.partition(" ")[0]), rounds, ASK_EVERY_S, TIMEOUT_S)
+            for size, rounds in _all(lengths, long).items()
+        }
+
+
+def _all(lengths: Mapping[str, int], long: int) -> dict[str, int]:
+    """Return rounds by size, the long run among them."""
+    return {**lengths, **({LONG: long} if long else {})}
+
+
+def _compared(
+    lengths: Mapping[str, int], long: int, ours: Mapping[str, Measured], engine: Mapping[str, Measured]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if lengths:
+        found["million_parameters"] = {
+            size: side_by_side(ours[size].figures(), engine[size].figures(), _model_mib(size))
+            for size in lengths
+        }
+    if long:
+        found["long"] = {"cloister": ours[LONG].growth(WARM_UP), "engine": engine[LONG].growth(WARM_UP)}
+    return found
+
+
+def _model_mib(size: str) -> float:
+    with torch.device("meta"):
+        network = build(task_of(size).network)
+    return float(sum(one.numel() * one.element_size() for one in network.state_dict().values())) / MIB
+
+
+def _many(counts: str, size: str, folder: Path) -> dict[str, Any]:
+    found = many_updates.measure(
+        initial_weights(task_of(size)), [int(one) for one in counts.split(",")], "fedavg", folder
     )
-    started = time.monotonic()
-    plan = ring.submit(total_rounds=rounds, min_sites=3, round_timeout_s=600.0, task=task)
-    ring.approve(plan, 120)
-    shown = time.monotonic() - started
-    with _Peaks(ring) as peaks:
-        view = ring.until_over(plan, 600)
-    ended = time.monotonic()
-    beyond = _beyond_training(ring, plan)
-    until(lambda: not _job_processes(ring), 60, "the engine's job processes end")
+    peaks = [one["peak_mib"] for one in found.values()]
     return {
-        "ok": view.state == "done",
-        "rounds": view.finished_rounds,
-        "sites": len(ring.members),
-        "seconds_until_the_plan_is_shown": round(shown, 2),
-        "seconds_per_round": round(statistics.median(one.seconds for one in view.rounds[1:]), 3),
-        "seconds_per_round_beyond_training": round(statistics.median(beyond[1:]), 3),
-        "seconds_first_round_beyond_training": round(beyond[0], 2),
-        "seconds_teardown": round(time.monotonic() - ended, 2),
-        "bytes_per_update": view.rounds[0].sites[0].bytes_received,
-        "peak_pss_mib": dict(sorted(peaks.found.items())),
+        "million_parameters": size,
+        "sites": found,
+        "most_to_fewest": round(peaks[-1] / peaks[0], 2),
+        "independent_of_sites": peaks[-1] <= BY_SITES * peaks[0],
     }
-
-
-def _beyond_training(ring: Ring, plan: Plan) -> list[float]:
-    """Return, per round, its length less the slowest site's training."""
-    slowest: dict[int, float] = {}
-    for member in ring.members.values():
-        for row in member.rounds(plan.run_id):
-            if row.kind == "train":
-                slowest[row.number] = max(slowest.get(row.number, 0.0), row.train_seconds or 0.0)
-    return [one.seconds - slowest[one.number] for one in ring.view(plan).rounds]
-
-
-class _Peaks:
-    """Looks at every process of the federation while a run goes on; ``found`` is the largest of each role."""
-
-    def __init__(self, ring: Ring) -> None:
-        self.found: Counter[str] = Counter()
-        self._ring = ring
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="peaks")
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._over.wait(LOOK_EVERY_S):
-            for role, sizes in _memory(self._ring).items():
-                self.found[role] = max(self.found[role], *sizes)
-
-
-def _memory(ring: Ring) -> dict[str, list[int]]:
-    """Return the proportional set size of every process of the federation, in MiB, by role."""
-    roles: dict[str, list[int]] = {}
-    trees = [(ring.coordinator.tree(), {ring.coordinator.pid: "coordinator up"}, "coordinator")]
-    trees.extend(
-        (member.program.tree(), {member.program.pid: "supervisor", **_table(member)}, "site")
-        for member in ring.members.values()
-    )
-    for pids, names, side in trees:
-        for pid in pids:
-            size = _pss_mib(pid)
-            if size is not None:
-                roles.setdefault(_role(pid, names, side), []).append(size)
-    return roles
-
-
-def _table(member: Member) -> dict[int, str]:
-    """Return the names of a node's processes by process number, as its supervisor wrote them down."""
-    [path] = node.run_dir(member.settings).glob("processes*.json")
-    table = json.loads(path.read_text(encoding="utf-8"))["processes"]
-    return {row["pid"]: name for name, row in table.items() if row["pid"] is not None}
-
-
-def _role(pid: int, names: dict[int, str], side: str) -> str:
-    if pid in names:
-        return names[pid]
-    try:
-        line = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
-    except OSError:
-        return "ended"
-    if "_process" in line and "nvflare" in line:
-        return f"{side} engine job"
-    return f"{side} engine" if "enginehost" in line else "research_worker child"
-
-
-def _pss_mib(pid: int) -> int | None:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("Pss:")), None)
-
-
-def _job_processes(ring: Ring) -> list[int]:
-    programs = [ring.coordinator, *(member.program for member in ring.members.values())]
-    return [pid for program in programs for pid in program.find("nvflare.private.fed.app", "_process")]

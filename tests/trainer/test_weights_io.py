@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as numpy_strategies
+from safetensors import numpy as safetensors_numpy
 
 from trainer.errors import WeightsError
 from trainer.weights_io import Stored, difference, from_bytes, load, save, sha256, to_bytes
@@ -43,6 +45,24 @@ def test_equal_weights_give_equal_bytes_in_any_order() -> None:
     assert to_bytes(weights()) == to_bytes(backwards)
 
 
+DTYPES = ["<u8", "<i8", "<f8", "<c8", "<f4", "<u4", "<i4", "<f2", "<u2", "<i2", "i1", "u1", "?"]
+ARRAYS = st.sampled_from(DTYPES).flatmap(
+    lambda dtype: numpy_strategies.arrays(
+        dtype, numpy_strategies.array_shapes(min_dims=0, min_side=0, max_side=3)
+    )
+)
+
+
+@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), ARRAYS, max_size=6))
+def test_what_is_written_is_what_the_library_writes(arrays: dict[str, NDArray[Any]]) -> None:
+    plain = {name: np.array(array, order="C") for name, array in arrays.items()}
+    content = safetensors_numpy.save(plain)
+    assert to_bytes(arrays) == content
+    assert {name: array.tobytes() for name, array in from_bytes(content).items()} == {
+        name: array.tobytes() for name, array in plain.items()
+    }
+
+
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_weights_are_refused(content: bytes) -> None:
     with pytest.raises(WeightsError):
@@ -57,7 +77,11 @@ def test_a_changed_byte_is_refused_or_gives_arrays(position: int, value: int) ->
         found = from_bytes(bytes(content))
     except WeightsError:
         return
-    assert all(isinstance(array, np.ndarray) for array in found.values())
+    library = safetensors_numpy.load(bytes(content))  # what it refuses, we must not read
+    assert found.keys() == library.keys()
+    for name, array in found.items():
+        assert (array.dtype, array.shape) == (library[name].dtype, library[name].shape)
+        assert array.tobytes() == library[name].tobytes()
 
 
 def test_a_truncated_file_is_refused_by_name(tmp_path: Path) -> None:

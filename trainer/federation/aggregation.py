@@ -71,7 +71,7 @@ def judge(reference: Mapping[str, Array], update: Update, bounds: Bounds) -> Jud
     if reason is None:
         try:
             strategies.check_update(reference, update.delta, max_norm=bounds.update_norm)
-            strategies.apply_step(reference, update.delta)  # one that leaves a range must not end the round
+            strategies.check_step(reference, update.delta)  # one that leaves a range must not end the round
         except UpdateError as error:
             reason = str(error)
     return Judgement(update.site, samples, claimed, digest, reason)

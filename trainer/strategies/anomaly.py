@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from trainer.strategies.streams import stacked
+
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
 
@@ -46,7 +48,7 @@ def squared_distances(deltas: Sequence[Mapping[str, Array]]) -> Array:
 
 
 def gram(deltas: Sequence[Mapping[str, Array]], names: Container[str] | None = None) -> Array:
-    """Return inner products in float64, array by array so that no second copy of all updates is made.
+    """Return inner products in float64, piece by piece so that no second copy of all updates is made.
 
     Over all floating-point arrays, or those of ``names``.
     """
@@ -54,8 +56,8 @@ def gram(deltas: Sequence[Mapping[str, Array]], names: Container[str] | None = N
     for name in sorted(deltas[0]):
         first = deltas[0][name]
         if first.dtype.kind == "f" and (names is None or name in names):
-            rows = np.stack([delta[name].reshape(-1).astype(np.float64) for delta in deltas])
-            products += rows @ rows.T
+            for _, _, rows in stacked(deltas, name, first.size):
+                products += rows @ rows.T
     return np.asarray((products + products.T) / 2)
 
 

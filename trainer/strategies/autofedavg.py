@@ -70,7 +70,7 @@ class AutoFedAvg(WholeModel):
             logits[_LOGIT + site] -= number(parameters, _RATE, 2.0, 0.0, 100.0) * change
         present = [logits.setdefault(_LOGIT + one.site, float(np.log(one.samples))) for one in ordered]
         shares = _softmax(present)
-        step = mean_by_share(global_weights, ordered, shares)
+        step = dict(mean_by_share(global_weights, ordered, shares))
         if SKETCH in step:
             step[SKETCH] = -global_weights[SKETCH].astype(np.float64)
         following: State = {name: np.array(value) for name, value in logits.items()}

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.errors import StrategyError, UpdateError
+from trainer.strategies import streams
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -153,7 +154,7 @@ def check_update(
             raise UpdateError(
                 "dtype", f"{name}: another dtype; expected {expected.dtype}, float or signed integer"
             )
-        if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
+        if array.dtype.kind == "f" and not streams.is_finite(delta, name, array.size):
             raise UpdateError("not_finite", f"{name}: NaN or infinity; expected finite numbers")
     if max_norm is not None and not update_norm(delta) <= max_norm:
         raise UpdateError(
@@ -163,11 +164,10 @@ def check_update(
 
 def update_norm(delta: Mapping[str, Array]) -> float:
     """Return the L2 norm over all floating-point arrays, computed in float64."""
-    with np.errstate(over="ignore"):
-        squares = [
-            float(np.sum(np.square(a, dtype=np.float64))) for a in delta.values() if a.dtype.kind == "f"
-        ]
-    return math.sqrt(math.fsum(squares))
+    found = [
+        streams.squares(delta, name, array.size) for name, array in delta.items() if array.dtype.kind == "f"
+    ]
+    return math.sqrt(sum(found)) if any(math.isinf(one) for one in found) else math.sqrt(math.fsum(found))
 
 
 def clip_update(delta: Mapping[str, Array], max_norm: float) -> Weights:
@@ -220,7 +220,9 @@ def checked(reference: Mapping[str, Array], contributions: Sequence[Contribution
     return ordered
 
 
-def weighted_mean(reference: Mapping[str, Array], contributions: Sequence[Contribution]) -> dict[str, Array]:
+def weighted_mean(
+    reference: Mapping[str, Array], contributions: Sequence[Contribution]
+) -> Mapping[str, Array]:
     """Return the mean update in float64, weighted by samples; shapes as in ``reference``, 0-d included."""
     ordered = checked(reference, contributions)
     total = sum(contribution.samples for contribution in ordered)
@@ -229,15 +231,12 @@ def weighted_mean(reference: Mapping[str, Array], contributions: Sequence[Contri
 
 def mean_by_share(
     reference: Mapping[str, Array], ordered: Sequence[Contribution], shares: Sequence[float]
-) -> dict[str, Array]:
-    """Return the mean update in float64 for shares that sum to 1; an array of all sites at a time."""
-    mean = {}
-    for name, array in reference.items():
-        summed = np.zeros(array.shape, dtype=np.float64)
-        for contribution, share in zip(ordered, shares, strict=True):
-            summed = summed + contribution.delta[name].astype(np.float64) * share
-        mean[name] = np.asarray(summed)
-    return mean
+) -> Mapping[str, Array]:
+    """Return the mean update in float64 for shares that sum to 1; each array is made when it is asked for."""
+    deltas = [one.delta for one in ordered]
+    return streams.EachArray(
+        reference, lambda name: streams.weighted_sum(deltas, shares, name, reference[name].shape)
+    )
 
 
 def site_weights(state: Mapping[str, Array]) -> dict[str, float]:
@@ -262,15 +261,31 @@ def apply_step(reference: Mapping[str, Array], step: Mapping[str, Array]) -> Wei
     """
     result = {}
     for name, array in reference.items():
-        if array.dtype.kind == "f":
-            with np.errstate(over="ignore"):
-                moved = np.asarray(array.astype(np.float64) + step[name]).astype(array.dtype)
-            if not bool(np.isfinite(moved).all()):
-                raise UpdateError("not_finite", f"{name}: the new global model is not finite")
-        else:
-            moved = _moved_integers(name, array, step[name])
-        result[name] = np.asarray(moved)
+        change = step[name]
+        moved = np.empty_like(array, order="C")
+        for first, last in streams.spans(array.size):
+            moved.reshape(-1)[first:last] = _moved(
+                name, array.reshape(-1)[first:last], change.reshape(-1)[first:last]
+            )
+        result[name] = moved
     return result
+
+
+def check_step(reference: Mapping[str, Array], delta: Mapping[str, Array]) -> None:
+    """Raise UpdateError where :func:`apply_step` would, without making the model."""
+    for name, array in reference.items():
+        for first, last in streams.spans(array.size):
+            _moved(name, array.reshape(-1)[first:last], streams.part(delta, name, first, last))
+
+
+def _moved(name: str, array: Array, change: Array) -> Array:
+    if array.dtype.kind != "f":
+        return _moved_integers(name, array, change)
+    with np.errstate(over="ignore"):
+        moved = np.asarray(array.astype(np.float64) + change).astype(array.dtype)
+    if not bool(np.isfinite(moved).all()):
+        raise UpdateError("not_finite", f"{name}: the new global model is not finite")
+    return moved
 
 
 def _moved_integers(name: str, array: Array, step: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from trainer.strategies.base import WholeModel, apply_step, number, only, weighted_mean
+from trainer.strategies.streams import EachArray
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,10 +43,8 @@ class FedAvg(WholeModel):
         self.check_parameters(parameters)
         rate = rate_of(parameters)
         mean = weighted_mean(global_weights, contributions)
-        scaled = {
-            name: step * rate if global_weights[name].dtype.kind == "f" else step
-            for name, step in mean.items()
-        }
+        floats = {name for name, array in global_weights.items() if array.dtype.kind == "f"}
+        scaled = EachArray(mean, lambda name: mean[name] * rate if name in floats else mean[name])
         return apply_step(global_weights, scaled), dict(state)
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from trainer.errors import StrategyError
 from trainer.strategies.anomaly import squared_distances
-from trainer.strategies.base import WholeModel, apply_step, checked, number, only
+from trainer.strategies.base import WholeModel, apply_step, checked, mean_by_share, number, only
+from trainer.strategies.streams import EachArray, stacked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,11 +56,16 @@ class CoordinateWise(WholeModel):
         most = (len(ordered) - 1) // 2
         trim = math.ceil(number(parameters, "trim", 0.2, 0.0, 0.49) * len(ordered) - 1e-9)
         left_out = most if self.kind == "median" else min(trim, most)
-        step = {}
-        for name in global_weights:
-            values = np.sort(np.stack([one.delta[name].astype(np.float64) for one in ordered]), axis=0)
-            step[name] = np.asarray(values[left_out : len(ordered) - left_out].mean(axis=0))
-        return apply_step(global_weights, step), dict(state)
+        deltas = [one.delta for one in ordered]
+
+        def middle(name: str) -> Array:
+            mean = np.empty(global_weights[name].size)
+            for first, last, values in stacked(deltas, name, mean.size):
+                kept = np.sort(values, axis=0)[left_out : len(ordered) - left_out]
+                mean[first:last] = kept.mean(axis=0)
+            return mean.reshape(global_weights[name].shape)
+
+        return apply_step(global_weights, EachArray(global_weights, middle)), dict(state)
 
 
 @dataclass(frozen=True)
@@ -105,10 +111,7 @@ class Krum(WholeModel):
             raise StrategyError(f"{count} updates; expected at least {2 * attackers + 3} against {attackers}")
         attackers = attackers or max(0, (count - 3) // 2)
         chosen = [ordered[i] for i in _nearest(ordered, attackers)[: count - attackers if self.multi else 1]]
-        step = {
-            name: np.asarray(np.mean([one.delta[name].astype(np.float64) for one in chosen], axis=0))
-            for name in global_weights
-        }
+        step = mean_by_share(global_weights, chosen, [1 / len(chosen)] * len(chosen))
         return apply_step(global_weights, step), dict(state)
 
 

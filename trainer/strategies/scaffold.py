@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from trainer.strategies.base import WholeModel, apply_step, checked, is_statistic, number, only
+from trainer.strategies.base import (
+    WholeModel,
+    apply_step,
+    checked,
+    is_statistic,
+    mean_by_share,
+    number,
+    only,
+)
+from trainer.strategies.streams import EachArray
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,12 +70,12 @@ class Scaffold(WholeModel):
         rate = number(parameters, "server_learning_rate", 1.0, 1e-6, 10.0)
         ordered = checked(global_weights, contributions)
         most = max(len(ordered), int(state[_MOST]) if _MOST in state else 0)
-        step = {}
-        for name, array in global_weights.items():
-            mean = np.asarray(np.mean([one.delta[name].astype(np.float64) for one in ordered], axis=0))
+        mean = mean_by_share(global_weights, ordered, [1 / len(ordered)] * len(ordered))
+
+        def step(name: str) -> Array:
             if name.startswith(CONTROL):
-                mean = mean * (len(ordered) / most)
-            elif array.dtype.kind == "f":
-                mean = mean * rate
-            step[name] = mean
-        return apply_step(global_weights, step), {_MOST: np.array(most, dtype=np.int64)}
+                return mean[name] * (len(ordered) / most)
+            return mean[name] * rate if global_weights[name].dtype.kind == "f" else mean[name]
+
+        moved = apply_step(global_weights, EachArray(global_weights, step))
+        return moved, {_MOST: np.array(most, dtype=np.int64)}

@@ -27,13 +27,15 @@ class Wire:
         Nothing is carried, and nobody is told: connections stay open.
     bytes_up : int
         What was carried from the site to the coordinator.
+    bytes_down : int
+        What was carried from the coordinator to the site.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.delay_s = 0.0
         self.bytes_per_s = 0.0
         self.silent = False
-        self.bytes_up = 0
+        self.bytes_up = self.bytes_down = 0
         self._is_cut = False
         self._target = target
         self._open: set[socket.socket] = set()
@@ -105,6 +107,8 @@ class Wire:
                 sink.sendall(piece)
                 if up:
                     self.bytes_up += len(piece)
+                else:
+                    self.bytes_down += len(piece)
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

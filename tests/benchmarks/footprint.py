@@ -1,0 +1,136 @@
+"""What processes of a federation hold in memory and what its wires carry, looked at while it works."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tests.appliance.federation.wire import Wire
+
+LOOK_EVERY_S: Final = 0.5
+KIB_PER_MIB: Final = 1024
+Processes = dict[str, dict[str, list[int]]]
+"""Place (a site's name, or ``coordinator``) to role to process numbers."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One process, in MiB: resident, the largest so far, its own anonymous pages, its share of all pages."""
+
+    resident: float
+    largest: float
+    anonymous: float
+    proportional: float
+
+
+@dataclass
+class Footprint:
+    """Looks at every process and wire while a run goes on.
+
+    Attributes
+    ----------
+    peaks : dict
+        Largest resident set of any process of a role, in MiB, shared pages counted whole.
+    together : dict
+        Largest sum over a place's processes at one moment, in MiB, each shared page counted once.
+    """
+
+    processes: Callable[[], Processes]
+    wires: Mapping[str, Wire]
+    peaks: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    together: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def __post_init__(self) -> None:
+        self._growth: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+        self._carried: list[tuple[float, int, int]] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="footprint")
+
+    def __enter__(self) -> Self:
+        for roles in self.processes().values():
+            for pid in (pid for pids in roles.values() for pid in pids):
+                forget_peak(pid)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(LOOK_EVERY_S):
+            at = time.time()
+            wires = self.wires.values()
+            self._carried.append((at, sum(w.bytes_up for w in wires), sum(w.bytes_down for w in wires)))
+            for place, roles in self.processes().items():
+                self.together[place] = max(self.together[place], self._look_at(at, roles))
+
+    def _look_at(self, at: float, roles: Mapping[str, list[int]]) -> float:
+        together = 0.0
+        for role, pids in roles.items():
+            for pid in pids:
+                memory = memory_of(pid)
+                if memory is not None:
+                    self.peaks[role] = max(self.peaks[role], memory.largest)
+                    self._growth[role, pid].append((at, memory.anonymous))
+                    together += memory.proportional
+        return together
+
+    def bytes_per_round(self, ends: list[float]) -> tuple[float, float]:
+        """Return what a site sent and received per round, between the ends of the first and last round.
+
+        Parameters
+        ----------
+        ends : list of float
+            When rounds ended, in seconds since the epoch; two at least.
+        """
+        at, up, down = np.array(self._carried).T
+        count = (len(ends) - 1) * len(self.wires)
+        carried = [np.interp(ends[-1], at, total) - np.interp(ends[0], at, total) for total in (up, down)]
+        return float(carried[0] / count), float(carried[1] / count)
+
+    def slopes(self, first: float, last: float, rounds: int) -> dict[str, float]:
+        """Return by role how many MiB of its own a process grew in so many rounds between two moments.
+
+        The straight line through all looks at it decides, the steepest process stands for its role. A
+        process that lived for less than half of that time says nothing and is left out.
+        """
+        found: dict[str, float] = {}
+        for (role, _), looks in self._growth.items():
+            at, size = np.array([look for look in looks if first <= look[0] <= last] or [(0, 0)]).T
+            if np.ptp(at) >= (last - first) / 2:
+                slope = float(np.polyfit(at - first, size, 1)[0]) * (last - first)
+                found[role] = max(found.get(role, -np.inf), slope)
+        return {role: round(slope * 100 / rounds, 1) for role, slope in sorted(found.items())}
+
+
+def memory_of(pid: int) -> Memory | None:
+    """Return what proc(5) says of a process; None when it has ended."""
+    try:
+        status = _fields(Path(f"/proc/{pid}/status"))
+        rollup = _fields(Path(f"/proc/{pid}/smaps_rollup"))
+        return Memory(status["VmRSS"], status["VmHWM"], status["RssAnon"], rollup["Pss"])
+    except (OSError, KeyError):
+        return None
+
+
+def forget_peak(pid: int) -> None:
+    """Let a process's largest resident set begin anew (proc(5), clear_refs)."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
+
+
+def _fields(path: Path) -> dict[str, float]:
+    """Return the fields that are sizes, in MiB."""
+    parts = (line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return {words[0].rstrip(":"): int(words[1]) / KIB_PER_MIB for words in parts if words[-1:] == ["kB"]}

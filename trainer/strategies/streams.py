@@ -1,0 +1,86 @@
+"""Arithmetic on models in pieces: memory is that of a piece, whatever the model or number of sites.
+
+It is faster, too: a piece stays in the processor's cache, where a temporary array of a whole layer does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.weights_io import Stored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+Array = NDArray[Any]
+PIECE: Final = 2**17  # elements: a mebibyte in float64
+
+
+class EachArray(Mapping[str, Array]):
+    """Arrays by name, each made when it is asked for, and each time anew: all of them are never there."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], Array]) -> None:
+        self._names, self._make = tuple(names), make
+
+    def __getitem__(self, name: str) -> Array:
+        """Make one array; raises KeyError for an unknown name."""
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """Return the number of arrays."""
+        return len(self._names)
+
+
+def spans(count: int, piece: int = PIECE) -> Iterator[tuple[int, int]]:
+    """Cut so many elements into pieces; yields where each begins and ends."""
+    return ((first, min(first + piece, count)) for first in range(0, count, piece))
+
+
+def part(arrays: Mapping[str, Array], name: str, first: int, last: int) -> Array:
+    """Return elements of a flattened array; of a file just these are read."""
+    if isinstance(arrays, Stored):
+        return arrays.part(name, first, last)
+    return arrays[name].reshape(-1)[first:last]
+
+
+def stacked(models: Sequence[Mapping[str, Array]], name: str, count: int) -> Iterator[tuple[int, int, Array]]:
+    """Yield one array of all models in pieces: begin, end, and float64 of shape (models, end - begin)."""
+    for first, last in spans(count, max(1, PIECE // len(models))):
+        rows = [part(model, name, first, last) for model in models]
+        yield first, last, np.stack(rows).astype(np.float64)
+
+
+def weighted_sum(
+    models: Sequence[Mapping[str, Array]], shares: Sequence[float], name: str, shape: tuple[int, ...]
+) -> Array:
+    """Return one array of all models, weighted and summed in the order given, in float64."""
+    summed = np.zeros(math.prod(shape))
+    for first, last in spans(summed.size):
+        for model, share in zip(models, shares, strict=True):
+            summed[first:last] += part(model, name, first, last).astype(np.float64) * share
+    return summed.reshape(shape)
+
+
+def squares(arrays: Mapping[str, Array], name: str, count: int) -> float:
+    """Return the sum of squares of one array, in float64; infinite where that overflows."""
+    with np.errstate(over="ignore"):
+        return math.fsum(
+            float(np.sum(np.square(part(arrays, name, first, last), dtype=np.float64)))
+            for first, last in spans(count)
+        )
+
+
+def is_finite(arrays: Mapping[str, Array], name: str, count: int) -> bool:
+    """Whether one array holds neither NaN nor infinity."""
+    return all(bool(np.isfinite(part(arrays, name, first, last)).all()) for first, last in spans(count))
