@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from trainer.datasets import Samples
 
 _SMOOTH: Final = 1e-5

@@ -57,8 +57,10 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     task: Annotated[Path, typer.Argument(help="Task file (JSON).")],
     site: Annotated[
         list[str],
-        typer.Option(help="NAME=DIR[,LABELS]: DICOM files below DIR, labels in LABELS or DIR/labels.csv;"
-            " of a segmentation task, DICOM SEG masks below DIR."),
+        typer.Option(
+            help="NAME=DIR[,LABELS]: DICOM files below DIR, labels in LABELS or DIR/labels.csv;"
+            " of a segmentation task, DICOM SEG masks below DIR."
+        ),
     ],
     unseen: Annotated[
         list[str] | None,
@@ -260,7 +262,8 @@ def _print(result: Simulation, figures: dict[str, Any]) -> None:
         )
     for record in result.rounds:
         areas = "  ".join(f"{site} {_headline(item.metrics)}" for site, item in record.sites.items())
-        typer.echo(f"round {record.number}: {figures['figure']} of the incoming model  {areas}  ({record.seconds:.1f} s)")
+        of = f"{figures['figure']} of the incoming model"
+        typer.echo(f"round {record.number}: {of}  {areas}  ({record.seconds:.1f} s)")
     last = {site: one.weight for site, one in result.rounds[-1].sites.items() if one.weight is not None}
     if last:
         typer.echo("weights in the last round  " + "  ".join(f"{site} {w:.3f}" for site, w in last.items()))
