@@ -1,4 +1,4 @@
-"""Datasets of the research zone: which instances with which labels, without those who opted out."""
+"""Datasets of the research zone: which instances with which labels or masks, without who opted out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import select
 
-from appliance import durable
+from appliance import durable, masked
 from appliance.db.base import new_id
 from appliance.db.engine import reading, writing
 from appliance.db.research import DatasetVersion, Label, ResearchInstance, Subject
@@ -39,7 +39,10 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A dataset in memory; ``cases`` counts instances: eligible, used, and skipped by reason."""
+    """A dataset in memory; ``cases`` counts them: eligible, used, and skipped by reason.
+
+    A case is an instance, or a series with its masks in a segmentation of volumes.
+    """
 
     dataset: Dataset
     cases: dict[str, Any]
@@ -103,9 +106,16 @@ def prepare(zone: ResearchZone, task: TaskSpec, progress: Progress | None = None
     from trainer import datasets  # noqa: PLC0415 - loads pydicom
     from trainer.ports import silent  # noqa: PLC0415
 
-    selection = select_cases(zone, task)
-    dataset = datasets.build(selection.cases, task, zone.root / "datasets" / "cache", progress or silent)
-    skipped = {**selection.skipped, **dataset.skipped}
+    cache, beat = zone.root / "datasets" / "cache", progress or silent
+    if task.segmentation is None:
+        selection = select_cases(zone, task)
+        left_out, dataset = selection.skipped, datasets.build(selection.cases, task, cache, beat)
+    else:
+        from trainer.segmentation import building  # noqa: PLC0415
+
+        stored, left_out = masked.select_masked(zone, task)
+        dataset = building.build(stored, task, cache, beat)
+    skipped = {**left_out, **dataset.skipped}
     used = len(dataset.train) + len(dataset.validation)
     cases = {"eligible": used + sum(skipped.values()), "used": used, "skipped": skipped}
     return Prepared(dataset, cases)

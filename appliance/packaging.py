@@ -65,6 +65,17 @@ def export(zone: ResearchZone, work: Work, built: Built, metrics: dict[str, Any]
     return exported
 
 
+def keep(zone: ResearchZone, work: Work) -> str:
+    """Keep the final model of a run that has no package as ``federation/finals/<run>.safetensors``.
+
+    Nothing crosses to the clinical zone. Returns the file's hash.
+    """
+    from trainer import weights_io  # noqa: PLC0415
+
+    path = zone.root / "federation" / "finals" / f"{work.plan.run_id}.safetensors"
+    return weights_io.save(path, work.weights)
+
+
 def provenance(work: Work, built: Built) -> dict[str, Any]:
     """Return where a model comes from and what it was measured on: hashes and counts, nothing of a person."""
     return {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import func, select
 
-from appliance import datasets, logs, work
+from appliance import datasets, logs, masked, work
 from appliance.db.base import WorkState, new_id
 from appliance.db.engine import reading, writing
 from appliance.db.research import Label, Preflight, Protocol, ResearchInstance, ResearchJob, Subject
@@ -114,7 +114,8 @@ def _examine(zone: ResearchZone, plan: Plan, beat: _Beat) -> dict[str, Any]:
     again = time.perf_counter() - started
     report = preflight.examine(plan, prepared.dataset, again, beat).to_json()
     with reading(zone.engine) as session:
-        missing = _missing(session, plan.task)
+        look = _missing if plan.task.segmentation is None else masked.missing
+        missing = look(session, plan.task)
     needed = max(plan.minimum_cohort, zone.settings.federation.minimum_cohort)
     subjects = report["train"]["subjects"] + report["held_out"]["subjects"]
     warnings = [code for code in report["warnings"] if code != "cohort_too_small"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from appliance import datasets, logs, sitestate, space
 from appliance.consortium.replica import was_counted
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 ROUND_TRAINED: Final = "round.trained"
 MODEL_EXPORTED: Final = "model.exported"
+MODEL_KEPT: Final = "model.kept"  # a segmentation's, for which there is no package yet
 TRAIN: Final = "train"
 FINALIZE: Final = "finalize"
 BEAT_EVERY_S: Final = 1.0
@@ -220,19 +221,33 @@ def _finalize(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat)
     work = replace(work, weights=rule.deployed(plan.task, work.weights, own, trained=True))
     metrics = evaluate(plan.task, work.weights, built.dataset, progress).to_json()
     progress("export", 0, 1)
+    if plan.task.segmentation is not None:
+        kept = packaging.keep(zone, work)
+        with writing(zone.engine) as session:
+            _evaluated(session, row.id, built, metrics)
+            body = {"round_id": row.id, "model_sha256": kept}
+            zone.ledger.append(session, kind=MODEL_KEPT, subject_id=row.id, body=body)
+            claim.finish(session)
+        _LOG.info(MODEL_KEPT, round_id=row.id)
+        return
     exported = packaging.export(zone, work, built, metrics)
     with writing(zone.engine) as session:
-        stored = _again(session, row.id)
-        stored.dataset_version_id = built.version_id
-        stored.samples = len(built.dataset.validation)
-        stored.cases = built.cases
-        stored.metrics = metrics
+        _evaluated(session, row.id, built, metrics)
         candidate = packaging.record(session, work, exported, metrics)
         session.flush()
         body = {"round_id": row.id, "package_sha256": exported.package_sha256}
         zone.ledger.append(session, kind=MODEL_EXPORTED, subject_id=candidate.id, body=body)
         claim.finish(session)
     _LOG.info(MODEL_EXPORTED, round_id=row.id, parity_max_abs=exported.parity_max_abs)
+
+
+def _evaluated(session: Session, round_id: str, built: datasets.Built, metrics: dict[str, Any]) -> None:
+    """Write down what the final model was measured on, and how it did."""
+    stored = _again(session, round_id)
+    stored.dataset_version_id = built.version_id
+    stored.samples = len(built.dataset.validation)
+    stored.cases = built.cases
+    stored.metrics = metrics
 
 
 _KINDS: Final[dict[str, Callable[[ResearchZone, Claim, Work, Heartbeat], None]]] = {

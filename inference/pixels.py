@@ -71,7 +71,7 @@ def read_grey(ds: Dataset, *, accept_color: bool) -> GreyImage:
     if photometric in COLOR:
         values = _luminance(stored, photometric)
         return GreyImage(
-            values, np.ones(values.shape, dtype=np.bool_), inverted=False, pixel_aspect=_pixel_aspect(ds)
+            values, np.ones(values.shape, dtype=np.bool_), inverted=False, pixel_aspect=pixel_aspect(ds)
         )
     if stored.ndim != 2:
         raise PreprocessingError("pixel.decode", "decoded pixel data is not one grey picture")
@@ -86,7 +86,7 @@ def read_grey(ds: Dataset, *, accept_color: bool) -> GreyImage:
         raise PreprocessingError(
             "pixel.modality_lut", "the modality LUT gives values that are not finite numbers"
         )
-    return GreyImage(values, valid, inverted=photometric == "MONOCHROME1", pixel_aspect=_pixel_aspect(ds))
+    return GreyImage(values, valid, inverted=photometric == "MONOCHROME1", pixel_aspect=pixel_aspect(ds))
 
 
 def has_voi(ds: Dataset) -> bool:
@@ -208,7 +208,7 @@ def _padding(ds: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return np.asarray((stored >= min(a, b)) & (stored <= max(a, b)), dtype=np.bool_)
 
 
-def _pixel_aspect(ds: Dataset) -> float:
+def pixel_aspect(ds: Dataset) -> float:
     """Height of a pixel over its width; 1.0 when the file says nothing usable (PS3.3 C.7.6.3.1.7)."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
         value = ds.get(keyword)

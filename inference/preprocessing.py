@@ -186,14 +186,21 @@ def _by_percentiles(image: GreyImage, lower: float, upper: float) -> npt.NDArray
     return np.clip((image.values - low) / (high - low), 0.0, 1.0)
 
 
-def _finish(
+def placed(
     white: npt.NDArray[np.uint16], pixel_aspect: float, spec: PreprocessingSpec
-) -> npt.NDArray[np.float32]:
+) -> npt.NDArray[np.uint16]:
+    """Return the picture in the size of the model input, in its shape and centred on 0."""
     rows, columns = fit(white.shape[0], white.shape[1], spec.rows, spec.columns, pixel_aspect)
     canvas = np.zeros((spec.rows, spec.columns), dtype=np.uint16)
     top, left = (spec.rows - rows) // 2, (spec.columns - columns) // 2
     canvas[top : top + rows, left : left + columns] = resize(white, rows, columns, spec.interpolation)
-    unit = canvas.astype(np.float64) / _WHITE
+    return canvas
+
+
+def _finish(
+    white: npt.NDArray[np.uint16], pixel_aspect: float, spec: PreprocessingSpec
+) -> npt.NDArray[np.float32]:
+    unit = placed(white, pixel_aspect, spec).astype(np.float64) / _WHITE
     return ((unit - spec.mean) / spec.standard_deviation).astype(np.float32)[np.newaxis]
 
 

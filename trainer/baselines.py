@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from trainer.metrics import Metrics
+    from trainer.measuring import AnyMetrics
     from trainer.ports import Progress
     from trainer.task import TaskSpec
     from trainer.weights_io import Weights
@@ -56,7 +56,7 @@ def cross_evaluate(
     task: TaskSpec,
     models: Mapping[str, Mapping[str, NDArray[Any]]],
     datasets: Mapping[str, Dataset],
-) -> dict[str, dict[str, Metrics]]:
+) -> dict[str, dict[str, AnyMetrics]]:
     """Measure every model on every site's validation cases: ``result[model][site]``."""
     return {
         model: {site: evaluate(task, weights, dataset) for site, dataset in datasets.items()}
@@ -64,7 +64,7 @@ def cross_evaluate(
     }
 
 
-def mean_auc(by_site: Mapping[str, Metrics], *, leave_out: str | None = None) -> float | None:
+def mean_auc(by_site: Mapping[str, AnyMetrics], *, leave_out: str | None = None) -> float | None:
     """Return the mean AUC over sites; ``leave_out`` asks how a site's model does at the others.
 
     Sites without a positive or without a negative validation case have no AUC; with none left it is None.

@@ -41,6 +41,7 @@ UNREADABLE: Final = (
     EOFError,
     ValueError,
     KeyError,
+    IndexError,
     AttributeError,
     TypeError,
     NotImplementedError,
@@ -70,19 +71,27 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Model inputs ``x``, float32 (n, 1, rows, columns), labels ``y``, uint8 (n,), and whose they are."""
+    """Model inputs ``x``, float32 (n, 1, *size), and whose they are.
+
+    ``y`` is uint8: labels (n,), or of a segmentation the class of every voxel (n, *size).
+    """
 
     x: Floats
     y: NDArray[np.uint8]
     pseudonyms: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return int(self.y.size)
+        return len(self.y)
 
     @property
     def positives(self) -> int:
-        """How many of the labels are 1."""
-        return int(np.count_nonzero(self.y))
+        """How many of the labels are 1, or of the masks not empty."""
+        return int(np.count_nonzero(self.y.reshape(len(self.y), -1).any(axis=1))) if len(self.y) else 0
+
+    @property
+    def masks(self) -> bool:
+        """Whether ``y`` holds masks instead of labels."""
+        return self.y.ndim > 1
 
     @classmethod
     def join(cls, parts: Sequence[Samples]) -> Samples:

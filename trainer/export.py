@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 OPSET: Final = 18
 PARITY_LIMIT: Final = 1e-4
+NO_PACKAGE: Final = "a segmentation has no model package yet; expected a classification task"
 INTENDED_USE: Final = "Research use only. Not a medical device; not for diagnosis."
 
 
@@ -63,6 +64,8 @@ def export_onnx(task: TaskSpec, weights: Mapping[str, NDArray[Any]], samples: Sa
     ExportError
         If there is no sample, or the difference is above 1e-4.
     """
+    if task.finding is None:
+        raise ExportError(NO_PACKAGE)
     if len(samples) == 0:
         raise ExportError("no sample to compare the exported model on; expected at least one")
     model = torch.nn.Sequential(with_weights(task, weights), torch.nn.Sigmoid()).eval()
@@ -97,7 +100,9 @@ def export_package(
 def model_card(
     task: TaskSpec, version: str, provenance: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> ModelCard:
-    """Return the card of a model of this task."""
+    """Return the card of a model of this task; raises ExportError for a task without a finding."""
+    if task.finding is None:
+        raise ExportError(NO_PACKAGE)
     finding = Finding(
         code=task.finding.code,
         scheme=task.finding.scheme,

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer import metrics, strategies
+from trainer import strategies
 from trainer.compression.spec import taken_over, with_residual
 from trainer.datasets import Dataset, Samples, require_trainable
+from trainer.measuring import measured
 from trainer.networks import with_weights
-from trainer.optimisation import probabilities
+from trainer.optimisation import probabilities, segmented
 from trainer.ports import silent
 from trainer.privacy import sparse, training
 from trainer.privacy.noise import SecureNoise
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trainer.compression import Compression, Draw
-    from trainer.metrics import Metrics
+    from trainer.measuring import AnyMetrics
     from trainer.ports import Progress
     from trainer.privacy.noise import Noise
     from trainer.privacy.promise import Promise
@@ -49,7 +50,7 @@ class LocalUpdate:
         L2 norm of the difference before it was scaled down.
     samples : int
         Training cases: the weight in the mean.
-    metrics : Metrics
+    metrics : Metrics or SegmentationMetrics
         Of the *incoming* model, on local validation cases: the global one, or what the strategy makes of
         it at this site.
     train_loss : float
@@ -67,7 +68,7 @@ class LocalUpdate:
     delta: Weights
     norm: float
     samples: int
-    metrics: Metrics
+    metrics: AnyMetrics
     train_loss: float
     train_seconds: float
     own: Weights
@@ -161,8 +162,7 @@ def local_round(  # noqa: PLR0913 - all that the same update depends on
         progress,
     )
     incoming = with_weights(task, rule.deployed(task, global_weights, this.own, trained=False))
-    scores = probabilities(incoming, dataset.validation.x, progress)
-    before = metrics.measure(dataset.validation.y, scores, task.threshold)
+    before = measured(incoming, task, dataset.validation, progress)
     started = time.perf_counter()
     source = noise or SecureNoise()
     delta, loss, made = _trained(rule, this, privacy, source)
@@ -203,10 +203,10 @@ def evaluate(
     weights: Mapping[str, NDArray[Any]],
     cases: Dataset | Samples,
     progress: Progress = silent,
-) -> Metrics:
+) -> AnyMetrics:
     """Measure a model on samples, or on the validation part of a dataset."""
     samples = cases.validation if isinstance(cases, Dataset) else cases
-    return metrics.measure(samples.y, predict(task, weights, samples.x, progress), task.threshold)
+    return measured(with_weights(task, weights), task, samples, progress)
 
 
 def predict(
@@ -214,9 +214,12 @@ def predict(
     weights: Mapping[str, NDArray[Any]],
     x: NDArray[np.float32],
     progress: Progress = silent,
-) -> NDArray[np.float64]:
-    """Return probabilities, shape (n,), for inputs of shape (n, 1, rows, columns)."""
-    return probabilities(with_weights(task, weights), x, progress)
+) -> NDArray[np.float64] | NDArray[np.uint8]:
+    """Return probabilities (n,), or of a segmentation classes (n, *size), for inputs (n, 1, *size)."""
+    network = with_weights(task, weights)
+    return (
+        probabilities(network, x, progress) if task.segmentation is None else segmented(network, x, progress)
+    )
 
 
 def use_threads(count: int) -> None:

@@ -38,6 +38,11 @@ class Metrics:
     specificity: Interval | None
     log_loss: float | None
 
+    @property
+    def headline(self) -> Interval | None:
+        """The figure that stands for all: the AUC."""
+        return self.auc
+
     def to_json(self) -> dict[str, Any]:
         """Return what JSON can hold; :meth:`from_json` reads it back."""
         return asdict(self)

@@ -6,20 +6,21 @@ a site's own data, which average badly, and should not leave the building (strat
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 from monai.networks.nets.densenet import DenseNet
 from monai.networks.nets.resnet import ResNet
+from monai.networks.nets.unet import UNet
 
 from trainer.errors import TaskError, UnfitModelError
 from trainer.strategies.variation import STYLE
 from trainer.wrapped import GATE, PRIVATE, Harmonised, Mixture
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from numpy.typing import NDArray
 
     from trainer.task import NetworkSpec, TaskSpec
@@ -28,20 +29,36 @@ _MAX_FEATURES: Final = 1024
 _NORMS: Final = ("group", "batch")
 
 
-def build(spec: NetworkSpec) -> torch.nn.Module:
-    """Return an untrained network: float32 (n, 1, rows, columns) to logits (n, 1).
+@dataclass(frozen=True)
+class Form:
+    """What goes into a network and comes out: float32 (n, 1, *size) to logits (n, 1), or of every voxel."""
+
+    size: tuple[int, ...] = ()
+    classes: int = 0  # of every voxel; 0: one logit of the whole
+
+    @classmethod
+    def of(cls, task: TaskSpec) -> Form:
+        """Return the form that a task asks for."""
+        return cls(task.size, task.segmentation.classes if task.segmentation else 0)
+
+
+def build(spec: NetworkSpec, form: Form = Form()) -> torch.nn.Module:
+    """Return an untrained network.
 
     ``resnet``: MONAI's ResNet of four stages; ``features`` (four numbers), ``blocks`` (four), ``groups``,
     ``max_pool``. ``densenet``: MONAI's DenseNet; ``features``, ``growth``, ``blocks`` (a list), ``groups``.
-    Both: ``norm``, ``group`` or ``batch``.
+    ``unet``, for segmentations alone: MONAI's UNet, which halves between ``features``; ``groups``.
+    All: ``norm``, ``group`` or ``batch``.
 
     Raises
     ------
     TaskError
-        For an unknown network or parameter, or one that is out of range.
+        For an unknown network or parameter, one that is out of range, or a network that does not make what
+        the task asks for.
     """
-    if spec.name not in NETWORKS:
-        raise TaskError(f"network.name: expected one of {', '.join(NETWORKS)}")
+    fitting = [name for name in NETWORKS if (name in SEGMENTING) == (form.classes > 0)]
+    if spec.name not in fitting:
+        raise TaskError(f"network.name: expected one of {', '.join(fitting)} for this kind of task")
     defaults, make = NETWORKS[spec.name]
     if set(spec.parameters) - set(defaults):
         raise TaskError(f"network.parameters: expected none but {', '.join(defaults)}")
@@ -51,7 +68,7 @@ def build(spec: NetworkSpec) -> torch.nn.Module:
     widths = [*np.atleast_1d(values["features"]).tolist(), values.get("growth", values["groups"])]
     if any(width % values["groups"] for width in widths):
         raise TaskError("network.parameters: every number of features must be a multiple of groups")
-    network = make(values)
+    network = make(values, form)
     if values["norm"] == "group":
         _normalise_by_group(network, values["groups"])
     return network
@@ -61,7 +78,7 @@ def initial_weights(task: TaskSpec, seed: int | None = None) -> dict[str, NDArra
     """Return the untrained global model; the same seed (``task.seed`` by default) gives the same arrays."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed if seed is None else seed)
-        return weights_of(build(task.network))
+        return weights_of(build(task.network, Form.of(task)))
 
 
 def weights_of(network: torch.nn.Module) -> dict[str, NDArray[Any]]:
@@ -82,7 +99,7 @@ def with_weights(task: TaskSpec, weights: Mapping[str, NDArray[Any]]) -> torch.n
         return Harmonised(with_weights(task, inner), torch.from_numpy(np.array(weights[STYLE])))
     if any(name.startswith(GATE) for name in weights):
         return _mixture(task, weights)
-    return _loaded(build(task.network), weights)
+    return _loaded(build(task.network, Form.of(task)), weights)
 
 
 def parts_of(weights: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
@@ -91,17 +108,18 @@ def parts_of(weights: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDAr
 
 
 def head_names(task: TaskSpec) -> frozenset[str]:
-    """Return the names of the network's last layer, which makes the logit."""
-    last = [
-        name for name, module in build(task.network).named_modules() if isinstance(module, torch.nn.Linear)
-    ]
-    return frozenset(f"{last[-1]}.{part}" for part in ("weight", "bias"))
+    """Return the names of the network's last layer, which makes the logits."""
+    makers = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)  # noqa: SLF001 - of any dimension
+    modules = build(task.network, Form.of(task)).named_modules()
+    last = [name for name, module in modules if isinstance(module, makers)][-1]
+    return frozenset(f"{last}.{part}" for part in ("weight", "bias"))
 
 
 def _mixture(task: TaskSpec, weights: Mapping[str, NDArray[Any]]) -> torch.nn.Module:
     private, gate = parts_of(weights, PRIVATE), parts_of(weights, GATE)
     shared = {name: array for name, array in weights.items() if not name.startswith((PRIVATE, GATE))}
-    network = Mixture(_loaded(build(task.network), shared), _loaded(build(task.network), private))
+    halves = [_loaded(build(task.network, Form.of(task)), part) for part in (shared, private)]
+    network = Mixture(halves[0], halves[1], len(task.size))
     _loaded(network.gate, gate)
     return network
 
@@ -115,7 +133,8 @@ def _loaded(network: torch.nn.Module, weights: Mapping[str, NDArray[Any]]) -> to
     return network
 
 
-def _resnet(values: Mapping[str, Any]) -> torch.nn.Module:
+def _resnet(values: Mapping[str, Any], form: Form) -> torch.nn.Module:
+    del form
     network: torch.nn.Module = ResNet(
         block="basic",
         layers=list(values["blocks"]),
@@ -132,7 +151,8 @@ def _resnet(values: Mapping[str, Any]) -> torch.nn.Module:
     return network
 
 
-def _densenet(values: Mapping[str, Any]) -> torch.nn.Module:
+def _densenet(values: Mapping[str, Any], form: Form) -> torch.nn.Module:
+    del form
     network: torch.nn.Module = DenseNet(
         spatial_dims=2,
         in_channels=1,
@@ -140,6 +160,23 @@ def _densenet(values: Mapping[str, Any]) -> torch.nn.Module:
         init_features=values["features"],
         growth_rate=values["growth"],
         block_config=tuple(values["blocks"]),
+        norm=_norm(values),
+    )
+    return network
+
+
+def _unet(values: Mapping[str, Any], form: Form) -> torch.nn.Module:
+    halvings = len(values["features"]) - 1
+    if halvings < 1 or any(extent % 2**halvings for extent in form.size):
+        raise TaskError(
+            "network.parameters.features: expected two or more, and an input that can be halved between them"
+        )
+    network: torch.nn.Module = UNet(
+        spatial_dims=len(form.size),
+        in_channels=1,
+        out_channels=form.classes,
+        channels=tuple(values["features"]),
+        strides=(2,) * halvings,
         norm=_norm(values),
     )
     return network
@@ -176,7 +213,8 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_FEATURES
 
 
-NETWORKS: Final[Mapping[str, tuple[dict[str, Any], Callable[[Mapping[str, Any]], torch.nn.Module]]]] = {
+_Make = Callable[[Mapping[str, Any], Form], torch.nn.Module]
+NETWORKS: Final[Mapping[str, tuple[dict[str, Any], _Make]]] = {
     "resnet": (
         {
             "features": (8, 16, 32, 64),
@@ -188,4 +226,6 @@ NETWORKS: Final[Mapping[str, tuple[dict[str, Any], Callable[[Mapping[str, Any]],
         _resnet,
     ),
     "densenet": ({"features": 16, "growth": 8, "blocks": [2, 2, 2], "groups": 4, "norm": "group"}, _densenet),
+    "unet": ({"features": [8, 16, 32], "groups": 4, "norm": "group"}, _unet),
 }
+SEGMENTING: Final = frozenset({"unet"})

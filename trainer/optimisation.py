@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from trainer import steppers
+from trainer.objectives import batch_size_of, objective_of
 from trainer.ports import silent
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from trainer.steppers import Stepper
     from trainer.task import LocalSpec
 
-# A site with one positive case in a thousand must not throw the model about.
-_MAX_CLASS_WEIGHT: Final = 20.0
 _MAX_GRADIENT_NORM: Final = 5.0
 _EVALUATION_BATCH: Final = 64
 
@@ -60,7 +58,7 @@ def train(  # noqa: PLR0913 - all that the same weights depend on
     Parameters
     ----------
     network : Module
-        Gives logits (n, 1).
+        Gives logits (n, 1), or (n, classes, *size) where the samples have masks.
     samples : Samples
         At least one case.
     spec : LocalSpec
@@ -81,13 +79,12 @@ def train(  # noqa: PLR0913 - all that the same weights depend on
     network.train()
     start = centre or [parameter.detach().clone() for parameter in network.parameters()]
     stepper = make_stepper(network, spec)
-    weight = torch.tensor(class_weight(samples))
+    objective = objective_of(samples)
     generator = np.random.default_rng(seed)
     losses: list[float] = []
     for step, indices in enumerate(_order(len(samples), budget, generator), start=1):
-        x = torch.from_numpy(augment(samples.x[indices], spec, generator))
-        y = torch.from_numpy(samples.y[indices].astype(np.float32)).unsqueeze(1)
-        loss = functional.binary_cross_entropy_with_logits(network(x), y, pos_weight=weight)
+        x, y = augment_both(samples.x[indices], samples.y[indices], spec, generator)
+        loss = objective.losses(network(torch.from_numpy(x)), y).mean()
         (loss + _proximal(network, start, proximal_mu)).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), _MAX_GRADIENT_NORM)
         stepper.step()
@@ -110,6 +107,21 @@ def probabilities(
     return np.concatenate(parts)
 
 
+def segmented(
+    network: torch.nn.Module, x: NDArray[np.float32], progress: Progress = silent
+) -> NDArray[np.uint8]:
+    """Return the likeliest class of each voxel, shape (n, *size); progress has stage ``evaluate``."""
+    network.eval()
+    found = np.empty((len(x), *x.shape[2:]), dtype=np.uint8)
+    size = batch_size_of(x, _EVALUATION_BATCH)
+    with torch.inference_mode():
+        for first in range(0, len(x), size):
+            logits = network(torch.from_numpy(np.ascontiguousarray(x[first : first + size])))
+            found[first : first + size] = logits.argmax(dim=1).numpy()
+            progress("evaluate", min(first + size, len(x)), len(x))
+    return found
+
+
 def loss_and_gradient(
     network: torch.nn.Module, samples: Samples, progress: Progress = silent
 ) -> tuple[float, dict[str, NDArray[np.float32]]]:
@@ -118,17 +130,14 @@ def loss_and_gradient(
     The network is as it is used, not as it trains; nothing of it changes, and its gradients are cleared.
     """
     network.eval()
-    weight = torch.tensor(class_weight(samples))
+    objective, size = objective_of(samples), batch_size_of(samples.x, _EVALUATION_BATCH)
     total = 0.0
-    for first in range(0, len(samples), _EVALUATION_BATCH):
-        x = torch.from_numpy(np.ascontiguousarray(samples.x[first : first + _EVALUATION_BATCH]))
-        y = torch.from_numpy(samples.y[first : first + _EVALUATION_BATCH].astype(np.float32)).unsqueeze(1)
-        summed = functional.binary_cross_entropy_with_logits(
-            network(x), y, pos_weight=weight, reduction="sum"
-        )
+    for first in range(0, len(samples), size):
+        x = torch.from_numpy(np.ascontiguousarray(samples.x[first : first + size]))
+        summed = objective.losses(network(x), samples.y[first : first + size]).sum()
         (summed / len(samples)).backward()  # type: ignore[no-untyped-call]
         total += float(summed.detach())
-        progress("evaluate", min(first + _EVALUATION_BATCH, len(samples)), len(samples))
+        progress("evaluate", min(first + size, len(samples)), len(samples))
     gradient = {
         name: np.array(parameter.grad.numpy())
         for name, parameter in network.named_parameters()
@@ -138,27 +147,36 @@ def loss_and_gradient(
     return total / len(samples), gradient
 
 
-def class_weight(samples: Samples) -> float:
-    """Return the weight of a positive case: negatives per positive, within 1/20 and 20."""
-    positives, negatives = samples.positives, len(samples) - samples.positives
-    if positives == 0 or negatives == 0:
-        return 1.0
-    return float(np.clip(negatives / positives, 1 / _MAX_CLASS_WEIGHT, _MAX_CLASS_WEIGHT))
-
-
 def augment(x: NDArray[np.float32], spec: LocalSpec, generator: np.random.Generator) -> NDArray[np.float32]:
     """Return shifted and rescaled copies; what a shift uncovers repeats the edge."""
-    rows, columns = x.shape[2:]
-    reach = round(spec.shift_fraction * max(rows, columns))
-    result = np.array(x, dtype=np.float32)
+    return augment_both(x, np.zeros(len(x), dtype=np.uint8), spec, generator)[0]
+
+
+def augment_both(
+    x: NDArray[np.float32], y: NDArray[np.uint8], spec: LocalSpec, generator: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Return inputs as :func:`augment` does, and with them their labels, or masks shifted alike."""
+    size = x.shape[2:]
+    reach = round(spec.shift_fraction * max(size))
+    result, marked = np.array(x, dtype=np.float32), np.array(y)
     if reach:
-        padded = np.pad(x, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="edge")
-        for position, (top, left) in enumerate(generator.integers(0, 2 * reach + 1, size=(len(x), 2))):
-            result[position] = padded[position, :, top : top + rows, left : left + columns]
+        starts = generator.integers(0, 2 * reach + 1, size=(len(x), len(size)))
+        for position, start in enumerate(starts):
+            result[position, 0] = _shifted(x[position, 0], start, reach)
+            if y.ndim > 1:
+                marked[position] = _shifted(y[position], start, reach)
     if spec.gain_fraction:
-        gain = generator.uniform(1 - spec.gain_fraction, 1 + spec.gain_fraction, size=(len(x), 1, 1, 1))
-        result *= gain.astype(np.float32)
-    return result
+        gain = generator.uniform(1 - spec.gain_fraction, 1 + spec.gain_fraction, size=len(x))
+        result *= gain.astype(np.float32).reshape(-1, *(1,) * (x.ndim - 1))
+    return result, marked
+
+
+def _shifted(array: NDArray[Any], start: NDArray[np.int64], reach: int) -> NDArray[Any]:
+    padded = np.pad(array, reach, mode="edge")
+    window = tuple(
+        slice(first, first + extent) for first, extent in zip(start.tolist(), array.shape, strict=True)
+    )
+    return padded[window]
 
 
 def _order(count: int, budget: Budget, generator: np.random.Generator) -> Iterator[NDArray[np.int64]]:

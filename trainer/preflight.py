@@ -4,7 +4,8 @@ Repeats are looked for in the pictures as the network sees them, after preproces
 with equal arrays (SHA-256 of the bytes). *Similar* are those whose difference hashes (64 bits: is each of 8
 by 8 blocks brighter than its left neighbour) differ in at most ``HASH_DISTANCE`` bits and whose pictures,
 averaged to at most 32 by 32 blocks, correlate by ``CORRELATION`` or more. The second condition is there
-because radiographs of one region resemble one another.
+because radiographs of one region resemble one another. Of volumes the middle slice is compared for
+similarity, the whole for identity.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _CHUNK: Final = 256
 
 @dataclass(frozen=True)
 class Part:
-    """Cases of one side of the split."""
+    """Cases of one side of the split; of masks ``positive`` are those in which something is marked."""
 
     cases: int
     positive: int
@@ -78,7 +79,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Report:
-    """What stands in the preflight; ``warnings`` are codes, and none of it names an instance or a person."""
+    """What stands in the preflight; ``warnings`` are codes, and none of it names an instance or a person.
+
+    ``segments``: by code, in how many training cases something is marked; None where labels are learned.
+    """
 
     train: Part
     held_out: Part
@@ -87,11 +91,14 @@ class Report:
     subjects_on_both_sides: int
     timing: Timing | None
     warnings: tuple[str, ...]
+    segments: Mapping[str, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        content = asdict(self)
-        return {**content, "skipped": dict(self.skipped), "warnings": list(self.warnings)}
+        content = {**asdict(self), "skipped": dict(self.skipped), "warnings": list(self.warnings)}
+        if self.segments is None:
+            del content["segments"]
+        return content
 
 
 def examine(plan: Plan, dataset: Dataset, prepare_seconds: float, progress: Progress) -> Report:
@@ -117,7 +124,8 @@ def examine(plan: Plan, dataset: Dataset, prepare_seconds: float, progress: Prog
     both = set(dataset.train.pseudonyms) & set(dataset.validation.pseudonyms)
     found = repeats(dataset, progress)
     timing = _timing(plan, dataset, prepare_seconds, progress) if train.cases else None
-    report = Report(train, held_out, dict(dataset.skipped), found, len(both), timing, ())
+    marked = _segments(plan, dataset.train)
+    report = Report(train, held_out, dict(dataset.skipped), found, len(both), timing, (), marked)
     return replace(report, warnings=_warnings(plan, report))
 
 
@@ -127,7 +135,7 @@ def repeats(dataset: Dataset, progress: Progress) -> Repeats:
     owners = np.array([*dataset.train.pseudonyms, *dataset.validation.pseudonyms], dtype=object)[: len(x)]
     is_train = np.arange(len(x)) < len(dataset.train)
     same = _identical(x)
-    alike = _similar(x, progress) - same
+    alike = _similar(x if x.ndim == 3 else x[:, x.shape[1] // 2], progress) - same
     pairs = sorted(same | alike)
     other = {i for pair in pairs for i in pair if owners[pair[0]] != owners[pair[1]]}
     across = {min(pair) for pair in pairs if is_train[min(pair)] != is_train[max(pair)]}
@@ -253,14 +261,40 @@ def _part(samples: Samples) -> Part:
     return Part(len(samples), positive, len(samples) - positive, len(set(samples.pseudonyms)))
 
 
+def _segments(plan: Plan, samples: Samples) -> dict[str, int] | None:
+    """Count the training cases of each segment."""
+    spec = plan.task.segmentation
+    if spec is None:
+        return None
+    return {
+        segment.code: sum(bool((mask == number).any()) for mask in samples.y)
+        for number, segment in enumerate(spec.segments, start=1)
+    }
+
+
+def _content_rules(report: Report) -> tuple[tuple[str, bool], ...]:
+    """Return what may be wrong with labels or masks."""
+    train, held_out = report.train, report.held_out
+    if report.segments is None:
+        return (
+            ("one_class_to_train_on", train.cases > 0 and min(train.positive, train.negative) == 0),
+            ("few_of_one_class", 0 < min(train.positive, train.negative) < FEW_CASES),
+            ("held_out_cannot_be_measured", min(held_out.positive, held_out.negative) == 0),
+        )
+    fewest = min(report.segments.values())
+    return (
+        ("segment_missing", train.cases > 0 and fewest == 0),
+        ("few_cases_of_a_segment", 0 < fewest < FEW_CASES),
+        ("nothing_marked_in_held_out", held_out.positive == 0),
+    )
+
+
 def _warnings(plan: Plan, report: Report) -> tuple[str, ...]:
     train, held_out, timing = report.train, report.held_out, report.timing
     rules = (
         ("cohort_too_small", train.subjects + held_out.subjects < plan.minimum_cohort),
         ("nothing_to_train_on", train.cases == 0),
-        ("one_class_to_train_on", train.cases > 0 and min(train.positive, train.negative) == 0),
-        ("few_of_one_class", 0 < min(train.positive, train.negative) < FEW_CASES),
-        ("held_out_cannot_be_measured", min(held_out.positive, held_out.negative) == 0),
+        *_content_rules(report),
         ("subjects_on_both_sides", report.subjects_on_both_sides > 0),
         ("pictures_on_both_sides", report.repeats.across_split > 0),
         ("pictures_of_other_subjects_repeat", report.repeats.of_other_subjects > 0),

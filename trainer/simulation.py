@@ -18,7 +18,7 @@ from trainer.datasets import Dataset, Samples
 from trainer.errors import StrategyError
 from trainer.first_model import first_model
 from trainer.local_round import LocalUpdate, Packing, evaluate, local_round
-from trainer.metrics import Metrics
+from trainer.measuring import AnyMetrics, read_metrics
 from trainer.optimisation import seed_of
 from trainer.ports import silent
 from trainer.privacy.noise import SeededNoise
@@ -54,7 +54,7 @@ class SiteRecord:
     update_norm: float
     train_loss: float
     train_seconds: float
-    metrics: Metrics
+    metrics: AnyMetrics
     anomaly_score: float | None = None
     weight: float | None = None
 
@@ -65,7 +65,7 @@ class SiteRecord:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> SiteRecord:
         """Read what :meth:`to_json` wrote."""
-        return cls(**{**content, "metrics": Metrics.from_json(content["metrics"])})
+        return cls(**{**content, "metrics": read_metrics(content["metrics"])})
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Simulation:
 
     weights: Weights
     rounds: tuple[RoundRecord, ...]
-    final: Mapping[str, Metrics]
+    final: Mapping[str, AnyMetrics]
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as JSON values, without the weights."""
@@ -209,7 +209,7 @@ def final_metrics(
     weights: Mapping[str, NDArray[Any]],
     own: Mapping[str, Mapping[str, NDArray[Any]]],
     datasets: Mapping[str, Dataset],
-) -> dict[str, Metrics]:
+) -> dict[str, AnyMetrics]:
     """Measure at each site what it makes of the final global model with what it kept."""
     rule = site_rule(strategy)
     kept = {site: taken_over(own.get(site, {}), counted=True)[0] for site in datasets}
@@ -230,7 +230,7 @@ def held_out(dataset: Dataset) -> Dataset:
 
 def unseen_metrics(
     task: TaskSpec, strategy: str, weights: Mapping[str, NDArray[Any]], datasets: Mapping[str, Dataset]
-) -> dict[str, Metrics]:
+) -> dict[str, AnyMetrics]:
     """Measure the global model where nobody trained, on the held-out cases of each dataset.
 
     Raises

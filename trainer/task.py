@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 from inference.errors import PreprocessingError
 from inference.preprocessing import PreprocessingSpec
 from trainer.errors import TaskError
+from trainer.segmentation.spec import SegmentationSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 OPTIMIZERS: Final = ("sgd", "adamw")
+CLASSIFICATION: Final = "classification"
+SEGMENTATION: Final = "segmentation"
 _MAX_TEXT: Final = 64
 
 
@@ -72,34 +75,39 @@ class Finding:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A 2D classification task: one label, one probability.
+    """What is learned: one label of pictures (classification), or structures in pictures or volumes.
 
     Parameters
     ----------
     name : str
         Letters, digits, hyphens, underscores.
     label : str
-        Name of the label in the label files.
+        Name of the label in the label files; of a segmentation, of its masks.
     modalities : tuple of str
         Which instances take part, by Modality (0008,0060).
+    finding : Finding, optional
+        What a classification calls; a segmentation has none.
     validation_fraction : float
         Share of patients held out at each site, above 0 and below 1.
     seed : int
         Seeds the initial model and, with site and round, the local rounds.
     threshold : float
         Probability at and above which the finding is called.
+    segmentation : SegmentationSpec, optional
+        Makes the task a segmentation: dimensions, structures, and of volumes slices and spacing.
     """
 
     name: str
     label: str
     modalities: tuple[str, ...]
     preprocessing: PreprocessingSpec
-    finding: Finding
+    finding: Finding | None = None
     network: NetworkSpec = NetworkSpec()
     local: LocalSpec = LocalSpec()
     validation_fraction: float = 0.25
     seed: int = 0
     threshold: float = 0.5
+    segmentation: SegmentationSpec | None = None
 
     def __post_init__(self) -> None:
         problems = list(_problems(self))
@@ -108,15 +116,17 @@ class TaskSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; :meth:`from_json` reads them back."""
-        content = {
-            name: getattr(self, name)
-            for name in ("name", "label", "validation_fraction", "seed", "threshold")
+        content: dict[str, Any] = {
+            name: getattr(self, name) for name in ("name", "label", "validation_fraction", "seed")
         }
+        if self.segmentation is not None:
+            content |= {"kind": SEGMENTATION, "segmentation": self.segmentation.to_json()}
+        if self.finding is not None:  # without a kind, so that earlier tasks keep their hashes
+            content |= {"finding": asdict(self.finding), "threshold": self.threshold}
         return {
             **content,
             "modalities": list(self.modalities),
             "preprocessing": self.preprocessing.to_json(),
-            "finding": asdict(self.finding),
             "network": {"name": self.network.name, "parameters": dict(self.network.parameters)},
             "local": asdict(self.local),
         }
@@ -136,7 +146,10 @@ class TaskSpec:
                 raise TaskError("task: modalities: expected a list")
             values["modalities"] = tuple(values["modalities"])
             values["preprocessing"] = PreprocessingSpec.from_json(values["preprocessing"])
-            values["finding"] = Finding(**values["finding"])
+            if _kind(values) == SEGMENTATION:
+                values["segmentation"] = SegmentationSpec.from_json(values["segmentation"])
+            else:
+                values["finding"] = Finding(**values["finding"])
             for name, kind in (("network", NetworkSpec), ("local", LocalSpec)):
                 if name in values:
                     values[name] = kind(**values[name])
@@ -147,6 +160,19 @@ class TaskSpec:
             raise TaskError(f"task: {error.message}") from error
         except (TypeError, ValueError, AttributeError) as error:
             raise TaskError("task: a field is unknown, missing or of another type") from error
+
+    @property
+    def kind(self) -> str:
+        """``classification`` or ``segmentation``."""
+        return CLASSIFICATION if self.segmentation is None else SEGMENTATION
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Size of the model's input: (rows, columns), or (slices, rows, columns) of volumes."""
+        plane = (self.preprocessing.rows, self.preprocessing.columns)
+        if self.segmentation is None or self.segmentation.spatial_dimensions == 2:
+            return plane
+        return (self.segmentation.slices, *plane)
 
     @property
     def sha256(self) -> str:
@@ -176,7 +202,7 @@ def _problems(task: TaskSpec) -> list[str]:
             "modalities: expected at least one",
         ),
         (_within(task.validation_fraction, 0.01, 0.9), "validation_fraction: expected 0.01 to 0.9"),
-        (_is_finding(task.finding), "finding: expected code and scheme (16 characters), meaning (64)"),
+        *_kind_checks(task),
         (_is_network(task.network), "network: expected a name and an object of parameters"),
         (_within(task.threshold, 0.0, 1.0), "threshold: expected 0 to 1"),
         (_whole(task.seed, 0, 2**31 - 1), "seed: expected a whole number from 0 to 2147483647"),
@@ -190,6 +216,29 @@ def _problems(task: TaskSpec) -> list[str]:
         (_within(local.gain_fraction, 0.0, 0.9), "local.gain_fraction: expected 0 to 0.9"),
     )
     return [message for good, message in checks if not good]
+
+
+def _kind(values: dict[str, Any]) -> str:
+    """Take the kind out of a task's JSON values; fields of the other kind are refused."""
+    kind = values.pop("kind", CLASSIFICATION)
+    if kind not in {CLASSIFICATION, SEGMENTATION}:
+        raise TaskError(f"task: kind: expected {CLASSIFICATION} or {SEGMENTATION}")
+    foreign = {"finding", "threshold"} if kind == SEGMENTATION else {"segmentation"}
+    if foreign & values.keys():
+        raise TaskError(f"task: {min(foreign & values.keys())}: expected none in a {kind} task")
+    return str(kind)
+
+
+def _kind_checks(task: TaskSpec) -> tuple[tuple[bool, str], ...]:
+    if task.segmentation is None:
+        message = "finding: expected code and scheme (16 characters), meaning (64)"
+        return ((task.finding is not None and _is_finding(task.finding), message),)
+    percentile = task.segmentation.spatial_dimensions == 2 or task.preprocessing.intensity == "percentile"
+    return (
+        (task.finding is None, "finding: expected none in a segmentation task"),
+        ("SEG" not in task.modalities, "modalities: expected those of pictures, without SEG"),
+        (percentile, "preprocessing.intensity: expected percentile for three dimensions"),
+    )
 
 
 def _is_name(value: object) -> bool:

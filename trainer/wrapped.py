@@ -25,7 +25,7 @@ class Harmonised(torch.nn.Module):
         self.register_buffer("style", style)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map float32 (n, 1, rows, columns) to logits (n, 1)."""
+        """Map float32 (n, 1, *size) to the network's logits."""
         logits: torch.Tensor = self.network(harmonised(x, self.style))
         return logits
 
@@ -36,25 +36,26 @@ class Mixture(torch.nn.Module):
     Logits are mixed, not probabilities as in the paper: what is exported ends in one sigmoid.
     """
 
-    def __init__(self, shared: torch.nn.Module, private: torch.nn.Module) -> None:
+    def __init__(self, shared: torch.nn.Module, private: torch.nn.Module, dimensions: int = 2) -> None:
         super().__init__()
         self.shared = shared
         self.private = private
-        self.gate = torch.nn.Linear(GATE_CELLS**2, 1)
+        self.gate = torch.nn.Linear(GATE_CELLS**dimensions, 1)
         torch.nn.init.zeros_(self.gate.weight)
         torch.nn.init.zeros_(self.gate.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map float32 (n, 1, rows, columns) to logits (n, 1)."""
-        share = torch.sigmoid(self.gate(_coarse(x)))
-        mixed: torch.Tensor = share * self.shared(x) + (1 - share) * self.private(x)
+        """Map float32 (n, 1, *size) to the network's logits."""
+        ours, own = self.shared(x), self.private(x)
+        share = torch.sigmoid(self.gate(_coarse(x))).reshape(-1, *(1,) * (ours.dim() - 1))
+        mixed: torch.Tensor = share * ours + (1 - share) * own
         return mixed
 
 
 def statistics(x: torch.Tensor, bands: int) -> torch.Tensor:
     """Return each picture's style, shape (n, bands + 2): mean, deviation of each band, of what remains."""
     parts = _bands(x, bands)
-    mean = x.mean(dim=(1, 2, 3)).unsqueeze(1)
+    mean = x.flatten(1).mean(dim=1, keepdim=True)
     return torch.cat([mean, *(_deviation(part).reshape(-1, 1) for part in parts)], dim=1)
 
 
@@ -63,9 +64,8 @@ def harmonised(x: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
     parts = _bands(x, style.shape[0] - 2)
     result = torch.zeros_like(x) + style[0]
     for position, part in enumerate(parts):
-        centred = part - part.mean(dim=(1, 2, 3), keepdim=True)
         gain = style[position + 1] / (_deviation(part) + _TINY)
-        result = result + centred * gain.clamp(max=_MOST_GAIN)
+        result = result + _centred(part) * gain.clamp(max=_MOST_GAIN)
     return result
 
 
@@ -80,20 +80,29 @@ def _bands(x: torch.Tensor, count: int) -> list[torch.Tensor]:
 
 
 def _blurred(x: torch.Tensor, reach: int) -> torch.Tensor:
-    """Smooth by 1-2-1 in both directions, over points ``reach`` apart; beyond the edge it repeats."""
+    """Smooth by 1-2-1 in every direction, over points ``reach`` apart; beyond the edge it repeats."""
     row = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype)
-    kernel = torch.outer(row, row).reshape(1, 1, 3, 3)
-    padded = functional.pad(x, (reach, reach, reach, reach), mode="replicate")
-    return functional.conv2d(padded, kernel, dilation=reach)
+    plane = torch.outer(row, row)
+    if x.dim() == 5:
+        padded = functional.pad(x, (reach,) * 6, mode="replicate")
+        solid = (row.reshape(3, 1, 1) * plane).reshape(1, 1, 3, 3, 3)
+        return functional.conv3d(padded, solid, dilation=reach)
+    padded = functional.pad(x, (reach,) * 4, mode="replicate")
+    return functional.conv2d(padded, plane.reshape(1, 1, 3, 3), dilation=reach)
+
+
+def _centred(part: torch.Tensor) -> torch.Tensor:
+    return part - part.mean(dim=tuple(range(1, part.dim())), keepdim=True)
 
 
 def _deviation(part: torch.Tensor) -> torch.Tensor:
-    centred = part - part.mean(dim=(1, 2, 3), keepdim=True)
-    return (centred * centred).mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    squares = _centred(part) ** 2
+    return squares.mean(dim=tuple(range(1, part.dim())), keepdim=True).sqrt()
 
 
 def _coarse(x: torch.Tensor) -> torch.Tensor:
-    """Return the means of 4 x 4 cells; the last row and column of cells may be cut off."""
-    rows, columns = int(x.shape[2]) // GATE_CELLS, int(x.shape[3]) // GATE_CELLS
-    cells = functional.avg_pool2d(x, (rows, columns), (rows, columns))
-    return cells[:, :, :GATE_CELLS, :GATE_CELLS].flatten(1)
+    """Return the means of 4 x 4 (x 4) cells; the last row, column and slice of cells may be cut off."""
+    cell = tuple(int(extent) // GATE_CELLS for extent in x.shape[2:])
+    if len(cell) == 3:
+        return functional.avg_pool3d(x, cell, cell)[:, :, :GATE_CELLS, :GATE_CELLS, :GATE_CELLS].flatten(1)
+    return functional.avg_pool2d(x, cell, cell)[:, :, :GATE_CELLS, :GATE_CELLS].flatten(1)

@@ -17,7 +17,7 @@ from appliance.cli import WORK_FAILED, WRONG_USE, simulate_sites
 if TYPE_CHECKING:
     from appliance.cli.simulate_sites import Sites
     from trainer.compression import Compression
-    from trainer.metrics import Metrics
+    from trainer.measuring import AnyMetrics
     from trainer.privacy.promise import Promise
     from trainer.simulation import Simulation
     from trainer.weights_io import Weights
@@ -57,7 +57,10 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     task: Annotated[Path, typer.Argument(help="Task file (JSON).")],
     site: Annotated[
         list[str],
-        typer.Option(help="NAME=DIR[,LABELS]: DICOM files below DIR, labels in LABELS or DIR/labels.csv."),
+        typer.Option(
+            help="NAME=DIR[,LABELS]: DICOM files below DIR, labels in LABELS or DIR/labels.csv;"
+            " of a segmentation task, DICOM SEG masks below DIR."
+        ),
     ],
     unseen: Annotated[
         list[str] | None,
@@ -167,6 +170,7 @@ def _figures(sites: Sites, strategy: str, result: Simulation) -> dict[str, Any]:
     return {
         "sites": sites.reports,
         "strategy": strategy,
+        "figure": "AUC" if sites.task.segmentation is None else "Dice",
         **result.to_json(),
         "unseen": {site: metrics.to_json() for site, metrics in unseen.items()},
         "bytes": bytes_by_site(result.rounds),
@@ -265,24 +269,27 @@ def _print(result: Simulation, figures: dict[str, Any]) -> None:
             f"{told['mechanism']}: epsilon {told['epsilon_spent']:.3g} at delta {told['delta']:g} at a site"
         )
     for record in result.rounds:
-        areas = "  ".join(f"{site} {_area(item.metrics)}" for site, item in record.sites.items())
-        typer.echo(f"round {record.number}: AUC of the incoming model  {areas}  ({record.seconds:.1f} s)")
+        areas = "  ".join(f"{site} {_headline(item.metrics)}" for site, item in record.sites.items())
+        of = f"{figures['figure']} of the incoming model"
+        typer.echo(f"round {record.number}: {of}  {areas}  ({record.seconds:.1f} s)")
     last = {site: one.weight for site, one in result.rounds[-1].sites.items() if one.weight is not None}
     if last:
         typer.echo("weights in the last round  " + "  ".join(f"{site} {w:.3f}" for site, w in last.items()))
     for site, rounds in _suspects(result).items():
         typer.echo(f"{site}: its update was unlike the others' in {rounds} of {len(result.rounds)} rounds")
-    final = "  ".join(f"{site} {_area(metrics)}" for site, metrics in result.final.items())
-    typer.echo(f"final model: AUC  {final}")
+    final = "  ".join(f"{site} {_headline(metrics)}" for site, metrics in result.final.items())
+    typer.echo(f"final model: {figures['figure']}  {final}")
     if figures["unseen"]:
-        typer.echo(f"final model at sites that trained nothing: AUC  {_areas(figures['unseen'])}")
+        told = _estimates(figures, figures["unseen"])
+        typer.echo(f"final model at sites that trained nothing: {figures['figure']}  {told}")
     for model, row in figures.get("baselines", {}).items():
-        typer.echo(f"{model}: AUC  {_areas(row)}")
+        typer.echo(f"{model}: {figures['figure']}  {_estimates(figures, row)}")
 
 
-def _areas(row: dict[str, Any]) -> str:
+def _estimates(figures: dict[str, Any], row: dict[str, Any]) -> str:
+    name = figures["figure"].lower()
     return "  ".join(
-        f"{site} {'-' if item['auc'] is None else format(item['auc']['estimate'], '.3f')}"
+        f"{site} {'-' if item[name] is None else format(item[name]['estimate'], '.3f')}"
         for site, item in row.items()
     )
 
@@ -298,7 +305,6 @@ def _suspects(result: Simulation) -> Counter[str]:
     )
 
 
-def _area(metrics: Metrics) -> str:
-    if metrics.auc is None:
-        return "-"
-    return f"{metrics.auc.estimate:.3f} [{metrics.auc.low:.3f}, {metrics.auc.high:.3f}]"
+def _headline(metrics: AnyMetrics) -> str:
+    found = metrics.headline
+    return "-" if found is None else f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"

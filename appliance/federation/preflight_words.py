@@ -12,6 +12,9 @@ WARNINGS: Final = {
     "held_out_cannot_be_measured": "the held-out part lacks one label, so no AUC can be measured",
     "subjects_on_both_sides": "subjects are in training and held out",
     "pictures_on_both_sides": "the same pictures are in training and held out",
+    "nothing_marked_in_held_out": "nothing is marked in the held-out part, so no Dice can be measured",
+    "segment_missing": "a segment of the task is in no training case",
+    "few_cases_of_a_segment": "few training cases of a segment",
     "pictures_of_other_subjects_repeat": "pictures of different subjects are the same",
     "hours_do_not_suffice": "the plan's hours do not suffice for its rounds here",
     "rounds_too_slow": "a round takes longer here than the plan waits",
@@ -22,12 +25,14 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Return title and text of each part of a report."""
     found = [
         ("Instances", _instances(report)),
-        ("Training", _part(report["train"])),
-        ("Held out", _part(report["held_out"])),
+        ("Training", _part(report["train"], "segments" in report)),
+        ("Held out", _part(report["held_out"], "segments" in report)),
         ("Repeats", _repeats(report["repeats"])),
         ("Missing", _missing(report["missing"])),
         ("Cohort", f"at least {report['minimum_cohort']} subjects are needed"),
     ]
+    if "segments" in report:
+        found.insert(3, ("Segments", _segments(report["segments"])))
     return found if report["timing"] is None else [*found, ("Time", _time(report))]
 
 
@@ -46,8 +51,10 @@ def _instances(report: dict[str, Any]) -> str:
     return f"{report['used']} used of {report['eligible']} eligible; left out: {skipped(report) or 'none'}"
 
 
-def _part(part: dict[str, int]) -> str:
+def _part(part: dict[str, int], is_masked: bool) -> str:
     cases = f"{part['cases']} cases of {part['subjects']} subjects"
+    if is_masked:
+        return f"{cases}: {part['positive']} with something marked, {part['negative']} with nothing"
     share = "" if not part["cases"] else f" ({100 * part['positive'] / part['cases']:.0f} % yes)"
     return f"{cases}: {part['positive']} yes, {part['negative']} no{share}"
 
@@ -59,7 +66,14 @@ def _repeats(found: dict[str, int]) -> str:
     )
 
 
+def _segments(found: dict[str, int]) -> str:
+    return ", ".join(f"{code} in {count}" for code, count in found.items()) + " training cases"
+
+
 def _missing(found: dict[str, int]) -> str:
+    if "pictures_without_masks" in found:
+        without, alone = found["pictures_without_masks"], found["masks_without_pictures"]
+        return f"{without} subjects with pictures and no mask, {alone} with masks alone"
     without, other = found["labelled_without_pictures"], found["labelled_of_other_modality"]
     return f"{without} labelled subjects without a picture, {other} with other modalities alone"
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Select, distinct, func, select
 
+from appliance import masked
 from appliance.db.base import now
 from appliance.db.research import Label, Protocol, ProtocolState, ResearchInstance, Round, Subject
 from appliance.federation.errors import FederationError
@@ -219,7 +220,9 @@ def find(session: Session, protocol_id: str) -> Protocol:
 
 
 def cohort(session: Session, task: TaskSpec) -> int:
-    """Count the subjects that this task could use: labelled, of its modality, not opted out."""
+    """Count the subjects that this task could use: labelled or masked, of its modality, not opted out."""
+    if task.segmentation is not None:
+        return masked.cohort(session, task)
     statement = (
         select(func.count(distinct(Subject.id)))
         .join(ResearchInstance, ResearchInstance.subject_id == Subject.id)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from trainer.datasets import Dataset
-    from trainer.metrics import Metrics
+    from trainer.measuring import AnyMetrics
 
 SEEDS: Final = 3
 Sites = dict[str, "Dataset"]
@@ -121,7 +121,7 @@ def _row(position: int, item: tuple[str, dict[str, Any]]) -> str:
     return f"| {name} | {mean(row['auc']):.3f} | {difference} | {verdict} |"
 
 
-def _area(by_site: Mapping[str, Metrics]) -> float:
+def _area(by_site: Mapping[str, AnyMetrics]) -> float:
     return mean(one.auc.estimate for one in by_site.values() if one.auc is not None)
 
 

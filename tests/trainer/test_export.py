@@ -56,7 +56,7 @@ def test_the_package_serves_the_trained_model_with_its_card(tmp_path: Path) -> N
     assert (package.sha256, package.signer) == (made.package_sha256, "research")
     assert package.card.input.preprocessing == TASK.preprocessing
     assert package.card.input.modalities == TASK.modalities
-    assert package.card.output.findings[0].code == TASK.finding.code
+    assert package.card.output.findings[0].code == "52988006"
     assert (package.card.version, package.card.provenance["rounds"]) == ("run-1.3", 3)
     session = ModelSession(package, threads=1)
     found = session.run(samples.x[:1])

@@ -12,7 +12,8 @@ from trainer.datasets import Dataset, Samples
 from trainer.errors import DatasetError, StrategyError, WeightsError
 from trainer.local_round import evaluate, local_round, predict, use_threads
 from trainer.networks import initial_weights
-from trainer.optimisation import augment, class_weight, seed_of
+from trainer.objectives import class_weight
+from trainer.optimisation import augment, seed_of
 from trainer.simulation import round_seed, simulate
 from trainer.strategies import check_update, update_norm
 from trainer.task import LocalSpec, NetworkSpec

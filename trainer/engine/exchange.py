@@ -73,6 +73,7 @@ def save_dataset(folder: Path, site: str, dataset: Dataset) -> None:
         train_subjects=np.asarray(train.pseudonyms, dtype=np.str_),
         validation_x=validation.x,
         validation_y=validation.y,
+        validation_subjects=np.asarray(validation.pseudonyms, dtype=np.str_),
     )
 
 
@@ -81,7 +82,11 @@ def load_dataset(folder: Path, site: str) -> Dataset:
     with np.load(folder / f"{site}.npz", allow_pickle=False) as content:
         return Dataset(
             Samples(content["train_x"], content["train_y"], tuple(content["train_subjects"].tolist())),
-            Samples(content["validation_x"], content["validation_y"]),
+            Samples(
+                content["validation_x"],
+                content["validation_y"],
+                tuple(content["validation_subjects"].tolist()),
+            ),
         )
 
 

@@ -55,8 +55,8 @@ class Departure:
 
     ``update_sha256`` and ``size_bytes`` are of the safetensors file; ``dataset_sha256`` is that of the
     dataset version and names no instance; ``update_norm`` is the L2 norm of the update as it counts, unpacked
-    and before encryption. Evaluating a final model sends no tensors: empty hash, zero bytes, norm zero. The metrics named leave
-    too, and no noise protects them. ``privacy`` is None where the plan promises nothing. ``approved_by`` is
+    and before encryption. Evaluating a final model sends no tensors: empty hash, zero bytes, norm zero. The
+    metrics named leave too, and no noise protects them. ``privacy`` is None where the plan promises nothing. ``approved_by`` is
     the row of the user who decided on the protocol, or the account at the command line. ``eligible``,
     ``used`` and ``skipped`` (by reason) count instances of the task's modalities; they stay with the receipt
     at the site.

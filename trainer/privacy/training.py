@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from trainer import steppers, strategies
+from trainer.datasets import Samples
 from trainer.errors import DatasetError, UpdateError
 from trainer.networks import weights_of, with_weights
-from trainer.optimisation import augment
+from trainer.objectives import objective_of
+from trainer.optimisation import augment_both
 from trainer.weights_io import difference
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from trainer.datasets import Samples
     from trainer.privacy.noise import Noise
     from trainer.privacy.promise import Promise
     from trainer.site_rules import Round
@@ -55,9 +55,9 @@ def private_update(this: Round, promise: Promise, noise: Noise, proximal_mu: flo
     losses: list[float] = []
     for step in range(1, spec.local_steps + 1):
         chosen = _chosen(subjects, promise.sampling_rate, noise)
-        x = this.samples.x[chosen]
-        x = augment(x, spec, generator) if len(x) else x
-        summed, loss = _clipped_sum(network, x, this.samples.y[chosen], promise.clip_norm)
+        x, y = this.samples.x[chosen], this.samples.y[chosen]
+        x, y = augment_both(x, y, spec, generator) if len(x) else (x, y)
+        summed, loss = _clipped_sum(network, Samples(x, y), promise.clip_norm)
         losses += loss
         _noisy_gradients(parameters, summed, promise, noise, spec.batch_size)
         for parameter, then in zip(parameters, start, strict=True):
@@ -110,7 +110,7 @@ def _chosen(subjects: Sequence[NDArray[np.int64]], rate: float, noise: Noise) ->
 
 
 def _clipped_sum(
-    network: torch.nn.Module, x: NDArray[np.float32], y: NDArray[np.uint8], clip_norm: float
+    network: torch.nn.Module, samples: Samples, clip_norm: float
 ) -> tuple[list[torch.Tensor], list[float]]:
     """Return the sum of the clipped gradients of single cases, and their losses.
 
@@ -119,10 +119,10 @@ def _clipped_sum(
     parameters = list(network.parameters())
     summed = [torch.zeros_like(parameter) for parameter in parameters]
     losses = []
-    for one, label in zip(x, y, strict=True):
-        logit = network(torch.from_numpy(one).unsqueeze(0))
-        target = torch.tensor([[float(label)]])
-        loss = functional.binary_cross_entropy_with_logits(logit, target)
+    objective = objective_of(samples, weighted=False)
+    for position, one in enumerate(samples.x):
+        outputs = network(torch.from_numpy(one).unsqueeze(0))
+        loss = objective.losses(outputs, samples.y[position : position + 1]).mean()
         gradients = torch.autograd.grad(loss, parameters)
         norm = torch.sqrt(torch.stack([gradient.double().square().sum() for gradient in gradients]).sum())
         if not bool(torch.isfinite(norm)):

@@ -67,7 +67,7 @@ class Frozen(Whole):
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(name in head)
             for module in network.modules():
-                if isinstance(module, torch.nn.BatchNorm2d):
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - of any dimension
                     module.eval()
             return steppers.make(network, spec)
 
@@ -158,7 +158,7 @@ class Expert(Whole):
 def _fresh(this: Round) -> Weights:
     """Return a private network and a gate before their first round: untrained, each weighing half."""
     private = initial_weights(this.task, seed_of("expert", this.seed))
-    shapes = {"weight": (1, GATE_CELLS**2), "bias": (1,)}
+    shapes = {"weight": (1, GATE_CELLS ** len(this.task.size)), "bias": (1,)}
     gate = {GATE + name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
     return {PRIVATE + name: array for name, array in private.items()} | gate
 

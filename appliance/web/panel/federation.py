@@ -167,12 +167,13 @@ def _latest_run(view: FederationView) -> Markup | None:
     if not view.runs:
         return None
     run = max(view.runs, key=lambda one: one.last_activity_at)
-    series = charts.Series(view.site, points(run, "auc"))
-    area = charts.lines("AUC", [series], rounds=max(run.total_rounds, 1), within=(0, 1))
-    name = link(
+    name, title = figure(run)
+    series = charts.Series(view.site, points(run, name))
+    area = charts.lines(title, [series], rounds=max(run.total_rounds, 1), within=(0, 1))
+    aside = link(
         f"/federation/runs/{run.run_id}", f"{run.name}, round {run.finished_rounds} of {run.total_rounds}"
     )
-    return card("AUC of the latest run", area, aside=name)
+    return card(f"{title} of the latest run", area, aside=aside)
 
 
 def points(run: views.RunView, name: str) -> tuple[charts.Point, ...]:
@@ -290,7 +291,7 @@ def _runs(view: FederationView) -> Markup:
     columns = (
         Column("Run", "wide"),
         Column("Progress", "wide"),
-        Column("AUC here", "number"),
+        Column("AUC or Dice here", "number"),
         Column("Strategy", "tight"),
         Column("Protocol", "tight"),
         Column("Last activity", "tight"),
@@ -303,7 +304,7 @@ def _runs(view: FederationView) -> Markup:
                 row.finished_rounds / max(1, row.total_rounds),
                 f"{row.finished_rounds} of {row.total_rounds}",
             ),
-            last_auc(row),
+            last_figure(row),
             row.strategy,
             badge(row.protocol_state),
             when(row.last_activity_at),
@@ -317,9 +318,15 @@ def _runs(view: FederationView) -> Markup:
     return table("Runs", columns, rows, empty=empty)
 
 
-def last_auc(row: views.RunView) -> str:
-    """Return the newest area under the curve on this site's held-out cases."""
-    known = [found for one in row.rounds if (found := interval(one.metrics, "auc")) is not None]
+def figure(run: views.RunView) -> tuple[str, str]:
+    """Return name and title of the figure that stands for all: Dice of masks, else AUC."""
+    return ("dice", "Dice") if any("dice" in one.metrics for one in run.rounds) else ("auc", "AUC")
+
+
+def last_figure(row: views.RunView) -> str:
+    """Return the newest AUC or Dice on this site's held-out cases."""
+    name, _ = figure(row)
+    known = [found for one in row.rounds if (found := interval(one.metrics, name)) is not None]
     return f"{known[-1][0]:.3f}" if known else DASH
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from appliance.auth.rights import Right
 from appliance.federation import preflight_words
 from appliance.web.panel import charts, research
-from appliance.web.panel.federation import interval, points, receipts_table
+from appliance.web.panel.federation import figure, interval, points, receipts_table
 from appliance.web.panel.markup import DASH, duration, el, when
 from appliance.web.panel.page import Drawing, NotThereError, Page, Query
 from appliance.web.panel.parts import Column, badge, card, code, grid, nothing, page_head, stack, table, tile
@@ -74,26 +74,27 @@ def _tiles(run: views.RunView) -> Markup:
     return grid(
         tile("Rounds finished", f"{run.finished_rounds} of {run.total_rounds}"),
         tile("Cases in the last round", done[-1].samples if done else DASH),
-        tile("AUC, first to last", f"{first} → {last}", note="on this site's held-out cases"),
+        tile(f"{figure(run)[1]}, first to last", f"{first} → {last}", note="on this site's held-out cases"),
         tile("Training here", duration(seconds), note="all rounds together"),
         class_="tiles",
     )
 
 
 def _ends(run: views.RunView) -> tuple[str, str]:
-    known = [found[0] for one in run.rounds if (found := interval(one.metrics, "auc"))]
+    known = [found[0] for one in run.rounds if (found := interval(one.metrics, figure(run)[0]))]
     return (f"{known[0]:.3f}", f"{known[-1]:.3f}") if known else (DASH, DASH)
 
 
 def _curves(site: str, run: views.RunView) -> Markup:
-    auc, sensitivity, specificity = (points(run, name) for name in ("auc", "sensitivity", "specificity"))
+    name, title = figure(run)
+    headline, sensitivity, specificity = (points(run, one) for one in (name, "sensitivity", "specificity"))
     loss = []
     for one in run.rounds:
         value = one.metrics.get("log_loss")
         if isinstance(value, int | float):
             loss.append(charts.Point(one.number, float(value)))
     rounds = max(run.total_rounds, 1)
-    area = charts.lines("AUC", [charts.Series(site, auc)], rounds=rounds, within=(0, 1))
+    area = charts.lines(title, [charts.Series(site, headline)], rounds=rounds, within=(0, 1))
     losses = charts.lines("Loss", [charts.Series(site, tuple(loss))], rounds=rounds)
     thresholds = [
         charts.Series("Sensitivity", _bare(sensitivity)),
@@ -107,7 +108,7 @@ def _curves(site: str, run: views.RunView) -> Markup:
     return el(
         "div",
         grid(
-            card("AUC by round", area),
+            card(f"{title} by round", area),
             card("Loss by round", losses),
             card("At the threshold", both),
             class_="three",
@@ -127,7 +128,7 @@ def _rounds(run: views.RunView) -> Markup:
         Column("Round", "tight"),
         Column("State", "wide"),
         Column("Cases", "number"),
-        Column("AUC (95 % CI)", "tight"),
+        Column(f"{figure(run)[1]} (95 % CI)", "tight"),
         Column("Loss", "number"),
         Column("Training", "number"),
         Column("Data set", "tight"),
@@ -142,7 +143,7 @@ def _rounds(run: views.RunView) -> Markup:
                 el("span", one.reason, class_="reason") if one.reason else None,
             ),
             _cases(one),
-            _auc(one),
+            _headline(one, figure(run)[0]),
             f"{one.metrics['log_loss']:.3f}"
             if isinstance(one.metrics.get("log_loss"), int | float)
             else DASH,
@@ -168,8 +169,8 @@ def _cases(one: views.RoundView) -> Markup | str:
     )
 
 
-def _auc(one: views.RoundView) -> str:
-    found = interval(one.metrics, "auc")
+def _headline(one: views.RoundView, name: str) -> str:
+    found = interval(one.metrics, name)
     return DASH if found is None else f"{found[0]:.3f} ({found[1]:.2f} to {found[2]:.2f})"
 
 

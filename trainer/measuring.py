@@ -1,0 +1,37 @@
+"""Measuring a model: AUC of labels, Dice of masks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from trainer import metrics
+from trainer.metrics import Metrics
+from trainer.optimisation import probabilities, segmented
+from trainer.segmentation import dice
+from trainer.segmentation.dice import SegmentationMetrics
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from trainer.datasets import Samples
+    from trainer.ports import Progress
+    from trainer.task import TaskSpec
+
+AnyMetrics = Metrics | SegmentationMetrics
+
+
+def measured(network: torch.nn.Module, task: TaskSpec, samples: Samples, progress: Progress) -> AnyMetrics:
+    """Return the figures of a network on samples; progress has stage ``evaluate``."""
+    if task.segmentation is None:
+        scores = probabilities(network, samples.x, progress)
+        return metrics.measure(samples.y, scores, task.threshold)
+    found = segmented(network, samples.x, progress)
+    return dice.measure(samples.y, found, task.segmentation.segments, samples.pseudonyms)
+
+
+def read_metrics(content: Mapping[str, Any]) -> AnyMetrics:
+    """Read what ``to_json`` of either kind wrote."""
+    kind = SegmentationMetrics if "dice" in content else Metrics
+    return kind.from_json(content)
