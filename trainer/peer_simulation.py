@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer import peers, strategies
+from trainer import attendance, peers, strategies
 from trainer.errors import StrategyError
 from trainer.local_round import evaluate
 from trainer.peers import Call, Exchange, Message, Peer, Trained
-from trainer.simulation import RoundRecord, Simulation, SiteRecord, Traffic, absent, site_round
+from trainer.simulation import RoundRecord, Simulation, SiteRecord, Traffic, site_round
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -74,7 +74,7 @@ def _round(
     scene: Scene, held: Mapping[str, Peer], own: Mapping[str, Mapping[str, Array]], number: int
 ) -> tuple[dict[str, Peer], dict[str, Mapping[str, Array]], RoundRecord]:
     started = time.perf_counter()
-    gone, there = absent(scene.away, number, scene.datasets)
+    gone, there = attendance.split(scene.away, number, scene.datasets)
     call = Call(number, there, scene.seed, scene.parameters)
     before = scene.rule.gather(call, held)
     held = {**held, **before.peers}

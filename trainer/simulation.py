@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from trainer import peers, strategies
+from trainer import attendance, peers, strategies
 from trainer.compression import pack_seed
 from trainer.compression.spec import taken_over
 from trainer.datasets import Dataset, Samples
@@ -163,7 +163,7 @@ def simulate(  # noqa: PLR0913 - all that the same model depends on
     for number in range(1, rounds + 1):
         started = time.perf_counter()
         contributions, sites = [], {}
-        gone, there = absent(away or {}, number, datasets)
+        gone, there = attendance.split(away or {}, number, datasets)
         for site in chosen.participants(number, there, seed, state):
             update, sites[site] = site_round(
                 task,
@@ -190,17 +190,6 @@ def simulate(  # noqa: PLR0913 - all that the same model depends on
         records.append(RoundRecord(number, time.perf_counter() - started, sites, away=gone))
         progress("round", number, rounds)
     return Simulation(weights, tuple(records), final_metrics(task, strategy, weights, own, datasets))
-
-
-def absent(
-    away: Mapping[int, Collection[str]], number: int, sites: Collection[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return who does not answer in a round, and who does; raises StrategyError where nobody does."""
-    gone = tuple(site for site in sites if site in away.get(number, ()))
-    there = tuple(site for site in sites if site not in gone)
-    if not there:
-        raise StrategyError(f"round {number}: every site is away; expected at least one")
-    return gone, there
 
 
 def final_metrics(

@@ -16,6 +16,8 @@ from appliance.db.engine import reading
 from appliance.federation import coordinator, members, provision
 from appliance.federation.errors import CoordinatorError
 from trainer import strategies
+from trainer.errors import StrategyError
+from trainer.federation.errors import PlanError
 from trainer.federation.plan import Plan, default_expiry
 from trainer.weights_io import load
 
@@ -30,9 +32,9 @@ def add(root: Path, plan_file: Path) -> str:
 
     Raises
     ------
-    CoordinatorError, TrainerError
+    CoordinatorError
         If the plan cannot be read, needs more sites than there are, or asks for a strategy or parameters
-        that do not exist.
+        that do not exist or that only simulations know.
     """
     federation = provision.load(root)
     plan = read_plan(plan_file)
@@ -40,7 +42,10 @@ def add(root: Path, plan_file: Path) -> str:
     sites = members.active(book.engine)
     if plan.min_sites > len(sites):
         raise CoordinatorError(f"min_sites: expected at most {len(sites)}, the federation's sites")
-    strategies.get(plan.strategy.name).check_parameters(plan.strategy.parameters)
+    try:
+        strategies.get(plan.strategy.name).check_parameters(plan.strategy.parameters)
+    except StrategyError as error:
+        raise CoordinatorError(f"{plan_file.name}: strategy: {error}") from error
     earlier = _earlier(book, plan.initial_sha256) if plan.initial_sha256 else None
     return book.add_run(plan, initial_model(plan, federation.runs / plan.run_id, earlier))
 
@@ -65,7 +70,10 @@ def read_plan(path: Path) -> Plan:
         raise CoordinatorError(f"{path.name}: expected a JSON object")
     content.setdefault("run_id", f"run-{secrets.token_hex(6)}")
     content.setdefault("expires_at", default_expiry(now()).isoformat())
-    return Plan.from_json(content)
+    try:
+        return Plan.from_json(content)
+    except PlanError as error:
+        raise CoordinatorError(f"{path.name}: {error}") from error
 
 
 def initial_model(plan: Plan, folder: Path, earlier: Path | None = None) -> dict[str, Any]:
