@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trainer import strategies
+from trainer import peers
 from trainer.errors import StrategyError, UnfitModelError
 from trainer.networks import initial_weights
 
@@ -25,7 +25,7 @@ def first_model(
     task : TaskSpec
         The network.
     strategy : str
-        Of :data:`trainer.strategies.STRATEGIES`.
+        Of :data:`trainer.peers.NAMES`.
     seed : int
         Of the untrained network, where there is no earlier model.
     earlier : Mapping, optional
@@ -38,7 +38,7 @@ def first_model(
     UnfitModelError
         If the earlier model has other names, shapes or types than the network.
     """
-    chosen = strategies.get(strategy)
+    chosen = peers.terms(strategy)
     initial = initial_weights(task, seed)
     if earlier is None:
         if chosen.needs_initial:

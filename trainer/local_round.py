@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer import strategies
+from trainer import peers, strategies
 from trainer.compression.spec import taken_over, with_residual
 from trainer.datasets import Dataset, Samples, require_trainable
 from trainer.measuring import measured
@@ -120,7 +120,7 @@ def local_round(  # noqa: PLR0913 - all that the same update depends on
     dataset : Dataset
         Of :func:`trainer.datasets.build`.
     strategy, strategy_parameters : str, Mapping
-        The plan's strategy, which decides how the site trains (:mod:`trainer.site_rules`).
+        What decides how the site trains (:mod:`trainer.site_rules`).
     own : Mapping, optional
         What the last round left here; nothing before the first.
     max_norm : float
@@ -188,7 +188,7 @@ def _trained(
         return rule.train(this)
     privacy.check_fits(this.task, this.strategy)
     if privacy.mechanism == DP_SGD:
-        mu = strategies.get(this.strategy).proximal_mu(this.parameters, this.task.local.fedprox_mu)
+        mu = peers.terms(this.strategy).proximal_mu(this.parameters, this.task.local.fedprox_mu)
         delta, loss = training.private_update(this, privacy, noise, mu)
         return delta, loss, {}
     protect = {UPDATE_GAUSSIAN: training.noised_update, SVT: sparse.sparse_update}.get(privacy.mechanism)

@@ -8,13 +8,14 @@ the federation engine's simulator, and comes to the same model; admission and fa
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from trainer import strategies
+from trainer import attendance, peers, strategies
 from trainer.compression import draw_of
 from trainer.compression.spec import taken_over
 from trainer.datasets import Dataset, Samples
+from trainer.encryption.spec import check_strategy
 from trainer.errors import StrategyError
 from trainer.first_model import first_model
 from trainer.local_round import LocalUpdate, Packing, evaluate, local_round
@@ -26,7 +27,7 @@ from trainer.site_rules import site_rule
 from trainer.weights_io import to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -69,12 +70,27 @@ class SiteRecord:
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """What a site sent and received in a round in which it did not train, in bytes."""
+
+    sent: int
+    received: int
+
+
+@dataclass(frozen=True)
 class RoundRecord:
-    """One finished round; ``number`` counts from 1, ``sites`` are those that trained."""
+    """One finished round; ``number`` counts from 1, ``sites`` are those that trained.
+
+    Between peers: ``led_by`` brought models together where one site did, ``others`` sent or received
+    without training, ``away`` did not answer.
+    """
 
     number: int
     seconds: float
     sites: Mapping[str, SiteRecord]
+    led_by: str = ""
+    others: Mapping[str, Traffic] = field(default_factory=dict)
+    away: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +121,7 @@ def simulate(  # noqa: PLR0913 - all that the same model depends on
     privacy: Promise | None = None,
     compression: Compression | None = None,
     encrypted: bool = False,
+    away: Mapping[int, Collection[str]] | None = None,
     progress: Progress = silent,
 ) -> Simulation:
     """Run a federation of these sites; the same arguments give the same model on the same machine.
@@ -118,7 +135,7 @@ def simulate(  # noqa: PLR0913 - all that the same model depends on
     rounds : int
         At least 1.
     strategy, parameters : str, Mapping
-        Of :data:`trainer.strategies.STRATEGIES`.
+        Of :data:`trainer.peers.NAMES`.
     initial : Mapping, optional
         An earlier run's global model to start from.
     seed : int
@@ -129,15 +146,24 @@ def simulate(  # noqa: PLR0913 - all that the same model depends on
         How the sites make their updates small.
     encrypted : bool
         Whether updates are summed encrypted; the scheme's noise makes no two models equal then.
+    away : Mapping, optional
+        By number of round, the sites that do not answer in it.
     progress : Progress
         Called with stage ``round`` after each round.
     """
     parameters = parameters or {}
-    chosen = strategies.get(strategy)
-    chosen.check_parameters(parameters)
+    peers.terms(strategy).check_parameters(parameters)
     if rounds < 1 or not datasets:
         raise StrategyError("nothing to simulate; expected at least one round and one site")
     weights: Weights = first_model(task, strategy, seed, initial)
+    if encrypted:
+        check_strategy(strategy)
+    if strategy in peers.PEERS:
+        from trainer.peer_simulation import Scene, run  # noqa: PLC0415 - it is built on this module
+
+        scene = Scene(task, datasets, strategy, parameters, seed, privacy, compression, away or {})
+        return run(scene, weights, rounds, progress)
+    chosen = strategies.get(strategy)
     state: dict[str, Any] = {}
     own: dict[str, Weights] = {}
     sealed = _consortium(weights, strategy, parameters, compression) if encrypted else None
@@ -145,7 +171,8 @@ def simulate(  # noqa: PLR0913 - all that the same model depends on
     for number in range(1, rounds + 1):
         started = time.perf_counter()
         updates, sites = {}, {}
-        for site in chosen.participants(number, tuple(datasets), seed, state):
+        gone, there = attendance.split(away or {}, number, datasets)
+        for site in chosen.participants(number, there, seed, state):
             update, sites[site] = site_round(
                 task,
                 weights,
@@ -169,7 +196,7 @@ def simulate(  # noqa: PLR0913 - all that the same model depends on
             sites = {
                 site: replace(one, update_bytes=left[site], model_bytes=came) for site, one in sites.items()
             }
-        records.append(RoundRecord(number, time.perf_counter() - started, sites))
+        records.append(RoundRecord(number, time.perf_counter() - started, sites, away=gone))
         progress("round", number, rounds)
     return Simulation(weights, tuple(records), final_metrics(task, strategy, weights, own, datasets))
 
@@ -249,6 +276,10 @@ def bytes_by_site(rounds: Sequence[RoundRecord]) -> dict[str, dict[str, int]]:
             total = totals.setdefault(site, {"sent": 0, "received": 0})
             total["sent"] += one.update_bytes
             total["received"] += one.model_bytes
+        for site, other in record.others.items():
+            total = totals.setdefault(site, {"sent": 0, "received": 0})
+            total["sent"] += other.sent
+            total["received"] += other.received
     return totals
 
 

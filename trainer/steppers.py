@@ -29,9 +29,12 @@ class Stepper(Protocol):
 
 
 class SGD:
-    """Stochastic gradient descent with momentum 0.9 and coupled weight decay."""
+    """Stochastic gradient descent with momentum and coupled weight decay."""
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], spec: LocalSpec) -> None:
+    def __init__(
+        self, parameters: Iterable[torch.nn.Parameter], spec: LocalSpec, momentum: float = _MOMENTUM
+    ) -> None:
+        self._momentum = momentum
         self._parameters = list(parameters)
         self._spec = spec
         self._velocity: list[torch.Tensor | None] = [None] * len(self._parameters)
@@ -44,7 +47,7 @@ class SGD:
                 continue
             gradient = parameter.grad.add(parameter, alpha=self._spec.weight_decay)
             velocity = self._velocity[position]
-            velocity = gradient if velocity is None else velocity.mul_(_MOMENTUM).add_(gradient)
+            velocity = gradient if velocity is None else velocity.mul_(self._momentum).add_(gradient)
             self._velocity[position] = velocity
             parameter.add_(velocity, alpha=-self._spec.learning_rate)
             parameter.grad = None

@@ -37,6 +37,7 @@ class Order:
     initial: Weights | None
     privacy: Promise | None
     compression: Compression | None
+    away: dict[int, list[str]]
 
 
 def register(app: typer.Typer) -> None:
@@ -47,9 +48,9 @@ def register(app: typer.Typer) -> None:
 def _list(wanted: bool) -> None:
     """Name the strategies and stop, before other options are looked at."""
     if wanted:
-        from trainer.strategies import STRATEGIES  # noqa: PLC0415 - only when the command runs
+        from trainer.peers import NAMES  # noqa: PLC0415 - only when the command runs
 
-        typer.echo("\n".join(STRATEGIES))
+        typer.echo("\n".join(NAMES))
         raise typer.Exit
 
 
@@ -81,6 +82,10 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
         ),
     ] = "",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    away: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=ROUND or NAME=FIRST-LAST: a site that does not answer then."),
+    ] = None,
     cache: Annotated[Path, typer.Option(help="Folder of prepared pictures, by hash.")] = Path(_CACHE),
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Loop in this process instead of the engine's simulator.")
@@ -106,7 +111,8 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     """Run a federation on one machine, with the local rounds and strategies of a real one.
 
     It runs on the federation engine's simulator, a process per site; with --in-process it is a loop in one
-    process that comes to the same model. Folders are read as they are: nothing is de-identified.
+    process that comes to the same model. What runs between peers is always that loop. Folders are read as
+    they are: nothing is de-identified.
     """
     from trainer.errors import TrainerError  # noqa: PLC0415  only when the command runs
     from trainer.privacy.promise import check_promised  # noqa: PLC0415
@@ -117,11 +123,12 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
     others = simulate_sites.places("--unseen", unseen or [], frozenset(training))
     numbers = _numbers(parameter or [])
     promise, packing = _promise(privacy), _compression(compression)
+    missing = simulate_sites.absences(away or [], training, rounds)
     console = Console(stderr=True)
     try:
         sites = simulate_sites.read(task, training, others, cache, console)
         start = None if initial is None else load(initial)
-        order = Order(rounds, strategy, numbers, seed, start, promise, packing)
+        order = Order(rounds, strategy, numbers, seed, start, promise, packing, missing)
         _check(sites, order)
         check_promised(strategy, promise)
         spent = None if promise is None else _cost(sites, promise, strategy, rounds)
@@ -228,8 +235,12 @@ def _numbers(options: list[str]) -> dict[str, float]:
 
 
 def _run(sites: Sites, order: Order, *, in_process: bool, encrypted: bool, console: Console) -> Simulation:
+    from trainer.peers import PEERS  # noqa: PLC0415 - only when the command runs
+
     options = vars(order)
-    if not in_process and not encrypted:
+    if order.strategy in PEERS and not in_process:
+        console.print(f"{order.strategy}: runs in this process, not on the engine's simulator")
+    elif not in_process and not encrypted:
         from trainer.engine.simulator import simulate_on_engine  # noqa: PLC0415
 
         with console.status("the engine's simulator runs"):
@@ -271,7 +282,9 @@ def _print(result: Simulation, figures: dict[str, Any]) -> None:
     for record in result.rounds:
         areas = "  ".join(f"{site} {_headline(item.metrics)}" for site, item in record.sites.items())
         of = f"{figures['figure']} of the incoming model"
-        typer.echo(f"round {record.number}: {of}  {areas}  ({record.seconds:.1f} s)")
+        led = f"  led by {record.led_by}" * bool(record.led_by)
+        gone = f"  away: {', '.join(record.away)}" * bool(record.away)
+        typer.echo(f"round {record.number}: {of}  {areas}{led}{gone}  ({record.seconds:.1f} s)")
     last = {site: one.weight for site, one in result.rounds[-1].sites.items() if one.weight is not None}
     if last:
         typer.echo("weights in the last round  " + "  ".join(f"{site} {w:.3f}" for site, w in last.items()))

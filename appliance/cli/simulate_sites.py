@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 from rich.progress import Progress
@@ -13,10 +14,14 @@ from appliance.cli import WRONG_USE
 from appliance.federation.joincode import SITE_NAME
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from rich.console import Console
 
     from trainer.datasets import Dataset
     from trainer.task import TaskSpec
+
+_ABSENCE: Final = re.compile(r"(.+)=([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,20 @@ def places(option: str, texts: list[str], taken: frozenset[str] = frozenset()) -
             )
             raise typer.Exit(WRONG_USE)
         found[name] = place
+    return found
+
+
+def absences(texts: list[str], sites: Collection[str], rounds: int) -> dict[int, list[str]]:
+    """Read NAME=FIRST-LAST of each text, by round; ends the program with 2 for anything else."""
+    found: dict[int, list[str]] = {}
+    for text in texts:
+        match = _ABSENCE.fullmatch(text)
+        name, first, last = match.group(1, 2, 3) if match else ("", "0", None)
+        if name not in sites or not 1 <= int(first) <= int(last or first) <= rounds:
+            typer.echo("--away: expected NAME=ROUND or NAME=FIRST-LAST, a site and rounds of its", err=True)
+            raise typer.Exit(WRONG_USE)
+        for number in range(int(first), int(last or first) + 1):
+            found.setdefault(number, []).append(name)
     return found
 
 

@@ -17,6 +17,8 @@ from appliance.federation import coordinator, members, provision
 from appliance.federation.errors import CoordinatorError
 from trainer import strategies
 from trainer.encryption import ENCRYPTED
+from trainer.errors import StrategyError
+from trainer.federation.errors import PlanError
 from trainer.federation.plan import Plan, default_expiry
 from trainer.weights_io import Stored, load
 
@@ -32,9 +34,9 @@ def add(root: Path, plan_file: Path) -> str:
 
     Raises
     ------
-    CoordinatorError, TrainerError
+    CoordinatorError
         If the plan cannot be read, needs more sites than there are, or asks for a strategy or parameters
-        that do not exist.
+        that do not exist or that only simulations know.
     """
     federation = provision.load(root)
     book = coordinator.open_book(federation)
@@ -42,7 +44,10 @@ def add(root: Path, plan_file: Path) -> str:
     sites = members.active(book.engine)
     if plan.min_sites > len(sites):
         raise CoordinatorError(f"min_sites: expected at most {len(sites)}, the federation's sites")
-    strategies.get(plan.strategy.name).check_parameters(plan.strategy.parameters)
+    try:
+        strategies.get(plan.strategy.name).check_parameters(plan.strategy.parameters)
+    except StrategyError as error:
+        raise CoordinatorError(f"{plan_file.name}: strategy: {error}") from error
     earlier = _earlier(book, plan.initial_sha256) if plan.initial_sha256 else None
     return book.add_run(plan, initial_model(plan, federation.runs / plan.run_id, earlier))
 
@@ -84,7 +89,10 @@ def read_plan(path: Path, recipients: Mapping[str, str]) -> Plan:
     encryption = content.get("encryption")
     if isinstance(encryption, dict):
         encryption.setdefault("recipients", dict(recipients))
-    plan = Plan.from_json(content)
+    try:
+        plan = Plan.from_json(content)
+    except PlanError as error:
+        raise CoordinatorError(f"{path.name}: {error}") from error
     if plan.encryption is not None and not plan.encryption.recipients.items() <= recipients.items():
         raise CoordinatorError("encryption.recipients: expected sites that take part, with their own keys")
     return plan

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from appliance.cli import build
 from tests.trainer.samples import small_task, write_cases
 from trainer.networks import initial_weights
-from trainer.strategies import STRATEGIES
+from trainer.peers import NAMES, PEERS, terms
 from trainer.task import LocalSpec, NetworkSpec
 from trainer.weights_io import load, save, sha256
 
@@ -118,16 +118,16 @@ def test_packed_updates_are_told_and_fewer_bytes_leave(sites: list[str]) -> None
 
 def test_strategies_are_listed_without_a_task() -> None:
     found = CliRunner().invoke(build(), ["simulate", "--list-strategies"])
-    assert (found.exit_code, found.stdout.splitlines()) == (0, list(STRATEGIES))
+    assert (found.exit_code, found.stdout.splitlines()) == (0, list(NAMES))
 
 
-@pytest.mark.parametrize("strategy", list(STRATEGIES))
+@pytest.mark.parametrize("strategy", NAMES)
 def test_every_listed_strategy_runs(sites: list[str], strategy: str, tmp_path: Path) -> None:
     norm = "group" if strategy == "svt" else "batch"  # what noise protects mixes no people
     network = NetworkSpec("resnet", {"features": [4, 4, 8, 8], "groups": 2, "norm": norm})
     (tmp_path / "task.json").write_text(json.dumps(replace(TASK, network=network).to_json()))
     extra = ["--rounds", "2", "--in-process", "--json", "-", "--strategy", strategy]
-    if STRATEGIES[strategy].needs_initial:
+    if terms(strategy).needs_initial:
         earlier = tmp_path / "earlier.safetensors"
         save(earlier, initial_weights(replace(TASK, network=network), 9))
         extra += ["--initial", str(earlier)]
@@ -136,6 +136,34 @@ def test_every_listed_strategy_runs(sites: list[str], strategy: str, tmp_path: P
     found = CliRunner().invoke(build(), ["simulate", *sites, *extra])
     assert found.exit_code == 0, found.output
     assert set(json.loads(found.stdout)["final"]) == {"north", "south"}
+
+
+@pytest.mark.parametrize("strategy", PEERS)
+def test_between_peers_what_one_sends_another_receives_and_nobody_aggregates_for_all(
+    sites: list[str], strategy: str
+) -> None:
+    extra = ["--rounds", "3", "--json", "-", "--strategy", strategy]  # in this process, asked or not
+    found = CliRunner().invoke(build(), ["simulate", *sites, *extra])
+    assert found.exit_code == 0, found.output
+    figures = json.loads(found.stdout)
+    totals = figures["bytes"].values()
+    assert sum(one["sent"] for one in totals) == sum(one["received"] for one in totals) > 0
+    leaders = [record["led_by"] for record in figures["rounds"]]
+    assert set(leaders) <= {"", "north", "south"}
+    assert any(leaders) == (strategy != "dfedavgm")
+    assert set(figures["final"]) == {"north", "south"}
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", *PEERS])
+def test_a_site_that_does_not_answer_is_named_and_ends_nothing(sites: list[str], strategy: str) -> None:
+    extra = ["--rounds", "3", "--in-process", "--json", "-", "--strategy", strategy, "--away", "south=2-3"]
+    found = CliRunner().invoke(build(), ["simulate", *sites, *extra])
+    assert found.exit_code == 0, found.output
+    records = json.loads(found.stdout)["rounds"]
+    assert [record["away"] for record in records] == [[], ["south"], ["south"]]
+    assert [set(record["sites"]) for record in records[1:]] == [{"north"}] * 2
+    told = CliRunner().invoke(build(), ["simulate", *sites, *extra[:3], *extra[5:]])
+    assert "away: south" in told.stdout
 
 
 @pytest.mark.parametrize(
@@ -151,6 +179,12 @@ def test_every_listed_strategy_runs(sites: list[str], strategy: str, tmp_path: P
         (["--strategy", "sorcery", "--in-process"], 1),
         (["--strategy", "transfer", "--in-process"], 1),
         (["--strategy", "svt", "--in-process"], 1),
+        (["--strategy", "dfedavgm", "--parameter", "bits=3"], 1),
+        (["--strategy", "braintorrent", "--compression", "int8"], 1),
+        (["--away", "west=1"], 2),
+        (["--away", "north=1-11"], 2),
+        (["--away", "north"], 2),
+        (["--away", "north=1", "--away", "south=1", "--in-process"], 1),
         (["--compression", "zip", "--in-process"], 2),
         (["--initial", "/nowhere.safetensors", "--in-process"], 1),
         (["--strategy", "fedprox", "--parameter", "mu=-1", "--in-process"], 1),

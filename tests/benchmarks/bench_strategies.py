@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tests.benchmarks.skewed_sites import SETS, TASK, label_skew
 from trainer.local_round import use_threads
+from trainer.peers import NAMES, PEERS, terms
 from trainer.privacy.promise import Promise
-from trainer.simulation import simulate
+from trainer.simulation import bytes_by_site, simulate
 from trainer.strategies import STRATEGIES
 from trainer.task import NetworkSpec
 
@@ -40,6 +41,9 @@ PARAMETERS: Final[dict[str, dict[str, float]]] = {
 # What needs a promise has it, and a network that it can protect; it is compared with FedAvg on that network.
 PROMISES: Final = {"svt": Promise("svt", 0.01, 0.05, 1e3, 1e-3, share=0.1)}
 _PROTECTED: Final = replace(TASK, network=NetworkSpec("resnet", {"features": [4, 4, 8, 8], "groups": 2}))
+# DFedAvgM is gradient descent with momentum: it is compared with FedAvg that trains so, too.
+DESCENT: Final = replace(TASK, local=replace(TASK.local, optimizer="sgd", learning_rate=0.05))
+TASKS: Final = {"svt": _PROTECTED, "dfedavgm": DESCENT}
 _T_95: Final = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 10: 2.262}  # Student's t, 0.975, n - 1 degrees
 
 
@@ -56,7 +60,7 @@ def run(seeds: int = SEEDS, rounds: int = ROUNDS) -> dict[str, Any]:
     return {"seeds": seeds, "rounds": rounds, "minutes": minutes, "sets": summary(found)}
 
 
-def measure(order: tuple[str, int, int], names: Sequence[str] = tuple(STRATEGIES)) -> Found:
+def measure(order: tuple[str, int, int], names: Sequence[str] = NAMES) -> Found:
     """Run strategies on one set of sites, from one seed.
 
     Where one starts from an earlier model, that is FedAvg's of other drawn pictures, for chest X-rays too: no
@@ -68,37 +72,46 @@ def measure(order: tuple[str, int, int], names: Sequence[str] = tuple(STRATEGIES
     earlier = simulate(TASK, label_skew(seed + _OTHER_PICTURES), rounds=rounds, seed=seed).weights
     found = {}
     for name in names:
-        turns = len(datasets) if STRATEGIES[name].one_at_a_time else 1  # as many local rounds for each
-        promise = PROMISES.get(name)
-        task = TASK if promise is None else _PROTECTED
+        promise, task = PROMISES.get(name), TASKS.get(name, TASK)
         result = simulate(
             task,
             datasets,
-            rounds=rounds * turns,
+            rounds=_as_much_training(name, rounds, len(datasets)),
             strategy=name,
             parameters=PARAMETERS.get(name),
-            initial=earlier if STRATEGIES[name].needs_initial else None,
+            initial=earlier if terms(name).needs_initial else None,
             seed=seed,
             privacy=promise,
         )
-        sent = [one.update_bytes for record in result.rounds for one in record.sites.values()]
-        areas = _areas(result)
-        found[name] = {"auc": mean(areas), "worst": min(areas), "kib": mean(sent) / 1024}
-        if promise is not None:
-            found[name]["beside"] = mean(_areas(simulate(task, datasets, rounds=rounds, seed=seed)))
+        found[name] = measured(result)
+        if task is not TASK:
+            found[name]["beside"] = measured(simulate(task, datasets, rounds=rounds, seed=seed))["auc"]
     return found
 
 
-def _areas(result: Simulation) -> list[float]:
-    return [one.auc.estimate for one in result.final.values() if one.auc is not None]
+def _as_much_training(name: str, rounds: int, sites: int) -> int:
+    """Return the rounds in which every site trains as often as in that many of FedAvg."""
+    if name in PEERS:
+        return PEERS[name].rounds(rounds, sites)
+    return rounds * sites if STRATEGIES[name].one_at_a_time else rounds
 
 
-def summary(found: dict[tuple[str, int, int], Found]) -> dict[str, dict[str, dict[str, Any]]]:
+def measured(result: Simulation) -> dict[str, float]:
+    """Return mean and least AUC over sites, and what a site sent for one local round."""
+    areas = [one.auc.estimate for one in result.final.values() if one.auc is not None]
+    trainings = sum(len(record.sites) for record in result.rounds)
+    sent = sum(one["sent"] for one in bytes_by_site(result.rounds).values())
+    return {"auc": mean(areas), "worst": min(areas), "kib": sent / trainings / 1024}
+
+
+def summary(
+    found: dict[tuple[str, int, int], Found], names: Sequence[str] = NAMES
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Return figures by data and strategy, with the paired difference to FedAvg."""
     sets: dict[str, dict[str, dict[str, Any]]] = {data: {} for data in SETS}
     for data, table in sets.items():
         by_seed = [one for (of, _, _), one in sorted(found.items()) if of == data]
-        for name in STRATEGIES:
+        for name in names:
             table[name] = {
                 "auc": [one[name]["auc"] for one in by_seed],
                 "worst": [one[name]["worst"] for one in by_seed],
@@ -129,12 +142,13 @@ def markdown(figures: dict[str, Any]) -> str:
             "| strategy | AUC | worst site | beside `fedavg` | | KiB a round and site |",
             "| - " * 6 + "|",
         ]
-        lines += [_row(name, row) for name, row in table.items()]
+        lines += [row_of(name, row) for name, row in table.items()]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _row(name: str, row: dict[str, Any]) -> str:
+def row_of(name: str, row: dict[str, Any]) -> str:
+    """Return a row of the page's tables."""
     beside = row["beside_fedavg"]
     if name == "fedavg":
         difference, verdict = "", ""
@@ -157,6 +171,7 @@ Four sites of at most 64 training and 100 held-out cases; {rounds} rounds of {st
 with batch normalisation, at 28 pixels. AUC is measured at each site on its own held-out cases, of the model
 that the site would use. With four sites `multi-krum` withstands nobody and is the mean, and `trimmed-mean` is
 the median. Where one site trains per round, there are four times as many rounds, so that as much is trained.
+Bytes are those that sites send, per local round: to the coordinator, or to each other.
 Parameters other than the defaults, none of them tuned: {changed}.
 
 ```sh
@@ -168,6 +183,9 @@ Not measured: hippocampus sites, which are three-dimensional and which the simul
 for which see `tests/trainer/strategies/test_attacks.py`.
 
 `transfer` starts from a FedAvg model of other drawn pictures with label skew, for chest X-rays too.
+
+`dfedavgm` trains by gradient descent with momentum (rate 0.05) and is compared with `fedavg` that trains
+so, too. Of `dfedavgm`, on a ring, and `braintorrent` each site's own model is measured.
 """
 _ABOUT: Final = {
     "two hospitals": "Real chest X-rays at 28 pixels, pneumonia or not: two sites have children of one\n"

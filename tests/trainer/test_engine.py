@@ -41,11 +41,15 @@ def test_the_engine_s_simulator_comes_to_the_same_model_as_the_loop(
 ) -> None:
     datasets = {f"s{number}": drawn_dataset(number, TASK) for number in range(3)}
     options: dict[str, Any] = {"strategy": strategy, "parameters": parameters, "privacy": privacy}
+    options["away"] = {2: ["s1"]}
     here = simulate(TASK, datasets, rounds=2, seed=1, **options)
     there = simulator.simulate_on_engine(TASK, datasets, rounds=2, seed=1, time_limit_s=240, **options)
     assert all(np.array_equal(here.weights[name], there.weights[name]) for name in here.weights)
     assert there.final == here.final
     assert [set(record.sites) for record in there.rounds] == [set(record.sites) for record in here.rounds]
+    assert (
+        [record.away for record in there.rounds] == [record.away for record in here.rounds] == [(), ("s1",)]
+    )
     for record, same in zip(there.rounds, here.rounds, strict=True):
         assert {site: one.metrics for site, one in record.sites.items()} == {
             site: one.metrics for site, one in same.sites.items()
@@ -54,7 +58,7 @@ def test_the_engine_s_simulator_comes_to_the_same_model_as_the_loop(
 
 def test_an_order_and_a_dataset_survive_the_folder(tmp_path: Path) -> None:
     promise = Promise("update-gaussian", 1.0, 4.0, epsilon=50.0, delta=1e-5)
-    order = Order(TASK, ("a", "b"), 3, "fedprox", {"mu": 0.5}, 9, promise)
+    order = Order(TASK, ("a", "b"), 3, "fedprox", {"mu": 0.5}, 9, promise, away={2: ["a"]})
     order.write(tmp_path)
     assert Order.read(tmp_path) == order
     dataset = drawn_dataset(1, TASK)

@@ -20,7 +20,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.app_common.workflows.model_controller import ModelController
 
-from trainer import strategies, weights_io
+from trainer import attendance, strategies, weights_io
 from trainer.compression import draw_of
 from trainer.engine.exchange import MODEL, RECORDS, TASK_NAME, Order, load_dataset, load_own, save_own
 from trainer.errors import StrategyError
@@ -47,7 +47,8 @@ class SimulationController(ModelController):  # type: ignore[misc]
         for number in range(1, order.rounds + 1):
             started = time.perf_counter()
             model = FLModel(params_type=ParamsType.FULL, params=dict(weights), current_round=number)
-            chosen = strategy.participants(number, order.sites, order.seed, state)
+            gone, there = attendance.split(order.away, number, order.sites)
+            chosen = strategy.participants(number, there, order.seed, state)
             results = self.send_model_and_wait(TASK_NAME, model, targets=list(chosen))
             if len(results) != len(chosen):
                 raise StrategyError(f"round {number}: {len(results)} updates; expected {len(chosen)}")
@@ -64,7 +65,7 @@ class SimulationController(ModelController):  # type: ignore[misc]
             for site, share in strategies.site_weights(state).items():
                 sites[site]["weight"] = share
             seconds = time.perf_counter() - started
-            records.append({"number": number, "seconds": seconds, "sites": sites})
+            records.append({"number": number, "seconds": seconds, "sites": sites, "away": gone})
         weights_io.save(self._folder / MODEL, weights)
         (self._folder / RECORDS).write_text(json.dumps(records), encoding="utf-8")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -15,7 +15,7 @@ from trainer.privacy.promise import Promise
 from trainer.task import TaskSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from trainer.weights_io import Array, Weights
@@ -38,6 +38,7 @@ class Order:
     seed: int
     privacy: Promise | None = None
     compression: Compression | None = None
+    away: Mapping[int, Collection[str]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write to a folder."""
@@ -47,6 +48,7 @@ class Order:
             "parameters": dict(self.parameters),
             "privacy": None if self.privacy is None else self.privacy.to_json(),
             "compression": None if self.compression is None else self.compression.to_json(),
+            "away": {str(number): sorted(sites) for number, sites in self.away.items()},
         }
         (folder / ORDER).write_text(json.dumps(content), encoding="utf-8")
 
@@ -56,6 +58,7 @@ class Order:
         content = json.loads((folder / ORDER).read_text(encoding="utf-8"))
         content["task"] = TaskSpec.from_json(content["task"])
         content["sites"] = tuple(content["sites"])
+        content["away"] = {int(number): sites for number, sites in content["away"].items()}
         if content["privacy"] is not None:
             content["privacy"] = Promise.from_json(content["privacy"])
         if content["compression"] is not None:

@@ -22,7 +22,7 @@ from trainer.first_model import first_model
 from trainer.simulation import RoundRecord, Simulation, SiteRecord, final_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from trainer.compression import Compression
     from trainer.datasets import Dataset
@@ -46,6 +46,7 @@ def simulate_on_engine(  # noqa: PLR0913 - as simulate
     seed: int = 0,
     privacy: Promise | None = None,
     compression: Compression | None = None,
+    away: Mapping[int, Collection[str]] | None = None,
     time_limit_s: float = 3600.0,
 ) -> Simulation:
     """Do what :func:`trainer.simulation.simulate` does, through the engine; the models are the same.
@@ -66,9 +67,9 @@ def simulate_on_engine(  # noqa: PLR0913 - as simulate
         raise SimulationError("site: expected a name of letters, digits and hyphens, not server")
     folder = Path(tempfile.mkdtemp(prefix="cloister-simulation-"))
     try:
-        Order(task, tuple(datasets), rounds, strategy, parameters or {}, seed, privacy, compression).write(
-            folder
-        )
+        sites, parameters = tuple(datasets), parameters or {}
+        order = Order(task, sites, rounds, strategy, parameters, seed, privacy, compression, away or {})
+        order.write(folder)
         weights_io.save(folder / MODEL, first_model(task, strategy, seed, initial))
         for site, dataset in datasets.items():
             save_dataset(folder, site, dataset)
@@ -79,6 +80,7 @@ def simulate_on_engine(  # noqa: PLR0913 - as simulate
                 number=record["number"],
                 seconds=record["seconds"],
                 sites={site: SiteRecord.from_json(item) for site, item in record["sites"].items()},
+                away=tuple(record["away"]),
             )
             for record in json.loads((folder / RECORDS).read_text(encoding="utf-8"))
         )

@@ -38,6 +38,8 @@ _WITH_DP_SGD: Final = frozenset(
         "multi-krum",
         "cyclic",
         "random-transfer",
+        "swarm",
+        "braintorrent",
     }
 )
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from trainer import strategies
+from trainer import peers
 from trainer.site_rules.base import Round, SiteRule, Whole
 from trainer.site_rules.medical import Expert, Frozen, InStyle, Weighed
+from trainer.site_rules.momentum import Momentum
 from trainer.site_rules.personal import OwnNormalisation, Personal
 from trainer.site_rules.scaffold import Controlled
 
@@ -22,12 +23,13 @@ _RULES: Final[dict[str, SiteRule]] = {
     "transfer": Frozen(),
     "domain-adaptation": Expert(),
     "variation-aware": InStyle(),
+    "dfedavgm": Momentum(),
 }
 
 
 def site_rule(strategy: str) -> SiteRule:
     """Return what a site does under a strategy; raises StrategyError for an unknown one."""
-    strategies.get(strategy)
+    peers.terms(strategy)
     return _RULES.get(strategy, _WHOLE)
 
 

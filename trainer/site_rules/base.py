@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from trainer import strategies
+from trainer import peers
 from trainer.errors import UnfitModelError
 from trainer.networks import weights_of, with_weights
 from trainer.optimisation import Budget, train
@@ -74,7 +74,7 @@ class Whole:
 
     def train(self, this: Round) -> tuple[Weights, float, Weights]:
         """Train the global model."""
-        mu = strategies.get(this.strategy).proximal_mu(this.parameters, this.task.local.fedprox_mu)
+        mu = peers.terms(this.strategy).proximal_mu(this.parameters, this.task.local.fedprox_mu)
         after, loss = train_from(this, this.weights, proximal_mu=mu)
         return difference(after, this.weights), loss, {}
 

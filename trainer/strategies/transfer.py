@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from trainer.errors import StrategyError
 from trainer.strategies.base import WholeModel, apply_step, checked, only
+from trainer.strategies.lots import lot
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -87,12 +87,8 @@ class RandomTransfer(Transfer):
         del state
         if not sites:
             raise StrategyError("nobody is there to train; expected at least one site")
-        return (min(sites, key=lambda site: _lot(seed, number, site)),)
+        return (min(sites, key=lambda site: lot("transfer", seed, number, site)),)
 
 
 def _turn(state: Mapping[str, Array], site: str) -> int:
     return int(state.get(TURN + site, np.array(0)))
-
-
-def _lot(seed: int, number: int, site: str) -> bytes:
-    return hashlib.sha256(f"transfer\n{seed}\n{number}\n{site}".encode()).digest()

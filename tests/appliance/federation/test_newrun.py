@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from tests.trainer.federation.plans import make_plan
 from trainer.encryption import ENCRYPTED, Encryption
 from trainer.federation.plan import Strategy
 from trainer.networks import initial_weights
+from trainer.peers import PEERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,4 +119,39 @@ def test_a_run_without_the_model_that_it_starts_from_is_not_written_down(tmp_pat
     path.write_text(plan.dumps())
 
     with pytest.raises(CoordinatorError, match=r"initial_sha256|earlier run's model"):
+        newrun.add(root, path)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_what_only_simulations_know_is_refused_for_a_real_run(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "coordinator"
+    two_sites(root)
+    content = make_plan(min_sites=2).to_json()
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({**content, "strategy": {"name": name, "parameters": {}}}))
+
+    argv = [sys.executable, "-m", "appliance.cli", "coordinator", "run", str(root), str(path)]
+    found = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=120)
+
+    assert found.returncode == 1
+    assert f"{name} runs in simulations alone" in found.stderr
+    assert "Traceback" not in found.stderr
+    with reading(coordinator.open_book(provision.load(root)).engine) as session:
+        assert session.scalars(select(FinishedRound)).all() == []
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [{"name": "sorcery", "parameters": {}}, {"name": "fedavg", "parameters": {"mu": 1}}],
+    ids=["name", "parameter"],
+)
+def test_a_strategy_that_nobody_knows_is_refused_before_anything_is_written_down(
+    tmp_path: Path, strategy: dict[str, object]
+) -> None:
+    root = tmp_path / "coordinator"
+    two_sites(root)
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({**make_plan(min_sites=2).to_json(), "strategy": strategy}))
+
+    with pytest.raises(CoordinatorError, match=r"plan\.json: strategy"):
         newrun.add(root, path)

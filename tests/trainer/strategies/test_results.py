@@ -6,7 +6,7 @@ import pytest
 
 from tests.benchmarks.bench_strategies import interval, markdown, summary
 from tests.benchmarks.skewed_sites import SETS
-from trainer.strategies import STRATEGIES
+from trainer.peers import NAMES
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "results.md"
 
@@ -15,7 +15,7 @@ def test_the_page_of_results_has_a_row_per_strategy_and_data() -> None:
     rows = [
         line.split("|")[1].strip() for line in PAGE.read_text(encoding="utf-8").splitlines() if "|" in line
     ]
-    assert [row for row in rows if row in STRATEGIES] == list(STRATEGIES) * len(SETS)
+    assert [row for row in rows if row in NAMES] == list(NAMES) * len(SETS)
 
 
 def test_an_interval_is_that_of_paired_differences() -> None:
@@ -30,7 +30,7 @@ def test_better_and_worse_are_said_where_the_interval_leaves_zero_out() -> None:
     found = {
         (data, seed, 1): {
             name: {"auc": 0.5 + shift.get(name, 0.0) + 0.01 * seed, "worst": 0.4, "kib": 1.0}
-            for name in STRATEGIES
+            for name in NAMES
         }
         for data in SETS
         for seed in range(3)
