@@ -2,6 +2,8 @@
 
 The engine's server ends a job for everybody when one site reports that its process failed, or merely could
 not start. Here that site alone counts as gone from the job; only the report of the last one left ends it.
+A site whose standing process came back has none of its job processes left: it counts as gone at once, and
+nobody waits until its silence is long enough to tell.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SITE_FAILED = "federation.site_job_failed"
+SITE_RETURNED = "federation.site_returned"
 
 _LOG = logs.logger(__name__)
 
@@ -23,6 +26,7 @@ def install() -> None:
     from nvflare.private.fed.server.fed_server import FederatedServer  # noqa: PLC0415 - heavy
 
     FederatedServer.process_job_failure = _bearing(FederatedServer.process_job_failure)
+    FederatedServer.register_client = _noticing(FederatedServer.register_client)
 
 
 def _bearing(judge: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -43,6 +47,26 @@ def _bearing(judge: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         return answer
 
     return bear
+
+
+def _noticing(register: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    from nvflare.private.defs import CellMessageHeaderKeys, ClientType  # noqa: PLC0415
+
+    def notice(server: Any, request: Any) -> Any:
+        site = str(request.get_header(CellMessageHeaderKeys.CLIENT_NAME))
+        runner = server.engine.job_runner
+        left = runner.get_client_outcome_jobs(site)
+        answer = register(server, request)
+        admitted = isinstance(answer.payload, dict) and answer.payload.get(CellMessageHeaderKeys.TOKEN)
+        if not admitted or request.get_header(CellMessageHeaderKeys.CLIENT_TYPE) != ClientType.REGULAR:
+            return answer
+        for job_id in sorted(left):
+            _LOG.warning(SITE_RETURNED, site=site, job_id=job_id)
+            runner.resolve_client_outcome(job_id, site)
+            server.engine.notify_dead_job(job_id, site, "its standing process came back without it")
+        return answer
+
+    return notice
 
 
 def _others_work(server: Any, job_id: str, site: str) -> bool:
