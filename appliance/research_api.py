@@ -78,6 +78,7 @@ def _questions(zone: ResearchZone) -> list[Route]:
         Route("GET", "/v1/protocols/{id}", ask(lambda s, r: queries.protocol(s, zone, r.parameters["id"]))),
         Route("GET", "/v1/runs", ask(lambda s, _: queries.list_runs(s))),
         Route("GET", "/v1/receipts", ask(lambda s, r: queries.list_receipts(s, zone, _limit(r)))),
+        Route("GET", "/v1/receipts/{id}", ask(lambda s, r: queries.one_receipt(s, zone, r.parameters["id"]))),
         Route("GET", "/v1/budget", ask(lambda s, _: queries.privacy_budget(s))),
         Route("GET", "/v1/datasets", ask(lambda s, r: queries.list_datasets(s, _limit(r)))),
         Route("GET", "/v1/candidates", ask(lambda s, r: queries.list_candidates(s, _limit(r)))),

@@ -76,6 +76,10 @@ class ResearchClient:
         """Return the newest receipts."""
         return self._list(views.ReceiptView, "/v1/receipts", limit=limit)
 
+    def receipt(self, name: str) -> views.ReceiptView:
+        """Return one receipt by row id, its round's, or the beginning (8 digits or more) of its hash."""
+        return views.decode(views.ReceiptView, self._ask("GET", f"/v1/receipts/{quote(name, safe='')}"))
+
     def budget(self) -> views.BudgetView:
         """Return what privacy may cost, and has cost."""
         return views.decode(views.BudgetView, self._ask("GET", "/v1/budget"))

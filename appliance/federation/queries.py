@@ -24,7 +24,7 @@ from appliance.db.research import (
     Round,
     Subject,
 )
-from appliance.federation import budget, comparing, protocols, views
+from appliance.federation import budget, comparing, protocols, receipts, views
 from trainer.federation import receipt
 from trainer.federation.errors import ReceiptError
 from trainer.federation.plan import Plan
@@ -104,6 +104,12 @@ def list_receipts(session: Session, zone: ResearchZone, limit: int = PAGE) -> li
         .limit(_page(limit))
     )
     return [_receipt(zone, row[0], row[1]) for row in session.execute(statement)]
+
+
+def one_receipt(session: Session, zone: ResearchZone, name: str) -> views.ReceiptView:
+    """Return one receipt; raises UnknownReceiptError."""
+    row = receipts.find(session, name)
+    return _receipt(zone, row, session.get_one(Round, row.round_id))
 
 
 def privacy_budget(session: Session) -> views.BudgetView:

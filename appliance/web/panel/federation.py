@@ -11,8 +11,8 @@ from appliance.auth import users
 from appliance.auth.rights import Right
 from appliance.db.base import now
 from appliance.db.engine import reading
-from appliance.web.panel import charts, protocol_parts, research
-from appliance.web.panel.markup import DASH, count, el, join, size, when
+from appliance.web.panel import budget_parts, charts, protocol_parts, receipt, research
+from appliance.web.panel.markup import DASH, count, el, join, when
 from appliance.web.panel.page import Action, Drawing, Page, Query
 from appliance.web.panel.parts import (
     Ask,
@@ -149,18 +149,9 @@ def _cohort(view: FederationView) -> Markup:
         ("Opted out", summary.opted_out),
         ("Labels", labels or "none yet: cloister labels import FILE.csv"),
         ("Last crossing", when(summary.last_import_at)),
-        ("Privacy budget", _budget(view.budget)),
+        ("Privacy budget", budget_parts.draw(view.budget, can_set=view.can_decide)),
     ]
     return card("Research data here", facts(rows))
-
-
-def _budget(budget: views.BudgetView | None) -> str:
-    if budget is None or budget.epsilon is None:
-        return "none set: cloister budget set EPSILON"
-    return (
-        f"epsilon {budget.spent:.3g} of {budget.epsilon:g} spent at delta {budget.delta:g}, "
-        f"{count(budget.rounds, 'round')} charged"
-    )
 
 
 def _latest_run(view: FederationView) -> Markup | None:
@@ -343,58 +334,9 @@ def interval(metrics: Mapping[str, Any], name: str) -> tuple[float, float, float
 
 
 def _receipts(view: FederationView) -> Markup:
-    return receipts_table(
+    return receipt.listed(
         view.receipts, nothing("Nothing has left the building.", "Each round leaves a signed receipt here.")
     )
-
-
-def receipts_table(receipts: tuple[views.ReceiptView, ...], empty: Markup) -> Markup:
-    """Draw receipts, the newest first."""
-    columns = (
-        Column("Round", "wide"),
-        Column("What left", "wide"),
-        Column("Size", "number"),
-        Column("Learned from", "number"),
-        Column("Receipt", "tight"),
-        Column("Signed", "tight"),
-    )
-    rows = [
-        (
-            stack(
-                join((link(f"/federation/runs/{row.run_id}", row.run_id), f" · round {row.number}")),
-                el("small", "evaluation" if row.kind == "finalize" else "training"),
-            ),
-            _what_left(row.body),
-            size(row.size_bytes),
-            count(row.samples, "case"),
-            stack(
-                badge("ok", tone="ok", text="genuine")
-                if row.genuine
-                else badge("bad", tone="bad", text="not genuine"),
-                code(row.body_sha256),
-            ),
-            when(row.created_at),
-        )
-        for row in receipts
-    ]
-    return table("Receipts", columns, rows, empty=empty)
-
-
-def _what_left(body: Mapping[str, Any]) -> Markup:
-    tensors, metrics = body.get("tensors") or body.get("tensor_names") or [], body.get("metric_names") or []
-    norm = body.get("update_norm")
-    size = f", norm {norm:.3g}" if isinstance(norm, int | float) else ""
-    update = f"a difference of {count(len(tensors), 'tensor')}{size}" if tensors else "no tensors"
-    figures = f"and {count(len(metrics), 'figure')}: {', '.join(map(str, metrics))}" if metrics else ""
-    cost = body.get("privacy")
-    spent = (
-        f"{cost['mechanism']}: epsilon {cost['epsilon']:.3g}, {cost['epsilon_total']:.3g} in all, "
-        f"{cost['epsilon_left']:.3g} left"
-        if isinstance(cost, Mapping)
-        else ""
-    )
-    small = [el("small", text) for text in (figures, spent) if text]
-    return stack(update, *small)
 
 
 def _decide(decision: str, said: str) -> Action:
@@ -425,6 +367,7 @@ PAGE: Final = Page(
         "refuse": _decide("refuse", "Refused."),
         "suspend": _decide("suspend", "Suspended: no further round runs here."),
         "preflight": Action(Right.APPROVE_PROTOCOL, _ask_preflight),
+        "budget": Action(Right.APPROVE_PROTOCOL, budget_parts.change),
         "pause": _decide("pause", "Paused: nothing of it runs here or leaves until you resume."),
         "resume": _decide("resume", "Resumed: this site takes part again."),
         "leave": _decide("leave", "Left: this site takes no part in that run any more."),

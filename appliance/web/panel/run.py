@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from appliance.auth.rights import Right
 from appliance.federation import preflight_words
-from appliance.web.panel import charts, research
-from appliance.web.panel.federation import figure, interval, points, receipts_table
+from appliance.web.panel import charts, receipt, research
+from appliance.web.panel.federation import figure, interval, points
 from appliance.web.panel.markup import DASH, duration, el, when
 from appliance.web.panel.page import Drawing, NotThereError, Page, Query
 from appliance.web.panel.parts import Column, badge, card, code, grid, nothing, page_head, stack, table, tile
@@ -62,7 +62,7 @@ def draw(view: RunPageView, viewer: Viewer) -> Drawing:
         "curves": _curves(view.site, run),
         "rounds": card("Rounds", _rounds(run)),
         "receipts": card(
-            "What left the building", receipts_table(view.receipts, nothing("Nothing has left in this run."))
+            "What left the building", receipt.listed(view.receipts, nothing("Nothing has left in this run."))
         ),
     }
 

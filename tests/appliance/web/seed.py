@@ -87,6 +87,7 @@ class Seed:
     instance: str  # whose file is there
     pending_protocol: str
     run_id: str
+    receipt: str  # row id
     dead_round: str
 
 
@@ -421,7 +422,13 @@ def _research(zone: ResearchZone) -> dict[str, Any]:
         dead = _rounds(session, zone, running, at)
         _preflight(session, pending.id)
         zone.ledger.append(session, kind="protocol.proposed", subject_id=pending.id)
-        return {"pending_protocol": pending.id, "run_id": plan.run_id, "dead_round": dead}
+        shown = session.scalars(select(Receipt.id).order_by(Receipt.created_at)).first()
+        return {
+            "pending_protocol": pending.id,
+            "run_id": plan.run_id,
+            "receipt": shown,
+            "dead_round": dead,
+        }
 
 
 def _preflight(session: Session, protocol_id: str) -> None:
@@ -536,6 +543,9 @@ def _receipt(session: Session, zone: ResearchZone, row: Round, at: datetime) -> 
         update_norm=0.8125,
         protocol_id=row.protocol_id,
         approved_by="cli:officer",
+        eligible=140,
+        used=131,
+        skipped={"unlabelled": 9},
     )
     signed = receipts.sign(receipts.build(departure, at), zone.keys.signing)
     stored = Receipt(

@@ -113,6 +113,7 @@ def _paths(panel: PanelServer) -> list[str]:
         "fetch_id": panel.seed.fetch,
         "instance_id": panel.seed.instance,
         "run_id": panel.seed.run_id,
+        "receipt_id": panel.seed.receipt,
     }
     return [page.path.format(**ids) for page in PAGES]
 

@@ -38,7 +38,7 @@ def own_server(make_node: Callable[..., Settings], tmp_path: Path) -> Iterator[P
     """A web process of its own on an empty node."""
     settings = make_node("alone")
     config = write_config(settings, tmp_path / "cloister.toml")
-    nothing = Seed("", (), (), (), {}, "", "", "", "", "", "", "", "", "")
+    nothing = Seed("", (), (), (), {}, "", "", "", "", "", "", "", "", "", "")
     server = PanelServer(settings, nothing, config)
     server.start()
     yield server

@@ -45,6 +45,7 @@ def _concrete(path: str, panel: PanelServer) -> str:
         "fetch_id": panel.seed.fetch,
         "instance_id": panel.seed.instance,
         "run_id": panel.seed.run_id,
+        "receipt_id": panel.seed.receipt,
         "action": "verify",
         "name": "panel.js",
         "StudyInstanceUID": "1.2",

@@ -22,13 +22,14 @@ from appliance.web.panel import (
     ledger,
     peers,
     quarantine,
+    receipt,
     results,
     run,
     studies,
     study,
 )
 from appliance.web.panel.markup import join
-from appliance.web.panel.page import NotThereError, Page, Query
+from appliance.web.panel.page import ActionRefusedError, NotThereError, Page, Query
 from appliance.web.panel.pages import PAGES
 from tests.appliance.web.seed import NAMES
 
@@ -70,6 +71,7 @@ def _query(page: Page[Any], planted: Seed) -> Query:
             "instance_id": planted.instance,
             "item_id": planted.quarantine,
             "run_id": planted.run_id,
+            "receipt_id": planted.receipt,
         }
         if "{" in page.path
         else {}
@@ -246,6 +248,35 @@ def test_a_waiting_protocol_shows_its_preflight_and_what_is_new_before_it_is_app
         "0.14 hours for 12 rounds (the plan allows 6; measured on 6 steps)",
     ):
         assert words in drawn
+
+
+def test_a_receipt_is_shown_whole(desk: Desk, planted: Seed) -> None:
+    view = receipt.load(desk, NOBODY_IN_PARTICULAR, Query({"receipt_id": planted.receipt}))
+
+    assert view.receipt is not None
+    drawn = str(join(receipt.draw(view, NOBODY_IN_PARTICULAR).values()))
+    body = view.receipt.body
+    for words in (body["plan_sha256"], body["update_sha256"], "layer13.weight", "64 x 50", "cli:officer"):
+        assert words in drawn
+    assert "No differential privacy" in drawn
+    with pytest.raises(NotThereError):
+        receipt.load(desk, NOBODY_IN_PARTICULAR, Query({"receipt_id": "0" * 32}))
+
+
+def test_a_person_sets_the_privacy_budget(desk: Desk) -> None:
+    change = federation.PAGE.actions["budget"].run
+    for text in ("", "eight", "-1", "nan", "inf", "1e9"):
+        with pytest.raises(ActionRefusedError, match="Not set"):
+            change(desk, NOBODY_IN_PARTICULAR, {"reason": text})
+    assert desk.research.budget().epsilon is None
+
+    change(desk, NOBODY_IN_PARTICULAR, {"reason": " 7,5 "})
+
+    found = desk.research.budget()
+    assert (found.epsilon, found.delta, found.set_by) == (7.5, 1e-5, NOBODY_IN_PARTICULAR.user_id)
+    desk.research.set_budget(7.5, 1e-6, "cli:officer")
+    change(desk, NOBODY_IN_PARTICULAR, {"reason": "8"})
+    assert desk.research.budget().delta == 1e-6
 
 
 def test_an_unknown_run_is_not_there(desk: Desk) -> None:
