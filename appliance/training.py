@@ -20,7 +20,7 @@ from appliance.federation import protocols, refusals
 from trainer.federation.gate import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from sqlalchemy.orm import Session
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from appliance.work import Claim
     from trainer.federation.plan import Plan
     from trainer.local_round import Packing
-    from trainer.weights_io import Weights
+    from trainer.weights_io import Array, Weights
 
 ROUND_TRAINED: Final = "round.trained"
 MODEL_EXPORTED: Final = "model.exported"
@@ -55,7 +55,7 @@ class Work:
 
     row: Round
     plan: Plan
-    weights: Weights
+    weights: Mapping[str, Array]
     own: Weights
     packing: Packing | None = None
 
@@ -247,9 +247,9 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
     path = (zone.root / row.input_path).resolve()
     if not path.is_relative_to(zone.root.resolve()):
         raise RoundError("the global model lies outside the research zone")
-    weights = weights_io.load(path)
     if weights_io.sha256(path) != row.global_model_sha256:
         raise RoundError("the global model differs from its announced hash")
+    weights = weights_io.Stored(path, row.global_model_sha256)  # kept as long as the round is open
     own: Weights = {}
     remembers = plan.compression is not None and plan.compression.remembers
     if site_rule(plan.strategy.name).stateful or remembers:

@@ -160,9 +160,9 @@ def local_round(  # noqa: PLR0913 - all that the same update depends on
         seed,
         progress,
     )
-    incoming = with_weights(task, rule.deployed(task, global_weights, this.own, trained=False))
-    scores = probabilities(incoming, dataset.validation.x, progress)
-    before = metrics.measure(dataset.validation.y, scores, task.threshold)
+    deployed = rule.deployed(task, global_weights, this.own, trained=False)
+    before = evaluate(task, deployed, dataset, progress)
+    del deployed
     started = time.perf_counter()
     source = noise or SecureNoise()
     delta, loss, made = _trained(rule, this, privacy, source)

@@ -194,12 +194,12 @@ class SiteService:
                 raise ReleaseError("the round is not done")
             if _seen(session, row).halted:
                 raise ReleaseError("the protocol is not approved here (any more)")
-            content = self._output(session, row)
+            content, norm = self._output(session, row)
             known = session.get(Receipt, row.receipt_id) if row.receipt_id else None
             if known is not None:
                 return content, receipt.SignedReceipt(known.body, known.body_sha256, known.signature)
             signed = receipt.sign(
-                receipt.build(_departure(session, row, content), now()), self.zone.keys.signing
+                receipt.build(_departure(session, row, content, norm), now()), self.zone.keys.signing
             )
             stored = Receipt(
                 round_id=row.id,
@@ -296,10 +296,10 @@ class SiteService:
             body = {"round_id": row.id, "number": row.number, "kind": row.kind}
             self.zone.ledger.append(session, kind=ROUND_OTHER_MODEL, subject_id=row.id, body=body)
 
-    def _output(self, session: Session, row: Round) -> bytes:
-        """Read what the worker wrote; an evaluation has no update."""
+    def _output(self, session: Session, row: Round) -> tuple[bytes, float]:
+        """Read what the worker wrote, with its norm; an evaluation has no update."""
         if row.kind != TRAIN:
-            return b""
+            return b"", 0.0
         if row.output_path is None or row.output_sha256 is None:
             raise ReleaseError("the round has no update")
         path = (self.zone.root / row.output_path).resolve()
@@ -312,9 +312,10 @@ class SiteService:
         if hashlib.sha256(content).hexdigest() != row.output_sha256:
             raise ReleaseError("the update differs from what the worker wrote")
         protocol = session.get(Protocol, row.protocol_id)
-        if protocol is None or _norm(content) > Plan.from_json(protocol.plan).max_update_norm:
+        norm = strategies.update_norm(from_bytes(content))
+        if protocol is None or norm > Plan.from_json(protocol.plan).max_update_norm:
             raise ReleaseError("the update is larger than the plan allows")
-        return content
+        return content, norm
 
 
 def _rounds(protocol: Protocol, asked: Asked) -> Select[Round]:
@@ -328,7 +329,7 @@ def _on_model(asked: Asked) -> ColumnElement[bool]:
     return Round.global_model_sha256 == asked.model_sha256
 
 
-def _departure(session: Session, row: Round, content: bytes) -> receipt.Departure:
+def _departure(session: Session, row: Round, content: bytes, norm: float) -> receipt.Departure:
     dataset = session.get(DatasetVersion, row.dataset_version_id) if row.dataset_version_id else None
     protocol = session.get(Protocol, row.protocol_id)
     if protocol is None:
@@ -351,7 +352,7 @@ def _departure(session: Session, row: Round, content: bytes) -> receipt.Departur
         samples=row.samples,
         dataset_sha256=dataset.content_sha256 if dataset is not None else "",
         metric_names=tuple(row.metrics),
-        update_norm=_norm(content),
+        update_norm=norm,
         eligible=int(row.cases.get("eligible", 0)),
         used=int(row.cases.get("used", 0)),
         skipped=dict(row.cases.get("skipped", {})),
@@ -367,7 +368,3 @@ def _seen(session: Session, row: Round) -> RoundView:
     protocol = session.get(Protocol, row.protocol_id)
     halted = gate.Refusal.NOT_APPROVED if protocol is None else protocols.halted(protocol, now())
     return roundrows.view(row, halted or "")
-
-
-def _norm(content: bytes) -> float:
-    return strategies.update_norm(from_bytes(content)) if content else 0.0

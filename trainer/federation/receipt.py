@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 from cryptography.exceptions import InvalidSignature
 
 from trainer.federation.errors import ReceiptError
 from trainer.federation.plan import content_sha256
+from trainer.strategies import streams
 from trainer.weights_io import from_bytes
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def tensors_of(content: bytes) -> tuple[Tensor, ...]:
             tuple(array.shape),
             str(array.dtype),
             int(array.nbytes),
-            float(np.sqrt(np.square(array.astype(np.float64)).sum())),
+            math.sqrt(streams.squares(arrays, name, array.size)),
         )
         for name, array in sorted(arrays.items())
     )
