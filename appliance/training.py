@@ -21,7 +21,7 @@ from appliance.federation.envelope import EnvelopeError
 from trainer.federation.gate import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from sqlalchemy.orm import Session
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from trainer.encryption.ckks import Key
     from trainer.federation.plan import Plan
     from trainer.local_round import LocalUpdate, Packing
-    from trainer.weights_io import Weights
+    from trainer.weights_io import Array, Weights
 
 ROUND_TRAINED: Final = "round.trained"
 MODEL_EXPORTED: Final = "model.exported"
@@ -58,7 +58,7 @@ class Work:
 
     row: Round
     plan: Plan
-    weights: Weights
+    weights: Mapping[str, Array]
     own: Weights
     packing: Packing | None = None
     key: Key | None = None
@@ -275,9 +275,9 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
     path = (zone.root / row.input_path).resolve()
     if not path.is_relative_to(zone.root.resolve()):
         raise RoundError("the global model lies outside the research zone")
-    weights = weights_io.load(path)
     if weights_io.sha256(path) != row.global_model_sha256:
         raise RoundError("the global model differs from its announced hash")
+    weights: Mapping[str, Array] = weights_io.Stored(path, row.global_model_sha256)  # there while it is open
     key = None
     if plan.encryption is not None:
         key = sitekeys.key_of(zone, plan)

@@ -161,8 +161,9 @@ def local_round(  # noqa: PLR0913 - all that the same update depends on
         seed,
         progress,
     )
-    incoming = with_weights(task, rule.deployed(task, global_weights, this.own, trained=False))
-    before = measured(incoming, task, dataset.validation, progress)
+    deployed = rule.deployed(task, global_weights, this.own, trained=False)
+    before = measured(with_weights(task, deployed), task, dataset.validation, progress)
+    del deployed
     started = time.perf_counter()
     source = noise or SecureNoise()
     delta, loss, made = _trained(rule, this, privacy, source)

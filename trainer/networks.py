@@ -15,6 +15,7 @@ import torch
 from monai.networks.nets.densenet import DenseNet
 from monai.networks.nets.resnet import ResNet
 from monai.networks.nets.unet import UNet
+from torch.overrides import TorchFunctionMode
 
 from trainer.errors import TaskError, UnfitModelError
 from trainer.strategies.variation import STYLE
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _MAX_FEATURES: Final = 1024
 _NORMS: Final = ("group", "batch")
+_FILLING: Final = frozenset({"uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_", "fill_", "zero_"})
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,12 @@ def initial_weights(task: TaskSpec, seed: int | None = None) -> dict[str, NDArra
 
 def weights_of(network: torch.nn.Module) -> dict[str, NDArray[Any]]:
     """Return copies of a network's parameters and buffers."""
-    return {name: np.array(tensor.detach().cpu().numpy()) for name, tensor in network.state_dict().items()}
+    return {name: np.array(array) for name, array in memory_of(network).items()}
+
+
+def memory_of(network: torch.nn.Module) -> dict[str, NDArray[Any]]:
+    """Return a network's parameters and buffers where they lie: for one that is not used any further."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
 
 
 def with_weights(task: TaskSpec, weights: Mapping[str, NDArray[Any]]) -> torch.nn.Module:
@@ -99,7 +106,7 @@ def with_weights(task: TaskSpec, weights: Mapping[str, NDArray[Any]]) -> torch.n
         return Harmonised(with_weights(task, inner), torch.from_numpy(np.array(weights[STYLE])))
     if any(name.startswith(GATE) for name in weights):
         return _mixture(task, weights)
-    return _loaded(build(task.network, Form.of(task)), weights)
+    return _loaded(_outline(task), weights)
 
 
 def parts_of(weights: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
@@ -118,16 +125,42 @@ def head_names(task: TaskSpec) -> frozenset[str]:
 def _mixture(task: TaskSpec, weights: Mapping[str, NDArray[Any]]) -> torch.nn.Module:
     private, gate = parts_of(weights, PRIVATE), parts_of(weights, GATE)
     shared = {name: array for name, array in weights.items() if not name.startswith((PRIVATE, GATE))}
-    halves = [_loaded(build(task.network, Form.of(task)), part) for part in (shared, private)]
-    network = Mixture(halves[0], halves[1], len(task.size))
+    network = Mixture(_loaded(_outline(task), shared), _loaded(_outline(task), private), len(task.size))
     _loaded(network.gate, gate)
     return network
 
 
+def _outline(task: TaskSpec) -> torch.nn.Module:
+    """Return the task's network for weights to be put in: its own mean nothing."""
+    with _Undrawn():
+        return build(task.network, Form.of(task))
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the drawing of first weights, which takes longer than a round's training step.
+
+    PyTorch's device for such outlines loads its compiler: see :mod:`trainer.steppers`.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Return a tensor that was to be filled as it is."""
+        del types
+        if getattr(func, "__name__", "") in _FILLING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def _loaded(network: torch.nn.Module, weights: Mapping[str, NDArray[Any]]) -> torch.nn.Module:
-    state = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
+    """Put weights in the place of the network's; each array is copied once, into the network's dtype."""
+    dtypes = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+    state = {
+        name: torch.from_numpy(np.array(array)).to(dtypes.get(name, torch.float32))
+        for name, array in weights.items()
+    }
     try:
-        network.load_state_dict(state, strict=True)
+        network.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         raise UnfitModelError("these weights do not fit the task's network: other names or shapes") from error
     return network

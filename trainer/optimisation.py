@@ -77,7 +77,7 @@ def train(  # noqa: PLR0913 - all that the same weights depend on
         Makes the optimizer.
     """
     network.train()
-    start = centre or [parameter.detach().clone() for parameter in network.parameters()]
+    start = _centre(network, centre) if proximal_mu else ()
     stepper = make_stepper(network, spec)
     objective = objective_of(samples)
     generator = np.random.default_rng(seed)
@@ -188,6 +188,10 @@ def _order(count: int, budget: Budget, generator: np.random.Generator) -> Iterat
             waiting = np.concatenate([waiting, generator.permutation(count)])
         yield waiting[:size]
         waiting = waiting[size:]
+
+
+def _centre(network: torch.nn.Module, given: Sequence[torch.Tensor] | None) -> Sequence[torch.Tensor]:
+    return given or [parameter.detach().clone() for parameter in network.parameters()]
 
 
 def _proximal(network: torch.nn.Module, start: Sequence[torch.Tensor], mu: float) -> torch.Tensor:

@@ -54,8 +54,14 @@ def save(path: Path, weights: Mapping[str, Array]) -> str:
     return save_pieces(path, tensor_layout.pieces(weights))
 
 
-def save_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
-    """Write a file's content as :func:`save` does, piece by piece; nothing is looked at."""
+def save_pieces(path: Path, pieces: Iterable[bytes | memoryview], expected: str = "") -> str:
+    """Write a file's content as :func:`save` does, piece by piece; its form is not looked at.
+
+    Raises
+    ------
+    WeightsError
+        If its SHA-256 is another than ``expected``, where that is given: nothing is kept then.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
@@ -66,6 +72,8 @@ def save_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
                 digest.update(piece)
             stream.flush()
             os.fsync(stream.fileno())
+        if expected and digest.hexdigest() != expected:
+            raise WeightsError("the content differs from its announced hash")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -179,6 +187,8 @@ def sha256(path: Path) -> str:
 
 def difference(after: Mapping[str, Array], before: Mapping[str, Array]) -> Weights:
     """Return the local update ``after - before`` in the dtypes of ``before``."""
-    return {
-        name: np.asarray(np.subtract(after[name], before[name]), dtype=before[name].dtype) for name in before
-    }
+    return {name: _change(after[name], array) for name, array in before.items()}
+
+
+def _change(after: Array, before: Array) -> Array:
+    return np.asarray(np.subtract(after, before), dtype=before.dtype)

@@ -2,9 +2,12 @@
 
 import json
 import sys
+from collections.abc import Callable, Iterable
 from importlib import import_module
+from inspect import signature
+from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -15,14 +18,18 @@ _PACKAGE = "tests.benchmarks"
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("bench")(bench)
+    app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 
 
 def bench(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name of the benchmark; 'list' names them.")],
     as_json: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
 ) -> None:
-    """Run a benchmark: a module tests/benchmarks/bench_NAME.py with run() -> dict of figures."""
+    """Run a benchmark: a module tests/benchmarks/bench_NAME.py with run() -> dict of figures.
+
+    What run() takes is an option of its name: ``cloister bench federation --sizes 1,25 --rounds 5``.
+    """
     names = _names()
     if name == "list":
         typer.echo("\n".join(names) or "none: benchmarks come with the source, run from its folder")
@@ -30,13 +37,40 @@ def bench(
     if name not in names:
         typer.echo(f"no benchmark of this name; expected one of: {', '.join(names) or 'none here'}", err=True)
         raise typer.Exit(WRONG_USE)
-    figures: dict[str, Any] = import_module(f"{_PACKAGE}.bench_{name}").run()
+    run = import_module(f"{_PACKAGE}.bench_{name}").run
+    figures: dict[str, Any] = run(**_options(run, context.args))
     text = json.dumps(figures, indent=2)
     if as_json is not None:
         as_json.write_text(text + "\n", encoding="utf-8")
     typer.echo(text)
     if figures.get("ok") is False:
         raise typer.Exit(WORK_FAILED)
+
+
+def _options(run: Callable[..., Any], words: list[str]) -> dict[str, int | str]:
+    """Return the values of options that a benchmark takes: whole numbers and texts."""
+    known = {
+        parameter.replace("_", "-"): (parameter, type(one.default))
+        for parameter, one in signature(run).parameters.items()
+        if type(one.default) in {int, str}
+    }
+    found: dict[str, int | str] = {}
+    rest = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    for option, value in zip_longest(rest[::2], rest[1::2]):
+        parameter, kind = known.get(option.removeprefix("--"), ("", str))
+        if not parameter or not option.startswith("--") or value is None:
+            _refuse(known)
+        try:
+            found[parameter] = kind(value)
+        except ValueError:
+            _refuse(known)
+    return found
+
+
+def _refuse(known: Iterable[str]) -> NoReturn:
+    options = ", ".join(f"--{name} VALUE" for name in known) or "none"
+    typer.echo(f"wrong options for this benchmark; it takes: {options}", err=True)
+    raise typer.Exit(WRONG_USE)
 
 
 def _names() -> list[str]:

@@ -12,10 +12,11 @@ from appliance.federation.errors import SiteServiceError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from appliance.federation.unixclient import UnixClient
+    from appliance.federation.unixclient import Content, UnixClient
 
 POLL_S: Final = 0.1
 LONGEST_POLL_S: Final = 1.0
+WORK_POLL_S: Final = 0.2  # a round's time is all sites': the row is a short question
 SERVICE_AWAY_S: Final = 300.0
 
 
@@ -86,7 +87,7 @@ class Exchange:
             return Refused(str(answer["code"]), str(answer["message"])), ""
         return None, str(answer["key"])
 
-    def run(self, asked: Mapping[str, Any], model: bytes, wait_s: float) -> Finished | Refused:
+    def run(self, asked: Mapping[str, Any], model: Content, wait_s: float) -> Finished | Refused:
         """Run one round: ask, store the model if it is wanted, have the row worked on, fetch the update."""
         view: dict[str, Any] = {}
 
@@ -124,7 +125,7 @@ class Exchange:
             statement=_mapping(self._ask("GET", f"/v1/rounds/{round_id}/statement")),
         )
 
-    def _store(self, asked: Mapping[str, Any], model: bytes) -> None:
+    def _store(self, asked: Mapping[str, Any], model: Content) -> None:
         """Store the global model of a round that the site admits; unasked it would take none."""
         query = urlencode({name: asked[name] for name in ("plan_sha256", "kind", "number")})
         path = f"/v1/models/{asked['model_sha256']}?{query}"
@@ -144,7 +145,7 @@ class Exchange:
 
     def _until_worked(self, round_id: str) -> dict[str, Any]:
         """Watch the row until it is done or dead; a time-out of the coordinator comes as the abort signal."""
-        pause, before = POLL_S, None
+        before = None
         while True:
             view = _mapping(self._ask("GET", f"/v1/rounds/{round_id}"))
             if view["progress"] != before:
@@ -152,7 +153,7 @@ class Exchange:
                 self.came_on()
             if view["state"] in {"done", "dead"} or view["halted"]:
                 return view
-            pause = self._pause(pause)
+            self._pause(WORK_POLL_S)
 
     def _pause(self, pause: float) -> float:
         if self.aborted():

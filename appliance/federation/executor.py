@@ -23,7 +23,8 @@ from appliance.federation.errors import SiteServiceError
 from appliance.federation.exchange import AbortedError, Exchange, Finished, Refused
 from appliance.federation.unixclient import UnixClient
 from trainer.errors import TrainerError
-from trainer.weights_io import from_bytes, to_bytes
+from trainer.tensor_layout import pieces
+from trainer.weights_io import from_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,7 +72,7 @@ class SiteExecutor(Executor):  # type: ignore[misc]
         countersignature: Mapping[str, Any],
     ) -> Shareable:
         model = FLModelUtils.from_shareable(shareable)
-        content = to_bytes({name: np.asarray(value) for name, value in model.params.items()})
+        content = pieces({name: np.asarray(value) for name, value in model.params.items()})
         asked = {
             "plan_sha256": order.plan_sha256,
             "kind": task_name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
@@ -12,7 +11,8 @@ from sqlalchemy import select
 from appliance.db.base import WorkState
 from appliance.db.research import Round
 from appliance.federation.errors import ReleaseError
-from trainer.weights_io import from_bytes, save
+from trainer.errors import WeightsError
+from trainer.weights_io import from_bytes, save_pieces
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,10 +38,11 @@ def store_model(root: Path, sha256: str, content: bytes, max_bytes: int) -> Path
     path = model_path(root, sha256)
     if len(content) > max_bytes:
         raise ReleaseError(f"the model is too large; expected at most {max_bytes} bytes")
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise ReleaseError("the model differs from its announced hash")
-    if not path.is_file():
-        save(path, from_bytes(content))
+    try:
+        from_bytes(content)
+        save_pieces(path, [content], sha256)
+    except WeightsError as error:
+        raise ReleaseError(f"the model cannot be stored: {error}") from error
     return path
 
 

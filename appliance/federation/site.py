@@ -195,12 +195,12 @@ class SiteService:
                 raise ReleaseError("the round is not done")
             if _seen(session, row).halted:
                 raise ReleaseError("the protocol is not approved here (any more)")
-            content = self._output(session, row)
+            content, norm = self._output(session, row)
             known = session.get(Receipt, row.receipt_id) if row.receipt_id else None
             if known is not None:
                 return content, receipt.SignedReceipt(known.body, known.body_sha256, known.signature)
             signed = receipt.sign(
-                receipt.build(_departure(session, row, content), now()), self.zone.keys.signing
+                receipt.build(_departure(session, row, content, norm), now()), self.zone.keys.signing
             )
             stored = Receipt(
                 round_id=row.id,
@@ -298,10 +298,10 @@ class SiteService:
             body = {"round_id": row.id, "number": row.number, "kind": row.kind}
             self.zone.ledger.append(session, kind=ROUND_OTHER_MODEL, subject_id=row.id, body=body)
 
-    def _output(self, session: Session, row: Round) -> bytes:
-        """Read what the worker wrote; an evaluation has no update."""
+    def _output(self, session: Session, row: Round) -> tuple[bytes, float]:
+        """Read what the worker wrote, with its norm; an evaluation has no update."""
         if row.kind != TRAIN:
-            return b""
+            return b"", 0.0
         if row.output_path is None or row.output_sha256 is None:
             raise ReleaseError("the round has no update")
         path = (self.zone.root / row.output_path).resolve()
@@ -315,9 +315,10 @@ class SiteService:
             raise ReleaseError("the update differs from what the worker wrote")
         protocol = session.get(Protocol, row.protocol_id)
         plan = None if protocol is None else Plan.from_json(protocol.plan)
-        if plan is None or not _norm(plan, row, content) <= plan.max_update_norm:
+        norm = math.inf if plan is None else _norm(plan, row, content)
+        if plan is None or not norm <= plan.max_update_norm:
             raise ReleaseError("the update is larger than the plan allows")
-        return content
+        return content, norm
 
 
 def _rounds(protocol: Protocol, asked: Asked) -> Select[Round]:
@@ -331,7 +332,7 @@ def _on_model(asked: Asked) -> ColumnElement[bool]:
     return Round.global_model_sha256 == asked.model_sha256
 
 
-def _departure(session: Session, row: Round, content: bytes) -> receipt.Departure:
+def _departure(session: Session, row: Round, content: bytes, norm: float) -> receipt.Departure:
     dataset = session.get(DatasetVersion, row.dataset_version_id) if row.dataset_version_id else None
     protocol = session.get(Protocol, row.protocol_id)
     if protocol is None:
@@ -354,7 +355,7 @@ def _departure(session: Session, row: Round, content: bytes) -> receipt.Departur
         samples=row.samples,
         dataset_sha256=dataset.content_sha256 if dataset is not None else "",
         metric_names=tuple(row.metrics),
-        update_norm=_norm(plan, row, content),
+        update_norm=norm,
         eligible=int(row.cases.get("eligible", 0)),
         used=int(row.cases.get("used", 0)),
         skipped=dict(row.cases.get("skipped", {})),
@@ -374,8 +375,6 @@ def _seen(session: Session, row: Round) -> RoundView:
 
 def _norm(plan: Plan, row: Round, content: bytes) -> float:
     """Return the norm of an update as it counts; where that is not what leaves, the worker measured it."""
-    if not content:
-        return 0.0
     if plan.compression is None and plan.encryption is None:
         return strategies.update_norm(from_bytes(content))
     return math.inf if row.update_norm is None else row.update_norm

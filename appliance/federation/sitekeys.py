@@ -20,13 +20,14 @@ from trainer.federation.plan import Plan
 from trainer.strategies.fedavg import rate_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from sqlalchemy.orm import Session
 
     from appliance.node import ResearchZone
     from trainer.encryption.ckks import Key
-    from trainer.weights_io import Weights
+    from trainer.weights_io import Array, Weights
 
 KEY_TAKEN: Final = "encryption.key_taken"
 OTHER_KEY: Final = "other_key"
@@ -104,7 +105,7 @@ def key_of(zone: ResearchZone, plan: Plan) -> Key:
     return _opened(zone, envelope.read(path.read_text(encoding="ascii"), plan))
 
 
-def readable(key: Key, plan: Plan, weights: Weights, rounds: int) -> Weights:
+def readable(key: Key, plan: Plan, weights: Mapping[str, Array], rounds: int) -> Weights:
     """Decrypt a global model after so many rounds; raises UnfitModelError for what is none."""
     from trainer.encryption import model  # noqa: PLC0415 - the scheme's library loads here
 

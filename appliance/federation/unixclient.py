@@ -7,16 +7,18 @@ import json
 import socket
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from appliance.federation.errors import SiteServiceError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 REQUEST_TIMEOUT_S: Final = 60.0
 FEDERATION_SOCKET: Final = "federation.sock"  # in the node's run folder, for the engine's processes
+Content: TypeAlias = "bytes | Sequence[memoryview]"
+"""What is sent: as a whole, or in pieces, so that nobody has to make a whole of them."""
 JSON_TYPE: Final = "application/json"
 BYTES_TYPE: Final = "application/octet-stream"
 
@@ -53,7 +55,7 @@ class UnixClient:
         content = b"" if body is None else json.dumps(body).encode()
         return json.loads(self.send(method, path, content, JSON_TYPE).content)
 
-    def send(self, method: str, path: str, content: bytes = b"", content_type: str = BYTES_TYPE) -> Reply:
+    def send(self, method: str, path: str, content: Content = b"", content_type: str = BYTES_TYPE) -> Reply:
         """Send bytes, return the answer.
 
         Raises
@@ -62,9 +64,11 @@ class UnixClient:
             Retryable when nobody serves the socket, or the server failed; not when it refused the request.
         """
         connection = _UnixConnection(self.path, self.timeout_s)
+        length = len(content) if isinstance(content, bytes) else sum(piece.nbytes for piece in content)
+        headers = {"Content-Type": content_type, "Content-Length": str(length)}
         try:
             with suppress(BrokenPipeError, ConnectionResetError):  # refused unread: the answer says why
-                connection.request(method, path, content, {"Content-Type": content_type})
+                connection.request(method, path, content, headers)
             response = connection.getresponse()
             answer = response.read()
         except (OSError, http.client.HTTPException) as error:

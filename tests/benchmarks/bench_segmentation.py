@@ -176,8 +176,8 @@ Anterior and posterior hippocampus in {volumes} real MR volumes of one hospital 
 Decathlon, task 4), written as DICOM series with DICOM SEG masks and read as a site reads them. **The four
 sites are a synthetic split**: for each seed the volumes are dealt out anew, {train} to train and {held_out}
 held out at each site. Means over {seeds} seeds; Dice of both segments on each site's own held-out volumes, of
-the model that the site would use, at 1.5 mm. Differences are paired by seed, with 95 % intervals (Student's t),
-one comparison at a time. Volumes come back under other seeds, so seeds are not quite independent.
+the model that the site would use, at 1.5 mm. Differences are paired by seed, with 95 % intervals (Student's
+t), one comparison at a time. Volumes come back under other seeds, so seeds are not quite independent.
 
 {rounds} rounds of {steps} steps; a U-Net of three levels (8, 16, 32 features) with batch normalisation.
 `local` trains each site alone and `pooled` all volumes in one place, with as many steps. `cyclic` has four

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 from cryptography.exceptions import InvalidSignature
 
 from trainer.federation.errors import ReceiptError
 from trainer.federation.plan import content_sha256
+from trainer.strategies import streams
 from trainer.weights_io import from_bytes
 
 if TYPE_CHECKING:
@@ -54,12 +55,12 @@ class Departure:
     """What one round sends out of the building.
 
     ``update_sha256`` and ``size_bytes`` are of the safetensors file; ``dataset_sha256`` is that of the
-    dataset version and names no instance; ``update_norm`` is the L2 norm of the update as it counts, unpacked
-    and before encryption. Evaluating a final model sends no tensors: empty hash, zero bytes, norm zero. The
-    metrics named leave too, and no noise protects them. ``privacy`` is None where the plan promises nothing. ``approved_by`` is
-    the row of the user who decided on the protocol, or the account at the command line. ``eligible``,
-    ``used`` and ``skipped`` (by reason) count instances of the task's modalities; they stay with the receipt
-    at the site.
+    dataset version and names no instance; ``update_norm`` is the L2 norm of the update as it counts,
+    unpacked and before encryption. Evaluating a final model sends no tensors: empty hash, zero bytes,
+    norm zero. The metrics named leave too, and no noise protects them. ``privacy`` is None where the plan
+    promises nothing. ``approved_by`` is the row of the user who decided on the protocol, or the account
+    at the command line. ``eligible``, ``used`` and ``skipped`` (by reason) count instances of the task's
+    modalities; they stay with the receipt at the site.
     """
 
     run_id: str
@@ -102,7 +103,7 @@ def tensors_of(content: bytes) -> tuple[Tensor, ...]:
             tuple(array.shape),
             str(array.dtype),
             int(array.nbytes),
-            float(np.sqrt(np.square(array.astype(np.float64)).sum())),
+            math.sqrt(streams.squares(arrays, name, array.size)),
         )
         for name, array in sorted(arrays.items())
     )

@@ -10,7 +10,7 @@ import torch
 from trainer import steppers, strategies
 from trainer.datasets import Samples
 from trainer.errors import DatasetError, UpdateError
-from trainer.networks import weights_of, with_weights
+from trainer.networks import memory_of, with_weights
 from trainer.objectives import objective_of
 from trainer.optimisation import augment_both
 from trainer.weights_io import difference
@@ -47,7 +47,7 @@ def private_update(this: Round, promise: Promise, noise: Noise, proximal_mu: flo
     network = with_weights(this.task, this.weights)
     network.train()
     parameters = list(network.parameters())
-    start = [parameter.detach().clone() for parameter in parameters]
+    start = [parameter.detach().clone() for parameter in parameters] if proximal_mu else parameters
     spec = this.task.local
     stepper = steppers.make(network, spec)
     # Not the round's seed, which the coordinator knows: who is in a step must not show in others' changes.
@@ -66,7 +66,7 @@ def private_update(this: Round, promise: Promise, noise: Noise, proximal_mu: flo
         stepper.step()
         this.progress("train", step, spec.local_steps)
     mean = float(np.mean(losses)) if losses else 0.0
-    return difference(weights_of(network), this.weights), mean
+    return difference(memory_of(network), this.weights), mean
 
 
 def noised_update(delta: Mapping[str, Array], promise: Promise, noise: Noise) -> Weights:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trainer import peers
 from trainer.errors import UnfitModelError
-from trainer.networks import weights_of, with_weights
+from trainer.networks import memory_of, with_weights
 from trainer.optimisation import Budget, train
+from trainer.strategies.streams import EachArray
 from trainer.weights_io import difference
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class SiteRule(Protocol):
 
     def deployed(
         self, task: TaskSpec, weights: Mapping[str, Array], own: Mapping[str, Array], *, trained: bool
-    ) -> Weights:
+    ) -> Mapping[str, Array]:
         """Return the network's weights that are measured and, of the final model, exported at this site.
 
         ``trained`` says that the site must have a state by now.
@@ -67,7 +68,7 @@ class Whole:
 
     def deployed(
         self, task: TaskSpec, weights: Mapping[str, Array], own: Mapping[str, Array], *, trained: bool
-    ) -> Weights:
+    ) -> Mapping[str, Array]:
         """Return the global model."""
         del task, own, trained
         return without(weights)
@@ -84,8 +85,10 @@ class Whole:
         return {}
 
 
-def without(weights: Mapping[str, Array], prefix: str | None = None) -> Weights:
+def without(weights: Mapping[str, Array], prefix: str | None = None) -> Mapping[str, Array]:
     """Return the network's own arrays of a global model, without those under the strategy's prefix.
+
+    They are read where they are when they are asked for.
 
     Raises
     ------
@@ -95,7 +98,7 @@ def without(weights: Mapping[str, Array], prefix: str | None = None) -> Weights:
     """
     if any(":" in name and (prefix is None or not name.startswith(prefix)) for name in weights):
         raise UnfitModelError("the global model brings arrays that this strategy does not know")
-    return {name: array for name, array in weights.items() if ":" not in name}
+    return EachArray([name for name in weights if ":" not in name], weights.__getitem__)
 
 
 def train_from(
@@ -119,4 +122,4 @@ def train_from(
         centre=centre,
         **options,
     )
-    return weights_of(network), loss
+    return memory_of(network), loss

@@ -37,7 +37,7 @@ class Weighed(Whole):
 
     def deployed(
         self, task: TaskSpec, weights: Mapping[str, Array], own: Mapping[str, Array], *, trained: bool
-    ) -> Weights:
+    ) -> Mapping[str, Array]:
         """Return the global model without the sketch's place."""
         del task, own, trained
         if SKETCH not in weights or weights[SKETCH].shape != (SIZE,):
@@ -80,7 +80,7 @@ class InStyle(Whole):
 
     def deployed(
         self, task: TaskSpec, weights: Mapping[str, Array], own: Mapping[str, Array], *, trained: bool
-    ) -> Weights:
+    ) -> Mapping[str, Array]:
         """Return the global model with its style, whose length decides how often a picture is smoothed."""
         del task, own, trained
         if STYLE not in weights or weights[STYLE].shape != (BANDS + 2,):
@@ -111,7 +111,7 @@ class Expert(Whole):
 
     def deployed(
         self, task: TaskSpec, weights: Mapping[str, Array], own: Mapping[str, Array], *, trained: bool
-    ) -> Weights:
+    ) -> Mapping[str, Array]:
         """Return the mixture; before a site has a private network, the shared one."""
         del task, trained
         return {**without(weights), **own}

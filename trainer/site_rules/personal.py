@@ -28,7 +28,7 @@ class OwnNormalisation(Whole):
 
     def deployed(
         self, task: TaskSpec, weights: Mapping[str, Array], own: Mapping[str, Array], *, trained: bool
-    ) -> Weights:
+    ) -> Mapping[str, Array]:
         """Join both.
 
         Raises
@@ -68,7 +68,7 @@ class Personal(Whole):
 
     def deployed(
         self, task: TaskSpec, weights: Mapping[str, Array], own: Mapping[str, Array], *, trained: bool
-    ) -> Weights:
+    ) -> Mapping[str, Array]:
         """Return the site's own model; before it has one, the global one."""
         del task, trained
         network = without(weights)

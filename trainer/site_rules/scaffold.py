@@ -30,7 +30,7 @@ class Controlled(Whole):
 
     def deployed(
         self, task: TaskSpec, weights: Mapping[str, Array], own: Mapping[str, Array], *, trained: bool
-    ) -> Weights:
+    ) -> Mapping[str, Array]:
         """Return the global model without the control variates."""
         del task, own, trained
         return without(weights, CONTROL)
