@@ -174,24 +174,24 @@ _HEAD: Final = """## Hippocampus
 
 Anterior and posterior hippocampus in {volumes} real MR volumes of one hospital (Medical Segmentation
 Decathlon, task 4), written as DICOM series with DICOM SEG masks and read as a site reads them. **The four
-sites are a synthetic split**: for each seed the volumes are dealt out anew, {train} to train and {held_out} held
-out at each site. Means over {seeds} seeds; Dice of both segments on each site's own held-out volumes, of the
-model that the site would use, at 1.5 mm. Differences are paired by seed, with 95 % intervals (Student's t),
-one comparison at a time. Volumes come back under other seeds, so seeds are not quite independent.
+sites are a synthetic split**: for each seed the volumes are dealt out anew, {train} to train and {held_out}
+held out at each site. Means over {seeds} seeds; Dice of both segments at 1.5 mm on each site's own held-out
+volumes, of the model that the site would use. Differences are paired by seed, with 95 % intervals (Student's
+t), one comparison at a time. Volumes come back under other seeds, so seeds are not quite independent.
 
 {rounds} rounds of {steps} steps; a U-Net of three levels (8, 16, 32 features) with batch normalisation.
 `local` trains each site alone and `pooled` all volumes in one place, with as many steps. `cyclic` has four
 times as many rounds of one site. Parameters other than the defaults, none of them tuned: {parameters}.
 
 ```sh
-python -m tests.benchmarks.bench_segmentation docs/results.md  # {minutes} minutes, two processes, busy machine
+python -m tests.benchmarks.bench_segmentation docs/results.md  # {minutes} minutes, two processes
 cloister bench segmentation --json figures.json                # the same figures, of every seed, as JSON
 ```
 """
 _ABOUT: Final = {
     "one scanner": "The volumes as they are: sites differ by chance alone.",
-    "four machines": "The same, but each site's machine shows them otherwise, after preprocessing: the second\n"
-    "inverts, the third is flat and bright, the fourth steep and dark.",
+    "four machines": "The same, but each site's machine shows them otherwise, after preprocessing: the\n"
+    "second inverts, the third is flat and bright, the fourth steep and dark.",
 }
 
 
