@@ -139,7 +139,8 @@ def test_training_finds_the_structures(task: TaskSpec) -> None:
 
 def test_predictions_are_classes_in_the_input_s_size() -> None:
     found = predict(VOLUMES, initial_weights(VOLUMES), masked.drawn_masks(0, 3, VOLUMES).x)
-    assert (found.shape, found.dtype) == ((3, *VOLUMES.size), np.uint8)
+    assert found.shape == (3, *VOLUMES.size)
+    assert found.dtype == np.uint8
 
 
 PROMISES = {"svt": Promise("svt", 0.01, 0.05, 1e3, 1e-3, share=0.1)}
