@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from appliance import datasets, preflight, training
 from appliance.cli import build
-from appliance.db.base import WorkState, new_id
+from appliance.db.base import WorkState
 from appliance.db.engine import reading, writing
 from appliance.db.research import (
     CandidateModel,
@@ -27,6 +27,7 @@ from appliance.db.research import (
 from appliance.federation import preflight_words, protocols, queries
 from appliance.ledger import verify
 from appliance.work import claimed
+from tests.appliance.masked_zone import MASKED_TASK, file_masked
 from tests.appliance.training_node import TrainingNode, make_training_node
 from tests.trainer import masked
 from trainer.local_round import evaluate, use_threads
@@ -34,18 +35,13 @@ from trainer.measuring import read_metrics
 from trainer.networks import initial_weights
 from trainer.segmentation.folders import read_mask_folder
 from trainer.strategies import check_update
-from trainer.task import LocalSpec
 from trainer.weights_io import load, sha256
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from appliance.node import ResearchZone
-
 use_threads(1)
-TASK = masked.small_masks_task(
-    local=LocalSpec(batch_size=4, local_steps=4, learning_rate=1e-2), validation_fraction=0.4
-)
+TASK = MASKED_TASK
 COUNT = 8
 
 
@@ -56,35 +52,8 @@ def node(tmp_path: Path) -> TrainingNode:
     for number in range(COUNT):
         masked.write(folder, f"S{number}", masked.draw(number))
     masked.save(folder / "S8", masked.series(masked.draw(8).image, "S8"))
-    file_all(made.zone, folder)
+    file_masked(made.zone, folder)
     return made
-
-
-def file_all(zone: ResearchZone, folder: Path) -> None:
-    """File what lies in a folder as the crossing does."""
-    subjects: dict[str, str] = {}
-    with writing(zone.engine) as session:
-        for one in read_mask_folder(folder, TASK).stored:
-            pseudonym = one.pseudonym.strip()
-            if pseudonym not in subjects:
-                subject = Subject(id=new_id(), pseudonym=pseudonym)
-                session.add(subject)
-                session.flush()
-                subjects[pseudonym] = subject.id
-            session.add(
-                ResearchInstance(
-                    subject_id=subjects[pseudonym],
-                    study_instance_uid=one.study_instance_uid,
-                    series_instance_uid=one.series_instance_uid,
-                    sop_instance_uid=one.sop_instance_uid,
-                    sop_class_uid="1.2.840.10008.5.1.4.1.1.4",
-                    modality=one.modality,
-                    path=str(one.path.relative_to(zone.root)),
-                    size_bytes=one.path.stat().st_size,
-                    sha256=one.sha256,
-                    crossing_id=new_id(),
-                )
-            )
 
 
 def deliver(node: TrainingNode, round_id: str) -> Round:
@@ -171,7 +140,7 @@ def spoil(node: TrainingNode) -> None:
                 session.delete(row)
             session.flush()
             session.delete(subject)
-    file_all(node.zone, folder)
+    file_masked(node.zone, folder)
 
 
 def test_a_preflight_counts_masks_that_are_missing_empty_or_elsewhere(node: TrainingNode) -> None:
@@ -193,6 +162,7 @@ def test_a_preflight_counts_masks_that_are_missing_empty_or_elsewhere(node: Trai
     assert report["missing"] == {"pictures_without_masks": 1, "masks_without_pictures": 0}
     assert report["segments"] == dict.fromkeys(("HIP-ANT", "HIP-POST"), report["train"]["cases"])
     assert "few_cases_of_a_segment" in report["warnings"]
+    assert "model_stays_in_research" in report["warnings"]
     assert "one_class_to_train_on" not in report["warnings"]
     told = dict(preflight_words.rows(report))
     assert "1 mask frame of reference" in told["Instances"]
