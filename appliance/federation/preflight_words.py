@@ -13,6 +13,7 @@ WARNINGS: Final = {
     "subjects_on_both_sides": "subjects are in training and held out",
     "pictures_on_both_sides": "the same pictures are in training and held out",
     "nothing_marked_in_held_out": "nothing is marked in the held-out part, so no Dice can be measured",
+    "model_stays_in_research": "the final model stays in the research zone: no segmentation is served yet",
     "segment_missing": "a segment of the task is in no training case",
     "few_cases_of_a_segment": "few training cases of a segment",
     "pictures_of_other_subjects_repeat": "pictures of different subjects are the same",

@@ -179,8 +179,8 @@ python -m tests.benchmarks.bench_strategies docs/results.md  # {minutes} minutes
 cloister bench strategies --json figures.json                # the same figures, of every seed, as JSON
 ```
 
-Not measured: hippocampus sites, which are three-dimensional and which the simulator cannot read; attackers,
-for which see `tests/trainer/strategies/test_attacks.py`.
+Not measured here: attackers, for which see `tests/trainer/strategies/test_attacks.py`. Few strategies on
+volumes stand under [Hippocampus](#hippocampus).
 
 `transfer` starts from a FedAvg model of other drawn pictures with label skew, for chest X-rays too.
 

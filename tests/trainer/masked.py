@@ -16,6 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from inference.preprocessing import PreprocessingSpec
 from tests.nifti import read_nifti
 from tests.shared_data import shared_data_dir
+from trainer.datasets import Dataset, Samples
 from trainer.segmentation.spec import Segment, SegmentationSpec
 from trainer.task import LocalSpec, NetworkSpec, TaskSpec
 
@@ -123,7 +124,7 @@ def series(
 
 def segmentation(
     sources: list[DicomDataset],
-    mask: NDArray[np.uint8],
+    mask: NDArray[Any],
     segments: tuple[Segment, ...] = SEGMENTS,
     kind: str = "BINARY",
 ) -> DicomDataset:
@@ -168,3 +169,43 @@ def save(folder: Path, instances: list[DicomDataset]) -> list[Path]:
     for path, ds in zip(paths, instances, strict=True):
         ds.save_as(path, enforce_file_format=True)
     return paths
+
+
+def small_masks_task(**changes: Any) -> TaskSpec:
+    """Return a task of the drawn volumes at their own size."""
+    values: dict[str, Any] = {
+        "name": "boxes",
+        "label": "boxes",
+        "preprocessing": PreprocessingSpec(rows=24, columns=16),
+        "segmentation": SegmentationSpec(3, SEGMENTS, slices=16, spacing_mm=(1.0, 1.0, 1.0)),
+        "network": NetworkSpec("unet", {"features": [4, 8], "groups": 2}),
+        "local": LocalSpec(batch_size=4, local_steps=6, learning_rate=2e-2),
+        **changes,
+    }
+    return hippocampus_task(**values)
+
+
+def pictures_task(**changes: Any) -> TaskSpec:
+    """Return a task whose cases are the slices of drawn volumes."""
+    values: dict[str, Any] = {
+        "preprocessing": PreprocessingSpec(rows=24, columns=16),
+        "segmentation": SegmentationSpec(2, SEGMENTS),
+        **changes,
+    }
+    return small_masks_task(**values)
+
+
+def drawn_masks(seed: int, count: int, task: TaskSpec) -> Samples:
+    """Return drawn volumes as they come out of preprocessing, each of another patient."""
+    drawn = [draw(seed * 1000 + number) for number in range(count)]
+    x = np.stack([one.image[np.newaxis] / np.float32(500) - np.float32(1) for one in drawn]).astype(
+        np.float32
+    )
+    y = np.stack([one.mask for one in drawn])
+    if len(task.size) == 2:
+        x, y = x[:, :, 8], y[:, 8]
+    return Samples(x, y, tuple(f"{seed}-{number}" for number in range(count)))
+
+
+def drawn_masks_dataset(seed: int, task: TaskSpec, *, train: int = 8, validation: int = 4) -> Dataset:
+    return Dataset(drawn_masks(seed, train, task), drawn_masks(seed + 100, validation, task))

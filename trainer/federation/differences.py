@@ -42,7 +42,9 @@ class Difference:
 # Field (dotted), words for people, direction that asks more. The order is that of the weight of a change;
 # what has no row is ``other``, but for what is below a row's name.
 _ROWS: Final[tuple[tuple[str, str, Worse], ...]] = (
+    ("task.kind", "kind of task", Worse.ANY),
     ("task.label", "what is learned", Worse.ANY),
+    ("task.segmentation", "what is segmented", Worse.ANY),
     ("task.finding", "the finding that the model calls", Worse.ANY),
     ("task.modalities", "modalities that take part", Worse.ANY),
     ("privacy", "protection of the update", Worse.ANY),
@@ -64,6 +66,8 @@ _ROWS: Final[tuple[tuple[str, str, Worse], ...]] = (
     ("compression", "compression of the update", Worse.NEITHER),
     ("encryption", "who alone can read updates and models", Worse.ANY),
     ("task.network", "network", Worse.ANY),
+    ("task.segmentation.slices", "slices of the model's input", Worse.UP),
+    ("task.segmentation.spacing_mm", "spacing of the model's input", Worse.NEITHER),
     ("task.preprocessing.rows", "rows of the model's input", Worse.UP),
     ("task.preprocessing.columns", "columns of the model's input", Worse.UP),
     ("task.preprocessing", "preprocessing", Worse.NEITHER),

@@ -121,6 +121,9 @@ def _attributed(
     lost: Counter[str] = Counter()
     for done, mask in enumerate(masks, start=1):
         progress("masks", done, len(masks))
+        if not mask.path.is_file():
+            lost["missing"] += 1
+            continue
         try:
             about = references(dcmread(mask.path, stop_before_pixels=True))
         except (MaskError, *UNREADABLE):

@@ -12,9 +12,8 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "results.md"
 
 
 def test_the_page_of_results_has_a_row_per_strategy_and_data() -> None:
-    rows = [
-        line.split("|")[1].strip() for line in PAGE.read_text(encoding="utf-8").splitlines() if "|" in line
-    ]
+    page = PAGE.read_text(encoding="utf-8").partition("\n## Hippocampus\n")[0]  # which has few of them
+    rows = [line.split("|")[1].strip() for line in page.splitlines() if "|" in line]
     assert [row for row in rows if row in NAMES] == list(NAMES) * len(SETS)
 
 
