@@ -38,7 +38,9 @@ ROUND_RELEASED: Final = "round.released"
 ROUND_OTHER_MODEL: Final = "round.other_model"
 TRAIN: Final = "train"
 FINALIZE: Final = "finalize"
-KINDS: Final = (TRAIN, FINALIZE)
+AGGREGATE: Final = "aggregate"
+KINDS: Final = (TRAIN, AGGREGATE, FINALIZE)
+MAX_AGGREGATES: Final = 8  # of one round
 
 _LOG = logs.logger(__name__)
 
@@ -149,7 +151,14 @@ class SiteService:
             unknown = Decision("refused", gate.Refusal.NOT_APPROVED.value, "the plan is not known here")
             return None, None, unknown
         plan = Plan.from_json(protocol.plan)
-        other = session.scalar(_rounds(protocol, asked).where(~_on_model(asked)).limit(1))
+        if asked.kind == AGGREGATE and not _is_led_by_sites(plan):
+            return None, None, self._refused(refusals.UNKNOWN_KIND, "no site aggregates this plan", session)
+        others = session.scalars(
+            _rounds(protocol, asked).where(~_on_model(asked)).limit(MAX_AGGREGATES)
+        ).all()
+        # Asked again after an abnormal end, a round to aggregate may have other updates.
+        free = MAX_AGGREGATES - 1 if asked.kind == AGGREGATE else 0
+        other = others[0] if len(others) > free else None
         known = session.scalar(_rounds(protocol, asked).where(_on_model(asked)))
         decision = self._decide(
             session,
@@ -297,8 +306,8 @@ class SiteService:
             self.zone.ledger.append(session, kind=ROUND_OTHER_MODEL, subject_id=row.id, body=body)
 
     def _output(self, session: Session, row: Round) -> bytes:
-        """Read what the worker wrote; an evaluation has no update."""
-        if row.kind != TRAIN:
+        """Read what the worker wrote; an evaluation has no update, and an aggregate no bound of its own."""
+        if row.kind == FINALIZE:
             return b""
         if row.output_path is None or row.output_sha256 is None:
             raise ReleaseError("the round has no update")
@@ -312,7 +321,8 @@ class SiteService:
         if hashlib.sha256(content).hexdigest() != row.output_sha256:
             raise ReleaseError("the update differs from what the worker wrote")
         protocol = session.get(Protocol, row.protocol_id)
-        if protocol is None or _norm(content) > Plan.from_json(protocol.plan).max_update_norm:
+        limit = 0.0 if protocol is None else Plan.from_json(protocol.plan).max_update_norm
+        if row.kind == TRAIN and _norm(content) > limit:
             raise ReleaseError("the update is larger than the plan allows")
         return content
 
@@ -322,6 +332,11 @@ def _rounds(protocol: Protocol, asked: Asked) -> Select[Round]:
     return select(Round).where(
         Round.protocol_id == protocol.id, Round.number == asked.number, Round.kind == asked.kind
     )
+
+
+def _is_led_by_sites(plan: Plan) -> bool:
+    rule = strategies.STRATEGIES.get(plan.strategy.name)
+    return rule is not None and rule.led_by_site
 
 
 def _on_model(asked: Asked) -> ColumnElement[bool]:
@@ -345,7 +360,7 @@ def _departure(session: Session, row: Round, content: bytes) -> receipt.Departur
         site=row.site,
         plan_sha256=row.plan_sha256,
         global_model_sha256=row.global_model_sha256,
-        update_sha256=row.output_sha256 or "" if row.kind == TRAIN else "",
+        update_sha256=row.output_sha256 or "" if row.kind != FINALIZE else "",
         size_bytes=len(content),
         tensors=receipt.tensors_of(content),
         samples=row.samples,

@@ -355,7 +355,7 @@ def receipts_table(receipts: tuple[views.ReceiptView, ...], empty: Markup) -> Ma
         (
             stack(
                 join((link(f"/federation/runs/{row.run_id}", row.run_id), f" · round {row.number}")),
-                el("small", "evaluation" if row.kind == "finalize" else "training"),
+                el("small", {"finalize": "evaluation", "aggregate": "aggregation"}.get(row.kind, "training")),
             ),
             _what_left(row.body),
             size(row.size_bytes),
