@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance import datasets, logs, sitestate, space
+from appliance import aggregating, datasets, logs, sitestate, space
 from appliance.consortium.replica import was_counted
 from appliance.db.base import new_id, now
 from appliance.db.engine import reading, writing
@@ -121,7 +121,7 @@ def check_halt(claim: Claim) -> None:
 
 
 def run_round(zone: ResearchZone, claim: Claim) -> None:
-    """Do a claimed round: kind ``train`` or ``finalize``.
+    """Do a claimed round: kind ``train``, ``aggregate`` or ``finalize``.
 
     What no second try could mend (a withdrawn protocol, a model that does not fit, no usable case) makes the
     row dead with its reason; anything else is left to the claim, which tries again.
@@ -148,7 +148,13 @@ def run_round(zone: ResearchZone, claim: Claim) -> None:
         with writing(zone.engine) as session:
             refusals.note(session, zone.ledger, refusals.UNFIT_MODEL, claim.row.protocol_id)
             claim.die(logs.safe_reason(error), session)
-    except (RoundError, EnvelopeError, sitestate.SiteStateError, TrainerError) as error:
+    except (
+        RoundError,
+        EnvelopeError,
+        aggregating.NotOursError,
+        sitestate.SiteStateError,
+        TrainerError,
+    ) as error:
         claim.die(logs.safe_reason(error))
 
 
@@ -252,6 +258,7 @@ def _evaluated(session: Session, round_id: str, built: datasets.Built, metrics: 
 
 _KINDS: Final[dict[str, Callable[[ResearchZone, Claim, Work, Heartbeat], None]]] = {
     TRAIN: _train,
+    aggregating.KIND: aggregating.aggregate,
     FINALIZE: _finalize,
 }
 
@@ -266,7 +273,7 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
         row = _again(session, round_id)
         protocol = session.get(Protocol, row.protocol_id)
     if row.kind not in _KINDS:
-        raise RoundError("a round of unknown kind; expected train or finalize")
+        raise RoundError(f"a round of unknown kind; expected {', '.join(_KINDS)}")
     if protocol is None:
         raise RoundError("the protocol is not known here")
     plan = Plan.from_json(protocol.plan)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from appliance.node import ResearchZone
 
+AGGREGATE: Final = "aggregate"
 BROKEN: Final = "ledger_broken"
 BEHIND: Final = "ledger_behind"
 FOUND: Final = "consortium.found"
@@ -68,6 +69,8 @@ class Replica:
         with writing(self.zone.engine) as session:
             if open_findings(session):
                 return Held(BROKEN, "the consortium's ledger is not what it was; a person must look")
+            if kind == AGGREGATE:
+                return None  # it comes with its updates; the worker compares it with what it trained
             chain = Chain.replay(current(session))
             before = number if kind == FINALIZE else number - 1
             recorded = chain.models.get((plan, before))

@@ -45,13 +45,15 @@ class Answer:
     key: str = ""  # the sites' key of encrypted updates, as this one offers it, sealed
 
 
-def read_result(site: str, result: object) -> Answer:
+def read_result(site: str, result: object, *, whole: bool = False) -> Answer:
     """Translate a site's result; what cannot be read is a refusal with the reason, never an exception.
+
+    ``whole`` says that a model is expected, and not a difference.
 
     The engine would take an exception here for the end of the whole broadcast and drop all later answers.
     """
     try:
-        return _read(site, result)
+        return _read(site, result, ParamsType.FULL if whole else ParamsType.DIFF)
     except UNREADABLE as error:
         return unreadable(site, error)
 
@@ -71,7 +73,7 @@ def silent(site: str) -> Answer:
     return Answer(site, _refusal("no_answer", "the site was passed over"))
 
 
-def _read(site: str, result: object) -> Answer:
+def _read(site: str, result: object, expected: str) -> Answer:
     if not isinstance(result, Shareable):
         return Answer(site, _refusal("engine_error", ReturnCode.BAD_TASK_DATA))
     code = result.get_return_code(ReturnCode.OK)
@@ -82,8 +84,8 @@ def _read(site: str, result: object) -> Answer:
         key = result.get(messages.ENCRYPTION_KEY, "")
         return Answer(site, said, key=key if isinstance(key, str) else "")
     model = FLModelUtils.from_shareable(result)
-    if model.params_type != ParamsType.DIFF or not isinstance(model.params, dict):
-        return Answer(site, _refusal("unreadable", "expected a difference of weights"))
+    if model.params_type != expected or not isinstance(model.params, dict):
+        return Answer(site, _refusal("unreadable", f"expected weights of type {expected}"))
     arrays = aggregation.plain_arrays(model.params)
     return Answer(site, said, arrays, sum(int(array.nbytes) for array in arrays.values()))
 
@@ -104,7 +106,7 @@ def to_counted(answer: Answer, judgement: aggregation.Judgement | None) -> Count
     if judgement is None:
         return base
     metrics = dict(said.metrics)
-    for name in (progress.ANOMALY, progress.WEIGHT):
+    for name in (progress.ANOMALY, progress.WEIGHT, progress.LED):
         metrics.pop(name, None)  # the site's own word on it does not count
     if judgement.claimed > judgement.samples:
         metrics[CLAIMED] = judgement.claimed

@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nvflare.apis.controller_spec import ClientTask, Task, TaskCompletionStatus
 from nvflare.apis.fl_constant import ReturnCode
@@ -24,10 +24,10 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from appliance.db.base import now
 from appliance.errors import ApplianceError
-from appliance.federation import members, messages, policy, progress, provision, witness
+from appliance.federation import leading, members, messages, policy, progress, provision, witness
 from appliance.federation.answers import Answer, read_result, silent, to_counted
 from appliance.federation.book import WAITING, Checkpoint, StaleJobError, open_book
-from appliance.federation.collection import Collection
+from appliance.federation.collection import MOST_LEASES, Collection
 from appliance.federation.errors import CoordinatorError
 from appliance.federation.keykeeper import KeyKeeper
 from appliance.federation.late import Late
@@ -35,12 +35,12 @@ from appliance.federation.liveness import Signs
 from appliance.federation.shelf import Carriage, Shelf
 from trainer import strategies
 from trainer.errors import TrainerError
-from trainer.federation import aggregation, rounds
+from trainer.federation import aggregation
 from trainer.federation.errors import AggregationError
 from trainer.federation.gate import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from nvflare.apis.client import Client
     from nvflare.apis.fl_context import FLContext
@@ -55,7 +55,6 @@ ROUNDS_PER_JOB: Final = 10
 CURRENT_WAIT_S: Final = 30.0
 CIRCULATE_S: Final = 20.0
 MEMBERS_EVERY_S: Final = 1.0
-MOST_LEASES: Final = 10  # a site that always comes on holds a round up for so many times its time-out
 # A gate's word, which only people or a new plan change; any other failure of a site may have passed by the
 # next job.
 FINAL_CODES: Final = frozenset(
@@ -209,13 +208,30 @@ class RunWorkflow(Controller):  # type: ignore[misc]
 
         answers = self._in_turn(plan, standing, sites, ask) if _travels(plan) else ask(sites)
         updates = [aggregation.Update(a.site, a.arrays, a.said.samples) for a in answers if not a.said.code]
-        result = rounds.aggregate(plan, number, standing.weights, standing.state, updates)
+        handing_over = partial(self._hand_over, plan, number, abort_signal, fl_ctx)
+        led = leading.settle(plan, standing, updates, handing_over)
+        result = led.result
         judged = {judgement.site: judgement for judgement in result.judgements}
-        counted = [to_counted(answer, judged.get(answer.site)) for answer in answers]
+        counted = led.marked([to_counted(answer, judged.get(answer.site)) for answer in answers])
         reached = Checkpoint(number, result.weights, result.state, "")
         finished = self._book.finish_round(self._run_id, self._job_id, reached, counted, started_at)
         shelf.clear()
         return finished
+
+    def _hand_over(
+        self,
+        plan: Plan,
+        number: int,
+        abort_signal: Signal,
+        fl_ctx: FLContext,
+        site: str,
+        arrays: Mapping[str, Any],
+    ) -> Answer | None:
+        """Have one site aggregate a round."""
+        data, order, collection = leading.order(plan, number, site, arrays)
+        task = policy.TASK_AGGREGATE
+        answers = self._ask(task, data, order, collection, abort_signal, fl_ctx, _as_it_is)
+        return answers[0] if answers else None
 
     def _in_turn(
         self,
@@ -352,7 +368,8 @@ class RunWorkflow(Controller):  # type: ignore[misc]
     ) -> Callable[..., None]:
         def receive(client_task: ClientTask, fl_ctx: FLContext) -> None:
             del fl_ctx
-            answer = read_result(client_task.client.name, client_task.result)
+            whole = client_task.task.name == policy.TASK_AGGREGATE
+            answer = read_result(client_task.client.name, client_task.result, whole=whole)
             client_task.result = None
             try:
                 answer = keep(answer)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class SiteExecutor(Executor):  # type: ignore[misc]
-    """Runs ``admit``, ``train`` and ``finalize``; takes no argument, since a job's arguments are hostile."""
+    """Runs ``admit``, ``train``, ``aggregate`` and ``finalize``; takes no argument: a job's are hostile."""
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
@@ -126,8 +126,9 @@ def _plain(refused: Refused | None, countersignature: Mapping[str, Any] | None =
 
 
 def _carrier(answer: Finished, task_name: str) -> Shareable:
-    """Pack an update as a difference of weights, so that the site's privacy filters know what it is."""
-    if task_name != policy.TASK_TRAIN:
+    """Pack an update as a difference of weights, an aggregate as weights: filters know what they see."""
+    if task_name not in {policy.TASK_TRAIN, policy.TASK_AGGREGATE}:
         return make_reply(ReturnCode.OK)
-    delta: dict[str, Any] = from_bytes(answer.content)
-    return FLModelUtils.to_shareable(FLModel(params_type=ParamsType.DIFF, params=delta))
+    arrays: dict[str, Any] = from_bytes(answer.content)
+    kind = ParamsType.DIFF if task_name == policy.TASK_TRAIN else ParamsType.FULL
+    return FLModelUtils.to_shareable(FLModel(params_type=kind, params=arrays))

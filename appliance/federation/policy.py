@@ -21,9 +21,10 @@ SCHEME: Final = "tcp"
 TASK_ADMIT: Final = "admit"
 TASK_TRAIN: Final = "train"
 TASK_FINALIZE: Final = "finalize"
+TASK_AGGREGATE: Final = "aggregate"
 TASK_LEDGER: Final = "ledger"
 TOPIC_PROGRESS: Final = "cloister.progress"
-TASKS: Final = (TASK_ADMIT, TASK_TRAIN, TASK_FINALIZE, TASK_LEDGER)
+TASKS: Final = (TASK_ADMIT, TASK_TRAIN, TASK_AGGREGATE, TASK_FINALIZE, TASK_LEDGER)
 
 # Environment of the engine's processes: where its components find the rest of the appliance.
 SOCKET_VARIABLE: Final = "CLOISTER_FEDERATION_SOCKET"

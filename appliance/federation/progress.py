@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 WEIGHT: Final = "weight"  # beside a contribution's metrics: its share of the mean, by the strategy
+LED: Final = "led"  # beside a contribution's metrics: the site aggregated the round
 ANOMALY: Final = "anomaly_score"  # beside a contribution's metrics, of its update
 
 

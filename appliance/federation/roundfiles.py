@@ -63,11 +63,11 @@ def forget_old_updates(session: Session) -> list[str]:
     The newest of each run stay, so that a coordinator that asks twice gets the same update twice.
     """
     released = select(Round).where(Round.output_path.is_not(None), Round.receipt_id.is_not(None))
-    of_run: Counter[str] = Counter()
+    of_run: Counter[tuple[str, str]] = Counter()  # and of one kind: aggregates crowd out no update
     paths: list[str] = []
     for count, row in enumerate(session.scalars(released.order_by(Round.updated_at.desc(), Round.id)), 1):
-        of_run[row.protocol_id] += 1
-        if of_run[row.protocol_id] > KEPT_UPDATES or count > KEPT_UPDATES_IN_ALL:
+        of_run[row.protocol_id, row.kind] += 1
+        if of_run[row.protocol_id, row.kind] > KEPT_UPDATES or count > KEPT_UPDATES_IN_ALL:
             paths.append(str(row.output_path))
             row.output_path = None
     return paths

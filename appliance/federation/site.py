@@ -39,7 +39,9 @@ ROUND_RELEASED: Final = "round.released"
 ROUND_OTHER_MODEL: Final = "round.other_model"
 TRAIN: Final = "train"
 FINALIZE: Final = "finalize"
-KINDS: Final = (TRAIN, FINALIZE)
+AGGREGATE: Final = "aggregate"
+KINDS: Final = (TRAIN, AGGREGATE, FINALIZE)
+MAX_AGGREGATES: Final = 8  # of one round
 
 _LOG = logs.logger(__name__)
 
@@ -150,7 +152,14 @@ class SiteService:
             unknown = Decision("refused", gate.Refusal.NOT_APPROVED.value, "the plan is not known here")
             return None, None, unknown
         plan = Plan.from_json(protocol.plan)
-        other = session.scalar(_rounds(protocol, asked).where(~_on_model(asked)).limit(1))
+        if asked.kind == AGGREGATE and not _is_led_by_sites(plan):
+            return None, None, self._refused(refusals.UNKNOWN_KIND, "no site aggregates this plan", session)
+        others = session.scalars(
+            _rounds(protocol, asked).where(~_on_model(asked)).limit(MAX_AGGREGATES)
+        ).all()
+        # Asked again after an abnormal end, a round to aggregate may have other updates.
+        free = MAX_AGGREGATES - 1 if asked.kind == AGGREGATE else 0
+        other = others[0] if len(others) > free else None
         known = session.scalar(_rounds(protocol, asked).where(_on_model(asked)))
         decision = self._decide(
             session,
@@ -299,8 +308,8 @@ class SiteService:
             self.zone.ledger.append(session, kind=ROUND_OTHER_MODEL, subject_id=row.id, body=body)
 
     def _output(self, session: Session, row: Round) -> tuple[bytes, float]:
-        """Read what the worker wrote, with its norm; an evaluation has no update."""
-        if row.kind != TRAIN:
+        """Read what the worker wrote, with its norm: no update of an evaluation, no bound of an aggregate."""
+        if row.kind == FINALIZE:
             return b"", 0.0
         if row.output_path is None or row.output_sha256 is None:
             raise ReleaseError("the round has no update")
@@ -316,7 +325,7 @@ class SiteService:
         protocol = session.get(Protocol, row.protocol_id)
         plan = None if protocol is None else Plan.from_json(protocol.plan)
         norm = math.inf if plan is None else _norm(plan, row, content)
-        if plan is None or not norm <= plan.max_update_norm:
+        if plan is None or (row.kind == TRAIN and not norm <= plan.max_update_norm):
             raise ReleaseError("the update is larger than the plan allows")
         return content, norm
 
@@ -326,6 +335,11 @@ def _rounds(protocol: Protocol, asked: Asked) -> Select[Round]:
     return select(Round).where(
         Round.protocol_id == protocol.id, Round.number == asked.number, Round.kind == asked.kind
     )
+
+
+def _is_led_by_sites(plan: Plan) -> bool:
+    rule = strategies.STRATEGIES.get(plan.strategy.name)
+    return rule is not None and rule.led_by_site
 
 
 def _on_model(asked: Asked) -> ColumnElement[bool]:
@@ -349,7 +363,7 @@ def _departure(session: Session, row: Round, content: bytes, norm: float) -> rec
         site=row.site,
         plan_sha256=row.plan_sha256,
         global_model_sha256=row.global_model_sha256,
-        update_sha256=row.output_sha256 or "" if row.kind == TRAIN else "",
+        update_sha256=row.output_sha256 or "" if row.kind != FINALIZE else "",
         size_bytes=len(content),
         tensors=receipt.tensors_of(content),
         samples=row.samples,
@@ -375,6 +389,6 @@ def _seen(session: Session, row: Round) -> RoundView:
 
 def _norm(plan: Plan, row: Round, content: bytes) -> float:
     """Return the norm of an update as it counts; where that is not what leaves, the worker measured it."""
-    if plan.compression is None and plan.encryption is None:
+    if row.kind != TRAIN or (plan.compression is None and plan.encryption is None):
         return strategies.update_norm(from_bytes(content))
     return math.inf if row.update_norm is None else row.update_norm

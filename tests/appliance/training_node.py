@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -67,8 +67,8 @@ class TrainingNode:
             return row.id
 
 
-def make_plan(task: TaskSpec) -> Plan:
-    return Plan(
+def make_plan(task: TaskSpec, **changes: Any) -> Plan:
+    plan = Plan(
         run_id="run-1",
         name="blobs",
         task=task,
@@ -81,16 +81,19 @@ def make_plan(task: TaskSpec) -> Plan:
         approval_wait_s=0.0,
         seed=7,
     )
+    return replace(plan, **changes)
 
 
-def make_training_node(folder: Path, *, count: int = 24, task: TaskSpec | None = None) -> TrainingNode:
+def make_training_node(
+    folder: Path, *, count: int = 24, task: TaskSpec | None = None, **changes: Any
+) -> TrainingNode:
     """Create a node whose research zone holds ``count`` labelled pictures and an approved protocol."""
     config = folder / "cloister.toml"
     config.write_text(CONFIG)
     settings = load_settings(config)
     create_node(settings)
     zone = open_research(settings)
-    plan = make_plan(task or small_task())
+    plan = make_plan(task or small_task(), **changes)
     add_cases(zone, count)
     with writing(zone.engine) as session:
         protocol = Protocol(

@@ -34,7 +34,7 @@ _AWAY: Final = {
     number: [f"site-{i:02}" for i in range(12) if (i + number) % 3 == 0] for number in range(2, 100)
 }
 WAYS: Final[dict[str, dict[str, Any]]] = {
-    "fedavg": {},
+    "FedAvg": {},
     "ring, 32 bits": {"strategy": "dfedavgm", "parameters": {"bits": 32}},
     "ring, 8 bits": {"strategy": "dfedavgm", "parameters": {"bits": 8}},
     "ring, 4 bits": {"strategy": "dfedavgm", "parameters": {"bits": 4}},
@@ -42,8 +42,8 @@ WAYS: Final[dict[str, dict[str, Any]]] = {
     "random graph, 8 bits": {"strategy": "dfedavgm", "parameters": {"bits": 8, "density": 0.3}},
     "random graph, 4 bits": {"strategy": "dfedavgm", "parameters": {"bits": 4, "density": 0.3}},
     "ring, 8 bits, a third away": {"strategy": "dfedavgm", "parameters": {"bits": 8}, "away": _AWAY},
-    "braintorrent": {"strategy": "braintorrent"},
-    "braintorrent, a third away": {"strategy": "braintorrent", "away": _AWAY},
+    "BrainTorrent": {"strategy": "braintorrent"},
+    "BrainTorrent, a third away": {"strategy": "braintorrent", "away": _AWAY},
 }
 
 
@@ -87,11 +87,11 @@ def markdown(figures: dict[str, Any]) -> str:
         lines += [f"### {data.capitalize()}", "", *(row_of(name, row) for name, row in table.items()), ""]
     lines += ["| way | AUC | worst site | beside `fedavg` | KiB sent per local round |", "| - " * 5 + "|"]
     for way, by_seed in figures["graphs"].items():
-        pairs = zip(by_seed, figures["graphs"]["fedavg"], strict=True)
+        pairs = zip(by_seed, figures["graphs"]["FedAvg"], strict=True)
         beside = interval([one["auc"] - other["auc"] for one, other in pairs])
         told = f"{beside['mean']:+.3f} [{beside['low']:+.3f}, {beside['high']:+.3f}]"
         cells = [way, *(f"{mean(one[key] for one in by_seed):.3f}" for key in ("auc", "worst"))]
-        cells += ["" if way == "fedavg" else told, f"{by_seed[0]['kib']:.0f}"]
+        cells += ["" if way == "FedAvg" else told, f"{by_seed[0]['kib']:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"{figures['minutes']} minutes"]) + "\n"
 

@@ -88,7 +88,8 @@ class Encryption:
 def check_strategy(name: str) -> None:
     """Raise EncryptionError for a strategy that does more with updates than to average them."""
     try:
-        averages = isinstance(get(name), FedAvg)
+        rule = get(name)
+        averages = isinstance(rule, FedAvg) and not rule.led_by_site
     except StrategyError as error:
         raise EncryptionError(f"encryption: {error}") from error
     if not averages:

@@ -14,7 +14,7 @@ from trainer.compression import Compression, CompressionError
 from trainer.encryption import Encryption, EncryptionError
 from trainer.errors import TrainerError
 from trainer.federation.errors import PlanError
-from trainer.peers import PEERS
+from trainer.peers import SIMULATED
 from trainer.privacy.promise import PrivacyError, Promise, check_promised
 from trainer.task import TaskSpec
 
@@ -134,7 +134,7 @@ class Plan:
             object.__setattr__(self, "max_hours", float(self.max_hours))
         if self.expires_at.tzinfo is None:
             raise PlanError("expires_at: expected a moment with a time zone")
-        if self.strategy.name in PEERS:
+        if self.strategy.name in SIMULATED:
             raise PlanError(f"strategy: {self.strategy.name} runs in simulations alone (cloister simulate)")
         self._check_privacy()
         self._check_encryption()

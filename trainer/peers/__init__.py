@@ -1,6 +1,6 @@
 """Learning between peers, without a coordinator that aggregates: for simulations.
 
-``PEERS`` names the rules. No real run knows them: a plan that names one is refused.
+``PEERS`` names the rules. Real runs know ``swarm`` alone; a plan that names one of the others is refused.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 PEERS: Final[Mapping[str, PeerRule]] = MappingProxyType(
     {"swarm": Swarm(), "dfedavgm": DFedAvgM(), "braintorrent": BrainTorrent()}
 )
-NAMES: Final = (*STRATEGIES, *PEERS)
-"""What a simulation can run: every strategy, then what runs between peers."""
+SIMULATED: Final = frozenset(PEERS) - frozenset(STRATEGIES)
+"""What no real run knows."""
+NAMES: Final = (*STRATEGIES, *(name for name in PEERS if name in SIMULATED))
+"""What a simulation can run: every strategy, then what runs in simulations alone."""
 
 
 class Terms(Protocol):
@@ -54,6 +56,7 @@ def terms(name: str) -> Terms:
 __all__ = [
     "NAMES",
     "PEERS",
+    "SIMULATED",
     "Call",
     "Exchange",
     "Message",

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.peers.base import Alone, Exchange, Message
 from trainer.strategies.fedavg import FedAvg
-from trainer.strategies.lots import lot
+from trainer.strategies.swarm import leader
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from trainer.peers.base import Call, Peer, Trained
 
@@ -38,7 +38,7 @@ class Swarm(Alone):
         """Bring the newest model that is there to who was away when it was made."""
         newest = max(peers[site].version for site in call.there)
         holders = [site for site in call.there if peers[site].version == newest]
-        source = drawn(call, holders)
+        source = leader(call.number, holders, call.seed)
         behind = [site for site in call.there if site not in holders]
         held = peers[source]
         return Exchange(
@@ -48,20 +48,15 @@ class Swarm(Alone):
 
     def spread(self, call: Call, peers: Mapping[str, Peer], trained: Sequence[Trained]) -> Exchange:
         """Average at the drawn site, and send all the others what it made."""
-        leader = drawn(call, call.there)
+        drawn = leader(call.number, call.there, call.seed)
         contributions = [one.contribution for one in trained]
-        weights, _ = FedAvg().aggregate(peers[leader].weights, contributions, {}, call.parameters)
-        others = [site for site in call.there if site != leader]
+        weights, _ = FedAvg().aggregate(peers[drawn].weights, contributions, {}, call.parameters)
+        others = [site for site in call.there if site != drawn]
         updates = [
-            Message(one.contribution.site, leader, one.leaving)
+            Message(one.contribution.site, drawn, one.leaving)
             for one in trained
-            if one.contribution.site != leader
+            if one.contribution.site != drawn
         ]
-        models = [Message(leader, site, weights) for site in others]
+        models = [Message(drawn, site, weights) for site in others]
         held = {site: replace(peers[site], weights=weights, version=call.number) for site in call.there}
-        return Exchange(held, (*updates, *models), leader)
-
-
-def drawn(call: Call, sites: Collection[str]) -> str:
-    """Return the site that aggregates, of those who are there."""
-    return min(sites, key=lambda site: lot("swarm", call.seed, call.number, site))
+        return Exchange(held, (*updates, *models), drawn)

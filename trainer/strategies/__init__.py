@@ -33,6 +33,7 @@ from trainer.strategies.generalisation import DomainGeneralisation
 from trainer.strategies.robust import CoordinateWise, Krum
 from trainer.strategies.scaffold import Scaffold
 from trainer.strategies.sparse import Sparse
+from trainer.strategies.swarm import Swarm
 from trainer.strategies.transfer import Cyclic, RandomTransfer
 from trainer.strategies.variation import VariationAware
 from trainer.strategies.warmstart import WarmStart
@@ -62,6 +63,7 @@ STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType(
         "variation-aware": VariationAware(),
         "cyclic": Cyclic(),
         "random-transfer": RandomTransfer(),
+        "swarm": Swarm(),
     }
 )
 

@@ -37,11 +37,13 @@ class Strategy(Protocol):
     """A way of aggregating; it keeps nothing, mutates nothing and does not depend on the order of sites.
 
     ``needs_initial`` says that a run starts from an earlier run's model. ``one_at_a_time``: a round is one
-    site's, and the model moves on; otherwise all who are there take part.
+    site's, and the model moves on; otherwise all who are there take part. ``led_by_site``: a drawn site
+    aggregates, and not the coordinator.
     """
 
     needs_initial: bool
     one_at_a_time: bool
+    led_by_site: bool
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Raise StrategyError for an unknown parameter or one out of range."""
@@ -102,6 +104,7 @@ class WholeModel:
     """What most strategies share: all sites get the network's weights, and train without a proximal term."""
 
     one_at_a_time = False
+    led_by_site = False
 
     def participants(
         self, number: int, sites: Collection[str], seed: int, state: Mapping[str, Array]

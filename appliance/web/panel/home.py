@@ -68,6 +68,7 @@ JOB_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "report": "Report of commitment",
         "evaluate": "Evaluation",
         "train": "Local round",
+        "aggregate": "Aggregation",
         "finalize": "Final evaluation",
         "export": "Model export",
     }

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from appliance.web.desk import Desk, Viewer
 
 
+_KINDS: Final = {"finalize": "evaluation", "aggregate": "aggregation"}
+
+
 @dataclass(frozen=True)
 class ReceiptPageView:
     """A receipt; None when the research zone does not answer."""
@@ -57,7 +60,7 @@ def draw(view: ReceiptPageView, viewer: Viewer) -> Drawing:
     row = view.receipt
     if row is None:
         return {"head": page_head("Receipt", back=("/federation", "Federation")), "body": research.away()}
-    kind = "evaluation of the final model" if row.kind == "finalize" else "training"
+    kind = _KINDS.get(row.kind, "training")
     mark = badge("ok", tone="ok", text="genuine") if row.genuine else badge("bad", text="not genuine")
     return {
         "head": page_head(
@@ -177,7 +180,7 @@ def listed(receipts: tuple[views.ReceiptView, ...], empty: Markup) -> Markup:
         (
             stack(
                 join((link(f"/federation/runs/{row.run_id}", row.run_id), f" · round {row.number}")),
-                el("small", "evaluation" if row.kind == "finalize" else "training"),
+                el("small", _KINDS.get(row.kind, "training")),
             ),
             _what_left(row.body),
             size(row.size_bytes),

@@ -20,7 +20,7 @@ from tests.trainer.federation.plans import make_plan
 from trainer.encryption import ENCRYPTED, Encryption
 from trainer.federation.plan import Strategy
 from trainer.networks import initial_weights
-from trainer.peers import PEERS
+from trainer.peers import SIMULATED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,7 +122,7 @@ def test_a_run_without_the_model_that_it_starts_from_is_not_written_down(tmp_pat
         newrun.add(root, path)
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", sorted(SIMULATED))
 def test_what_only_simulations_know_is_refused_for_a_real_run(tmp_path: Path, name: str) -> None:
     root = tmp_path / "coordinator"
     two_sites(root)

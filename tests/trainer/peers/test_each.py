@@ -11,8 +11,8 @@ from tests.trainer.peers.groups import group, model, pairs, played, step
 from trainer.errors import StrategyError
 from trainer.peers import PEERS, Call, Peer
 from trainer.peers.dfedavgm import DFedAvgM
-from trainer.peers.swarm import drawn
 from trainer.strategies import Contribution, get
+from trainer.strategies.swarm import leader
 
 FOUR = "abcd"
 
@@ -34,20 +34,20 @@ class TestSwarm:
     def test_updates_go_to_the_drawn_site_alone_and_the_model_to_all_others(self) -> None:
         for number in range(1, 9):
             _, exchanges = played("swarm", group(FOUR), number, {site: step(1) for site in FOUR})
-            leader = exchanges[1].led_by
-            others = set(FOUR) - {leader}
-            assert pairs(exchanges) == {(s, leader) for s in others} | {(leader, s) for s in others}
+            led_by = exchanges[1].led_by
+            others = set(FOUR) - {led_by}
+            assert pairs(exchanges) == {(s, led_by) for s in others} | {(led_by, s) for s in others}
 
     def test_every_site_has_its_share_of_rounds(self) -> None:
-        leaders = Counter(drawn(call(number), FOUR) for number in range(400))
+        leaders = Counter(leader(number, FOUR, 0) for number in range(400))
         assert all(70 <= leaders[site] <= 130 for site in FOUR)
 
     @given(number=st.integers(1, 10_000), seed=st.integers(0, 2**31 - 1), gone=st.sampled_from(FOUR))
     def test_who_is_away_changes_the_choice_of_no_round_but_its_own(
         self, number: int, seed: int, gone: str
     ) -> None:
-        before = drawn(call(number, seed=seed), FOUR)
-        after = drawn(call(number, seed=seed), FOUR.replace(gone, ""))
+        before = leader(number, FOUR, seed)
+        after = leader(number, FOUR.replace(gone, ""), seed)
         assert (after == before) is (gone != before)
 
     def test_who_was_away_gets_the_newest_model_before_it_trains(self) -> None:
