@@ -1,7 +1,8 @@
 """A federation of three whose processes are killed one after the other and whose wires fail, in one run.
 
 The matrix has every process in every phase of a round. Whatever dies, the run goes on from the last finished
-round; nobody does anything but start again what stands alone: the coordinator's program and the node's.
+round; nobody does anything but start again what stands alone: the coordinator's program and the node's. Each
+process has one of the phases that take longest to aim at, or all of them with CLOISTER_ALL_FAULTS=1.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import time
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 import pytest
@@ -26,7 +27,7 @@ from tests.trainer.samples import small_task
 from trainer.task import LocalSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from tests.appliance.federation.wire import Wire
     from trainer.federation.plan import Plan
@@ -87,6 +88,7 @@ class Moment:
     """What the records say: how many rounds are finished, and what the sites have done of the next one."""
 
     number: int
+    asked: frozenset[str]
     training: frozenset[str]
     released: frozenset[str]
 
@@ -101,23 +103,38 @@ def moment(ring: Ring, plan: Plan) -> Moment:
     train = {name: [row for row in found if row.kind == "train"] for name, found in rows.items()}
     return Moment(
         number,
+        frozenset(name for name, found in train.items() if found),
         frozenset(name for name, found in train.items() if any(row.state == "running" for row in found)),
         frozenset(name for name, found in train.items() if any(row.receipt_id for row in found)),
     )
 
 
-# The victim is at work; its update has left and the round still waits for the site that is held.
+# The victim is at work; its update has left and the round still waits for the site that is held; the victim
+# was asked and has the model, but no worker of it has begun.
 PHASES: Final[dict[str, Callable[[Moment], bool]]] = {
     "training": lambda now: VICTIM in now.training,
     "released": lambda now: VICTIM in now.released and HOLDER not in now.released,
+    "sent": lambda now: VICTIM in now.asked and not {VICTIM} & (now.training | now.released),
 }
+IN_MID_ROUND: Final = ("training", "released")
+OTHERS: Final = ("sent", "between", "admit")
+EVERYWHERE: Final = os.environ.get("CLOISTER_ALL_FAULTS") == "1"
+
+
+def chosen(phases: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return the cells to run: all, or each process in one phase, in turn."""
+    if EVERYWHERE:
+        return list(product(PROCESSES, phases))
+    return [(process, phases[at % len(phases)]) for at, process in enumerate(PROCESSES)]
+
+
+def cells(chosen_ones: Iterable[tuple[str, str]]) -> list[Any]:
+    return [pytest.param(*cell, id="-".join(cell)) for cell in chosen_ones]
 
 
 @contextlib.contextmanager
-def held(ring: Ring) -> Iterator[None]:
-    """Hold the round that is under way, or the next one, by stopping one site's training."""
-    until(lambda: bool(worker_children(ring, HOLDER)), WITHIN_S, "the site to hold has a worker")
-    pids = worker_children(ring, HOLDER)
+def stopped(pids: list[int]) -> Iterator[None]:
+    """Stop processes where they are; what of them is left goes on afterwards."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -126,6 +143,21 @@ def held(ring: Ring) -> Iterator[None]:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def held(ring: Ring, phase: str) -> Iterator[None]:
+    """Hold the round that is under way, or the next one, where a phase takes aiming."""
+    if phase == "released":
+        until(lambda: bool(worker_children(ring, HOLDER)), WITHIN_S, "the site to hold has a worker")
+        with stopped(worker_children(ring, HOLDER)):
+            yield
+    elif phase == "sent":
+        until(lambda: bool(worker_children(ring)), WITHIN_S, "the victim has a worker")
+        with stopped([*standing(ring, "research_worker"), *worker_children(ring)]):
+            yield
+    else:
+        yield
 
 
 def aimed(ring: Ring, plan: Plan, phase: str) -> int:
@@ -163,15 +195,61 @@ def _lives(pid: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize(
-    ("process", "phase"), [pytest.param(*cell, id="-".join(cell)) for cell in product(PROCESSES, PHASES)]
-)
-def test_the_run_goes_on_whatever_dies_whenever(ring: Ring, plan: Plan, process: str, phase: str) -> None:
-    with held(ring) if phase == "released" else contextlib.nullcontext():
-        number = aimed(ring, plan, phase)
-        killed(ring, process)
+def goes_on(ring: Ring, plan: Plan, number: int) -> None:
     until(lambda: ring.view(plan).finished_rounds > number, WITHIN_S, f"round {number + 1} after the fault")
     assert ring.view(plan).state in {"queued", "running"}
+
+
+@pytest.mark.parametrize(("process", "phase"), cells(product(PROCESSES, IN_MID_ROUND)))
+def test_the_run_goes_on_whatever_dies_whenever(ring: Ring, plan: Plan, process: str, phase: str) -> None:
+    with held(ring, phase):
+        number = aimed(ring, plan, phase)
+        killed(ring, process)
+    goes_on(ring, plan, number)
+
+
+@pytest.mark.parametrize(("process", "phase"), cells(chosen(OTHERS)))
+def test_it_goes_on_from_moments_that_are_short(ring: Ring, plan: Plan, process: str, phase: str) -> None:
+    """Between two rounds, and while a job shows the plan to sites of which one does not answer."""
+    if phase == "between":
+        with between_rounds(ring, plan) as number:
+            killed(ring, process)
+    elif phase == "admit":
+        with being_admitted(ring, plan) as number:
+            killed(ring, process)
+    else:
+        with held(ring, phase):
+            number = aimed(ring, plan, phase)
+            killed(ring, process)
+    goes_on(ring, plan, number)
+
+
+@contextlib.contextmanager
+def between_rounds(ring: Ring, plan: Plan) -> Iterator[int]:
+    """Stop the coordinator's job when a round is finished and no site was asked for the next one."""
+    until(lambda: bool(PROCESSES["coordinator-job"](ring)), WITHIN_S, "a job runs")
+    deadline = time.monotonic() + WITHIN_S
+    while time.monotonic() < deadline:
+        ring.until_round(plan, ring.view(plan).finished_rounds + 1, WITHIN_S)
+        with stopped(PROCESSES["coordinator-job"](ring)):
+            now = moment(ring, plan)
+            if not now.asked:
+                yield now.number - 1
+                return
+    pytest.fail("no moment between two rounds was met")
+
+
+@contextlib.contextmanager
+def being_admitted(ring: Ring, plan: Plan) -> Iterator[int]:
+    """Let a new job begin while the victim's research zone answers nobody, so that it waits for it."""
+    until(lambda: bool(PROCESSES["coordinator-job"](ring)), WITHIN_S, "a job runs")
+    ended = PROCESSES["coordinator-job"](ring)
+    number = ring.view(plan).finished_rounds + 1
+    with stopped(standing(ring, "research_agent")):
+        killed(ring, "coordinator-job")
+        until(lambda: bool(set(PROCESSES["coordinator-job"](ring)) - set(ended)), WITHIN_S, "the next job")
+        until(lambda: bool(PROCESSES["site-job"](ring)), WITHIN_S, "the victim takes part in it")
+        yield number
 
 
 WIRE_FAULTS: Final[dict[str, Callable[[Wire], None]]] = {
@@ -216,6 +294,34 @@ def test_after_all_that_every_round_was_counted_once(ring: Ring, plan: Plan) -> 
         assert member.client.verify_ledger().ok
     until(lambda: not _dead_entries(ring), 60.0, "no dead process is left that nobody collected")
     assert _strays(ring) == []
+
+
+AT_THE_END: Final = list(PROCESSES) if EVERYWHERE else ["coordinator-job", "node", "worker-child"]
+
+
+@pytest.mark.parametrize("process", AT_THE_END)
+def test_everybody_gets_the_final_model_once_whatever_dies_at_the_end(ring: Ring, process: str) -> None:
+    plan = ring.submit(total_rounds=1, min_sites=3, round_timeout_s=240.0)
+    ring.approve(plan, 120.0)
+    until(lambda: bool(left(ring, plan, HOLDER)), WITHIN_S, "the site to hold has sent its update")
+    with stopped([*standing(ring, "research_worker", HOLDER), *worker_children(ring, HOLDER)]):
+        until(lambda: "finalize" in seen(ring, plan, VICTIM), WITHIN_S, f"{VICTIM} has the final model")
+        assert ring.view(plan).state == "running"
+        killed(ring, process)
+    view = ring.until_over(plan, WITHIN_S)
+    assert view.state == "done", view.reason
+    for member in ring.members.values():
+        assert seen(ring, plan, member.name).count("finalize") == 1
+        assert [one.run_id for one in member.client.candidates()].count(plan.run_id) == 1
+
+
+def seen(ring: Ring, plan: Plan, site: str) -> list[str]:
+    """Return the kinds of rounds that a site was asked for."""
+    return [row.kind for row in ring.members[site].rounds(plan.run_id)]
+
+
+def left(ring: Ring, plan: Plan, site: str) -> list[str]:
+    return [row.id for row in ring.members[site].rounds(plan.run_id) if row.receipt_id]
 
 
 def test_a_silent_site_is_passed_over_and_takes_part_again_when_it_is_back(ring: Ring) -> None:
