@@ -122,14 +122,16 @@ def _compared(
     found: dict[str, Any] = {}
     if lengths:
         found["million_parameters"] = {
-            size: side_by_side(
-                *(one[size].figures() if size in one else {} for one in (ours, engine)), _model_mib(size)
-            )
+            size: side_by_side(_figures(ours, size), _figures(engine, size), _model_mib(size))
             for size in lengths
         }
     if long:
         found["long"] = {"cloister": ours[LONG].growth(WARM_UP), "engine": engine[LONG].growth(WARM_UP)}
     return found
+
+
+def _figures(measured: Mapping[str, Measured], size: str) -> dict[str, Any]:
+    return measured[size].figures() if size in measured else {}
 
 
 def _model_mib(size: str) -> float:
