@@ -43,7 +43,7 @@ ENGINE_VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
         "NVFLARE_TASK_CHECK_INTERVAL": "2",
         "NVFLARE_END_RUN_READINESS_TIMEOUT": "5",
         "MALLOC_ARENA_MAX": "2",
-        # Arrays go back to the system at once, smaller blocks stay: else aggregation takes three times as long.
+        # Arrays go back to the system, smaller blocks stay: else aggregation takes three times as long.
         "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
         "MALLOC_TRIM_THRESHOLD_": str(8 * 2**20),
     }

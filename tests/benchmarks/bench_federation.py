@@ -97,7 +97,7 @@ def _ours(folder: Path, names: tuple[str, ...], lengths: Mapping[str, int], long
 def _fits(size: str, sites: int, models: tuple[int, int]) -> bool:
     """Whether the memory that is free takes this: a run must not end what else goes on here."""
     held = (models[0] + sites * models[1]) * _model_mib(size) + (1 + sites) * BASE_MIB
-    return psutil.virtual_memory().available / MIB > held
+    return bool(psutil.virtual_memory().available / MIB > held)
 
 
 def _engine(
