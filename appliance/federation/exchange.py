@@ -88,21 +88,27 @@ class Exchange:
         return None, str(answer["key"])
 
     def run(self, asked: Mapping[str, Any], model: Content, wait_s: float) -> Finished | Refused:
-        """Run one round: ask, store the model if it is wanted, have the row worked on, fetch the update."""
-        view: dict[str, Any] = {}
+        """Run one round to its end: :meth:`begin`, then :meth:`finish`."""
+        begun = self.begin(asked, model, wait_s)
+        return begun if isinstance(begun, Refused) else self.finish(begun)
+
+    def begin(self, asked: Mapping[str, Any], model: Content, wait_s: float) -> str | Refused:
+        """Ask for a round and store the model if it is wanted; return the round's id."""
+        round_id = ""
 
         def begin() -> dict[str, Any]:
+            nonlocal round_id
             answer = self._ask("POST", "/v1/rounds", asked)
             if answer["decision"]["standing"] == "wanted":
                 self._store(asked, model)
                 answer = self._ask("POST", "/v1/rounds", asked)
-            view.update(answer["round"] or {})
+            round_id = str((answer["round"] or {}).get("round_id", ""))
             return _mapping(answer["decision"])
 
-        refused = self._until_decided(begin, wait_s)
-        if refused is not None:
-            return refused
-        round_id = str(view["round_id"])
+        return self._until_decided(begin, wait_s) or round_id
+
+    def finish(self, round_id: str) -> Finished | Refused:
+        """Have a round's row worked on and fetch the update."""
         view = self._until_worked(round_id)
         refused = _refusal_of(view)
         if refused is not None:

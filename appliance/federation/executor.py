@@ -9,7 +9,7 @@ import json
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from nvflare.apis.executor import Executor
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from nvflare.apis.fl_context import FLContext
     from nvflare.apis.signal import Signal
+
+_TENSORS: Final = "DXO"  # where the engine keeps a message's arrays
 
 
 class SiteExecutor(Executor):  # type: ignore[misc]
@@ -71,15 +73,15 @@ class SiteExecutor(Executor):  # type: ignore[misc]
         shareable: Shareable,
         countersignature: Mapping[str, Any],
     ) -> Shareable:
-        model = FLModelUtils.from_shareable(shareable)
-        content = pieces({name: np.asarray(value) for name, value in model.params.items()})
         asked = {
             "plan_sha256": order.plan_sha256,
             "kind": task_name,
             "number": order.number,
             "model_sha256": order.model_sha256,
         }
-        answer = exchange.run(asked, content, order.wait_s)
+        begun = exchange.begin(asked, _model_of(shareable), order.wait_s)
+        shareable.pop(_TENSORS, None)  # the site has it: this process need not hold two models
+        answer = begun if isinstance(begun, Refused) else exchange.finish(begun)
         if isinstance(answer, Refused):
             return _plain(answer, countersignature)
         reply = _carrier(answer, task_name)
@@ -109,6 +111,12 @@ def _key(shareable: Shareable) -> str:
     if not isinstance(key, str):
         raise messages.MessageError("encryption key: expected a text")
     return key
+
+
+def _model_of(shareable: Shareable) -> list[memoryview]:
+    """Return the global model as its file's content."""
+    model = FLModelUtils.from_shareable(shareable)
+    return pieces({name: np.asarray(value) for name, value in model.params.items()})
 
 
 def _tell_progress(fl_ctx: FLContext) -> None:

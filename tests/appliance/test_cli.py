@@ -183,6 +183,13 @@ def test_bench_lists_what_there_is_and_refuses_the_rest() -> None:
     assert cloister("bench", "no-such").exit_code == 2
 
 
+@pytest.mark.parametrize("words", [["--rounds", "many"], ["--rounds"], ["--unknown", "1"], ["rounds", "1"]])
+def test_bench_refuses_options_that_the_benchmark_does_not_take(words: list[str]) -> None:
+    refused = cloister("bench", "compression", *words)
+    assert refused.exit_code == 2
+    assert "--seeds VALUE, --rounds VALUE" in refused.output
+
+
 def test_help_names_the_commands() -> None:
     output = run_cloister("--help").stdout
     assert [name for name in ("init", "up", "doctor", "ledger", "user", "bench") if name not in output] == []

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import psutil
 import pytest
 import torch
 
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 LONG: Final = "1 long"
 TIMEOUT_S: Final = 1800.0
 ASK_EVERY_S: Final = 0.2  # as our jobs have it; the engine's own is two seconds
+# What coordinator and site hold at most, in models, and each beside them: measured at 25 million parameters.
+OUR_MODELS: Final = (8, 5)
+ENGINE_MODELS: Final = (13, 6)
+BASE_MIB: Final = 600
 WARM_UP: Final = 0.2  # of a long run: what libraries load and pools fill is no leak
 # Parameters in millions -> network and rounds.
 SIZES: Final[dict[str, tuple[dict[str, Any], int]]] = {
@@ -85,7 +90,14 @@ def _ours(folder: Path, names: tuple[str, ...], lengths: Mapping[str, int], long
             return {
                 size: cloister_federation.measure(ring, task_of(size.partition(" ")[0]), rounds, TIMEOUT_S)
                 for size, rounds in _all(lengths, long).items()
+                if _fits(size.partition(" ")[0], len(names), OUR_MODELS)
             }
+
+
+def _fits(size: str, sites: int, models: tuple[int, int]) -> bool:
+    """Whether the memory that is free takes this: a run must not end what else goes on here."""
+    held = (models[0] + sites * models[1]) * _model_mib(size) + (1 + sites) * BASE_MIB
+    return bool(psutil.virtual_memory().available / MIB > held)
 
 
 def _engine(
@@ -95,6 +107,7 @@ def _engine(
         return {
             size: engine.measure(task_of(size.partition(" ")[0]), rounds, ASK_EVERY_S, TIMEOUT_S)
             for size, rounds in _all(lengths, long).items()
+            if _fits(size.partition(" ")[0], len(names), ENGINE_MODELS)
         }
 
 
@@ -109,12 +122,16 @@ def _compared(
     found: dict[str, Any] = {}
     if lengths:
         found["million_parameters"] = {
-            size: side_by_side(ours[size].figures(), engine[size].figures(), _model_mib(size))
+            size: side_by_side(_figures(ours, size), _figures(engine, size), _model_mib(size))
             for size in lengths
         }
     if long:
         found["long"] = {"cloister": ours[LONG].growth(WARM_UP), "engine": engine[LONG].growth(WARM_UP)}
     return found
+
+
+def _figures(measured: Mapping[str, Measured], size: str) -> dict[str, Any]:
+    return measured[size].figures() if size in measured else {}
 
 
 def _model_mib(size: str) -> float:

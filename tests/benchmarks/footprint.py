@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections import defaultdict
@@ -25,12 +26,16 @@ Processes = dict[str, dict[str, list[int]]]
 
 @dataclass(frozen=True)
 class Memory:
-    """One process, in MiB: resident, the largest so far, its own anonymous pages, its share of all pages."""
+    """One process, in MiB: resident, the largest so far, its own anonymous pages, its share of all pages.
+
+    ``processor_s``: what it computed so far.
+    """
 
     resident: float
     largest: float
     anonymous: float
     proportional: float
+    processor_s: float
 
 
 @dataclass
@@ -51,7 +56,7 @@ class Footprint:
     together: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def __post_init__(self) -> None:
-        self._growth: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+        self._looks: dict[tuple[str, int], list[tuple[float, float, float]]] = defaultdict(list)
         self._carried: list[tuple[float, int, int]] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="footprint")
@@ -82,7 +87,7 @@ class Footprint:
                 memory = memory_of(pid)
                 if memory is not None:
                     self.peaks[role] = max(self.peaks[role], memory.largest)
-                    self._growth[role, pid].append((at, memory.anonymous))
+                    self._looks[role, pid].append((at, memory.anonymous, memory.processor_s))
                     together += memory.proportional
         return together
 
@@ -99,6 +104,14 @@ class Footprint:
         carried = [np.interp(ends[-1], at, total) - np.interp(ends[0], at, total) for total in (up, down)]
         return float(carried[0] / count), float(carried[1] / count)
 
+    def processor_s_per_round(self, ends: list[float]) -> float:
+        """Return what all processes together computed per round: it says the same on a busy machine."""
+        total = 0.0
+        for looks in self._looks.values():
+            at, _, computed = np.array(looks).T
+            total += float(np.interp(ends[-1], at, computed) - np.interp(ends[0], at, computed))
+        return total / (len(ends) - 1)
+
     def slopes(self, first: float, last: float, rounds: int) -> dict[str, float]:
         """Return by role how many MiB of its own a process grew in so many rounds between two moments.
 
@@ -106,8 +119,8 @@ class Footprint:
         process that lived for less than half of that time says nothing and is left out.
         """
         found: dict[str, float] = {}
-        for (role, _), looks in self._growth.items():
-            at, size = np.array([look for look in looks if first <= look[0] <= last] or [(0, 0)]).T
+        for (role, _), looks in self._looks.items():
+            at, size, _ = np.array([look for look in looks if first <= look[0] <= last] or [(0, 0, 0)]).T
             if np.ptp(at) >= (last - first) / 2:
                 slope = float(np.polyfit(at - first, size, 1)[0]) * (last - first)
                 found[role] = max(found.get(role, -np.inf), slope)
@@ -119,8 +132,10 @@ def memory_of(pid: int) -> Memory | None:
     try:
         status = _fields(Path(f"/proc/{pid}/status"))
         rollup = _fields(Path(f"/proc/{pid}/smaps_rollup"))
-        return Memory(status["VmRSS"], status["VmHWM"], status["RssAnon"], rollup["Pss"])
-    except (OSError, KeyError):
+        times = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[11:13]
+        computed = sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+        return Memory(status["VmRSS"], status["VmHWM"], status["RssAnon"], rollup["Pss"], computed)
+    except (OSError, KeyError, ValueError):
         return None
 
 

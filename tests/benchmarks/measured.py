@@ -54,6 +54,7 @@ class Measured:
             "rounds": len(self.ends),
             "seconds_per_round": round(statistics.median(self.seconds), 2),
             "seconds_per_round_beyond_training": round(statistics.median(beyond), 2),
+            "processor_seconds_per_round": round(self.footprint.processor_s_per_round(self.ends), 2),
             "mib_sent_per_round_and_site": round(up / MIB, 2),
             "mib_received_per_round_and_site": round(down / MIB, 2),
             "peak_mib_of_a_process": {
@@ -77,7 +78,12 @@ class Measured:
 
 
 def side_by_side(ours: Mapping[str, Any], engine: Mapping[str, Any], model_mib: float) -> dict[str, Any]:
-    """Return both figures, their ratios, and whether the goals are met."""
+    """Return both figures, their ratios, and whether the goals are met; an empty one was not measured."""
+    found: dict[str, Any] = {"model_mib": round(model_mib, 1), "cloister": dict(ours), "engine": dict(engine)}
+    if not ours or not engine:
+        found["not_measured"] = "too little memory was free"
+    if not ours:
+        return found
     compared = [name for name, value in engine.items() if isinstance(value, float | int) and name in ours]
     ratios = {
         name: round(ours[name] / engine[name], 2)
@@ -86,12 +92,9 @@ def side_by_side(ours: Mapping[str, Any], engine: Mapping[str, Any], model_mib: 
     }
     allowed = MODELS_IN_MEMORY * model_mib + MEMORY_MIB
     peaks = {role: size for role, size in ours["peak_mib_of_a_process"].items() if COORDINATOR not in role}
-    return {
-        "model_mib": round(model_mib, 1),
-        "cloister": dict(ours),
-        "engine": dict(engine),
-        "cloister_to_engine": ratios,
-        "no_slower_than_the_engine": ours["seconds_per_round"] <= engine["seconds_per_round"],
-        "site_process_allowed_mib": round(allowed),
-        "site_processes_above": sorted(role for role, size in peaks.items() if size > allowed),
-    }
+    found["site_process_allowed_mib"] = round(allowed)
+    found["site_processes_above"] = sorted(role for role, size in peaks.items() if size > allowed)
+    if engine:
+        found["cloister_to_engine"] = ratios
+        found["no_slower_than_the_engine"] = ours["seconds_per_round"] <= engine["seconds_per_round"]
+    return found

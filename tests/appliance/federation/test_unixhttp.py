@@ -69,6 +69,12 @@ def test_bytes_go_through_unchanged(client: UnixClient) -> None:
     assert reply.headers["X-Kind"] == "double"
 
 
+def test_pieces_arrive_as_one_body(client: UnixClient) -> None:
+    pieces = [memoryview(b"ab"), memoryview(b""), memoryview(bytearray(b"cd"))]
+
+    assert client.send("PUT", "/v1/double", pieces).content == b"abcd" * 2
+
+
 @pytest.mark.parametrize(
     ("method", "path", "retryable", "words"),
     [

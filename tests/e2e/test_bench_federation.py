@@ -1,0 +1,27 @@
+"""The federation's benchmark runs, all its parts, on a tiny model."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks import bench_federation
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def test_the_benchmark_measures_both_federations_and_the_coordinator() -> None:
+    figures = bench_federation.run(sizes="0.1", rounds=2, counts="2,3", counts_size="0.1", long_rounds=3)
+
+    assert figures["ok"]
+    compared = figures["million_parameters"]["0.1"]
+    model_mib = compared["model_mib"]
+    for side in ("cloister", "engine"):
+        assert compared[side]["rounds"] == 2
+        assert compared[side]["seconds_per_round"] > compared[side]["seconds_per_round_beyond_training"] > 0
+        for direction in ("sent", "received"):
+            assert model_mib < compared[side][f"mib_{direction}_per_round_and_site"] < 2 * model_mib
+    assert {"research_agent", "research_worker child", "site engine job", "coordinator engine job"} <= set(
+        compared["cloister"]["peak_mib_of_a_process"]
+    )
+    assert figures["long"]["cloister"]["rounds"] == figures["long"]["engine"]["rounds"] == 3
+    assert set(figures["many"]["sites"]) == {"2", "3"}
