@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 TOLERANCE: Final = 0.01  # of the distance of slices, of a direction cosine
+MIN_SPACING_MM: Final = 0.001
 MAX_SLICES: Final = 4096
 MAX_VOXELS: Final = 200_000_000
 
@@ -95,9 +96,10 @@ def plane_of(ds: Dataset) -> Plane:
     along_columns, along_rows = cosines[:3], cosines[3:]
     lengths = np.array([np.linalg.norm(along_columns), np.linalg.norm(along_rows)])
     skew = abs(float(along_columns @ along_rows))
-    if np.abs(lengths - 1).max() > TOLERANCE or skew > TOLERANCE or spacing.min() <= 0:
+    if np.abs(lengths - 1).max() > TOLERANCE or skew > TOLERANCE or spacing.min() < MIN_SPACING_MM:
         raise PreprocessingError(
-            "volume.plane", "expected two unit vectors at right angles and a spacing above 0"
+            "volume.plane",
+            f"expected two unit vectors at right angles and a spacing of {MIN_SPACING_MM} mm or more",
         )
     return Plane(
         str(ds.get("SOPInstanceUID", "")),
@@ -137,7 +139,7 @@ def stack(planes: Sequence[Plane]) -> tuple[list[int], Grid]:
     steps = np.diff(positions[order], axis=0)
     step = (positions[order[-1]] - positions[order[0]]) / (len(planes) - 1)
     distance = float(step @ first.normal)
-    if distance <= 1e-3 or np.abs(steps - step).max() > max(TOLERANCE * distance, 2e-3):
+    if distance < MIN_SPACING_MM or np.abs(steps - step).max() > max(TOLERANCE * distance, 2e-3):
         raise PreprocessingError(
             "volume.spacing", "expected slices at equal distances, none missing or twice"
         )

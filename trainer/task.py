@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 OPTIMIZERS: Final = ("sgd", "adamw")
 CLASSIFICATION: Final = "classification"
 SEGMENTATION: Final = "segmentation"
+MAX_VOXELS: Final = 2**24  # a coordinator names the size, and every site's memory has to hold it
 _MAX_TEXT: Final = 64
 
 
@@ -237,6 +239,7 @@ def _kind_checks(task: TaskSpec) -> tuple[tuple[bool, str], ...]:
     return (
         (task.finding is None, "finding: expected none in a segmentation task"),
         ("SEG" not in task.modalities, "modalities: expected those of pictures, without SEG"),
+        (math.prod(task.size) <= MAX_VOXELS, f"size: expected at most {MAX_VOXELS} voxels"),
         (percentile, "preprocessing.intensity: expected percentile for three dimensions"),
     )
 

@@ -187,7 +187,7 @@ def _marked(masks: Sequence[Instance], planes: Sequence[Plane], task: TaskSpec) 
             if error.code != "mask.segments":
                 raise
     if not found:
-        raise MaskError("mask.segments", "no segment of the series' masks has a code of the task, each once")
+        raise MaskError("mask.segments", "no segment of the masks of the series has a code of the task")
     marked = joined(found)
     if not marked.any():
         raise MaskError("mask.empty", "nothing is marked in the whole series")

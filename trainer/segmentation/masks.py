@@ -162,18 +162,18 @@ def _check_place(ds: Dataset, planes: Sequence[Plane]) -> None:
 
 
 def _classes(ds: Dataset, segments: Sequence[Segment]) -> dict[int, int]:
-    """Return the task's class of each segment number that the task asks for, by its code."""
+    """Return the task's class of each segment number that the task asks for, by its code.
+
+    Several segments may have one code, as several lesions do.
+    """
     wanted = {Code(one.code, one.scheme, one.meaning): number for number, one in enumerate(segments, start=1)}
     found: dict[int, int] = {}
     for item in ds["SegmentSequence"].value:
         kind = item.SegmentedPropertyTypeCodeSequence[0]
-        code = Code(str(kind.CodeValue), str(kind.CodingSchemeDesignator), "")
+        code = Code(str(kind.get("CodeValue", "")), str(kind.get("CodingSchemeDesignator", "")), "")
         number = next((number for known, number in wanted.items() if known == code), None)
-        if number is None:
-            continue
-        if number in found.values():
-            raise MaskError("mask.segments", "two segments of one mask have the same code")
-        found[int(item.SegmentNumber)] = number
+        if number is not None:
+            found[int(item.SegmentNumber)] = number
     if not found:
         raise MaskError("mask.segments", "no segment of the mask has a code of the task")
     return found
@@ -274,11 +274,12 @@ def _drawn(
         for number, kind in shown.items():
             if not kind:
                 continue
-            if (index, kind) in seen:
+            if (index, number) in seen:
                 raise MaskError("mask.frames", "two frames show the same segment on the same slice")
-            seen.add((index, kind))
+            seen.add((index, number))
             inside = pixels[position] == number if numbers is None else pixels[position]
-            if bool(np.any(result[index][inside])):
+            claimed = result[index][inside]
+            if bool(np.any((claimed > 0) & (claimed != kind))):
                 raise MaskError("mask.overlap", "two segments of the mask claim the same voxel")
             result[index][inside] = kind
     return result

@@ -50,6 +50,7 @@ def test_a_task_survives_json_and_says_what_it_is(task: TaskSpec) -> None:
         ({"kind": CLASSIFICATION}, "segmentation: expected none"),
         ({"finding": {"code": "1", "scheme": "SCT", "meaning": "x"}}, "finding: expected none"),
         ({"segmentation": []}, "segmentation: expected an object"),
+        ({"preprocessing": {"rows": 2048, "columns": 2048}}, "size: expected at most"),
         ({"modalities": ["MR", "SEG"]}, "without SEG"),
         (
             {"preprocessing": {"rows": 24, "columns": 16, "intensity": "voi"}},

@@ -134,7 +134,6 @@ HOSTILE: list[tuple[str, str, Callable[[Any], Any]]] = [
     ("another spacing", "mask.geometry", _spacing),
     ("another orientation", "mask.geometry", _turn),
     ("named and lying on different slices", "mask.geometry", _swap),
-    ("two segments of one code", "mask.segments", _same_code),
     ("the same frame twice", "mask.frames", _twice),
     ("segments over one another", "mask.overlap", _overlap),
     ("no segments", "mask.unreadable", lambda ds: ds.__delattr__("SegmentSequence")),
@@ -172,6 +171,10 @@ def test_a_mask_of_other_structures_is_told_from_an_empty_one() -> None:
         read(SEG, (Segment("10200004", "SCT", "Liver"),))
     assert refused.value.code == "mask.segments"
     assert not read(segmentation(SOURCES, np.zeros_like(DRAWN.mask))).any()
+
+
+def test_segments_of_one_code_are_one_class() -> None:
+    assert np.array_equal(read(changed(_same_code), SEGMENTS[:1]), (DRAWN.mask > 0).astype(np.uint8))
 
 
 def test_masks_of_one_series_are_joined_where_they_do_not_overlap() -> None:
