@@ -22,6 +22,7 @@ from appliance.federation.roundfiles import KEPT_UPDATES
 from appliance.federation.unixclient import UnixClient
 from tests.appliance.federation import hostile_orders
 from tests.appliance.federation.ring import (
+    CASES,
     SITES,
     Member,
     Ring,
@@ -31,11 +32,13 @@ from tests.appliance.federation.ring import (
     running_ring,
     until,
 )
+from tests.trainer.samples import small_task
 from trainer import strategies
 from trainer.compression import Compression, draw_of
 from trainer.federation.plan import Plan, Strategy
 from trainer.networks import initial_weights
 from trainer.privacy.promise import Promise
+from trainer.task import LocalSpec
 from trainer.weights_io import load, save, sha256
 
 if TYPE_CHECKING:
@@ -255,6 +258,44 @@ def test_the_model_travels_in_turn_and_a_dead_site_is_passed_over(ring: Ring) ->
 def _order(view: RunProgress) -> list[str]:
     """Return who trained, round by round."""
     return [site for one in view.rounds for site in sorted(counted_sites(view, one.number))]
+
+
+def test_people_look_before_they_approve_and_pause_a_round_that_is_under_way(ring: Ring) -> None:
+    """The preflight is the research worker's. The others' round goes on; nothing of the paused one leaves."""
+    task = small_task(local=LocalSpec(batch_size=8, local_steps=600, learning_rate=1e-3))
+    plan = ring.submit(task=task, total_rounds=3, min_sites=2, straggler_wait_s=1.0, round_timeout_s=300.0)
+    north = ring.members["north"]
+    until(partial(is_known, north, plan), 60, "north knows the plan")
+    cloister("protocol", "preflight", plan.sha256, "--config", north.config)
+    until(lambda: bool(_preflight(north, plan)), 60, "the worker has looked")
+    looked = _preflight(north, plan)
+    assert looked["train"]["cases"] + looked["held_out"]["cases"] == CASES
+    assert looked["timing"]["step_seconds"] > 0
+    ring.approve(plan)
+    until(lambda: _state(north, plan, 1) == "running", 90, "north trains")
+
+    north.client.decide(north.client.protocol(plan.sha256).id, "pause", "user-1", "the machine is needed")
+
+    until(lambda: _state(north, plan, 1) == "dead", 60, "the round stops")
+    assert north.receipts(plan.run_id) == []
+    ring.until_round(plan, 1, 240.0)
+    assert counted_sites(ring.view(plan), 1) == {"south", "west"}
+    cloister("protocol", "resume", plan.sha256, "--config", north.config)
+    view = ring.until_over(plan, 400.0)
+    assert view.state == "done", view.reason
+    assert "north" in counted_sites(view, 3)
+    check_arithmetic(ring, plan)
+    assert north.client.verify_ledger().ok
+
+
+def _preflight(member: Member, plan: Plan) -> dict[str, Any]:
+    found = member.client.protocol(plan.sha256).preflight
+    return {} if found is None else dict(found.report or {})
+
+
+def _state(member: Member, plan: Plan, number: int) -> str:
+    rows = [row for row in member.rounds(plan.run_id) if (row.number, row.kind) == (number, "train")]
+    return str(rows[0].state) if rows else ""
 
 
 def test_a_plan_that_nobody_approved_does_not_run(ring: Ring) -> None:
