@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+LARGE_BYTES: Final = 4 * 2**20
 
 
 def die_with_parent(number: signal.Signals, parent_pid: int | None = None) -> None:
@@ -45,6 +48,17 @@ def collect_orphans(own: Container[int]) -> None:
         if pid not in own:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
+
+
+def return_large_arrays() -> None:
+    """Let freed arrays go back to the system at once (mallopt(3)); a C library without that stays as it is.
+
+    Left alone, glibc learns from each freed array to keep the next ones, up to 32 MiB each.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, 2 * LARGE_BYTES)
 
 
 def _prctl(option: int, argument: int) -> None:

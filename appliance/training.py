@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance import aggregating, datasets, logs, sitestate, space
+from appliance.children import return_large_arrays
 from appliance.consortium.replica import was_counted
 from appliance.db.base import new_id, now
 from appliance.db.engine import reading, writing
@@ -323,6 +324,7 @@ def _prepare_process(zone: ResearchZone) -> None:
     from trainer.local_round import use_threads  # noqa: PLC0415
 
     use_threads(zone.settings.training.threads)
+    return_large_arrays()
 
 
 def _again(session: Session, round_id: str) -> Round:

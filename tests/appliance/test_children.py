@@ -30,3 +30,25 @@ def test_orphans_that_ended_are_collected_and_own_children_keep_their_exit_code(
     argv = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["-9"]
+
+
+# Ten arrays of 8 MiB, twice; the last one of them stays, above what was freed.
+HOLDING = """
+import numpy as np
+from appliance.children import return_large_arrays
+from tests.benchmarks.footprint import memory_of
+import os
+return_large_arrays()
+before = memory_of(os.getpid()).anonymous
+for _ in range(2):
+    held = [np.ones(2**20) for _ in range(10)]
+    last = held.pop()
+    held.clear()
+print(memory_of(os.getpid()).anonymous - before)
+"""
+
+
+def test_freed_arrays_go_back_to_the_system() -> None:
+    """Left alone, the C library keeps all ten."""
+    done = subprocess.run([sys.executable, "-c", HOLDING], check=True, capture_output=True, text=True)
+    assert float(done.stdout) < 24

@@ -86,6 +86,8 @@ def task_of(size: str) -> TaskSpec:
 def _ours(folder: Path, names: tuple[str, ...], lengths: Mapping[str, int], long: int) -> dict[str, Measured]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLOISTER_FEDERATION__MAX_MODEL_MIB", "2048")  # the default takes 512
+        # A large model's export takes longer than a test's lease, and nothing renews it meanwhile.
+        patch.setenv("CLOISTER_TRAINING__ROUND_LEASE_S", "600")
         with running_ring(folder, names, wired=True) as ring:
             return {
                 size: cloister_federation.measure(ring, task_of(size.partition(" ")[0]), rounds, TIMEOUT_S)

@@ -104,13 +104,13 @@ class Footprint:
         carried = [np.interp(ends[-1], at, total) - np.interp(ends[0], at, total) for total in (up, down)]
         return float(carried[0] / count), float(carried[1] / count)
 
-    def processor_s_per_round(self, ends: list[float]) -> float:
-        """Return what all processes together computed per round: it says the same on a busy machine."""
-        total = 0.0
-        for looks in self._looks.values():
+    def processor_s_per_round(self, ends: list[float]) -> dict[str, float]:
+        """Return by role what its processes computed per round: it says the same on a busy machine."""
+        total: dict[str, float] = defaultdict(float)
+        for (role, _), looks in self._looks.items():
             at, _, computed = np.array(looks).T
-            total += float(np.interp(ends[-1], at, computed) - np.interp(ends[0], at, computed))
-        return total / (len(ends) - 1)
+            total[role] += float(np.interp(ends[-1], at, computed) - np.interp(ends[0], at, computed))
+        return {role: seconds / (len(ends) - 1) for role, seconds in total.items()}
 
     def slopes(self, first: float, last: float, rounds: int) -> dict[str, float]:
         """Return by role how many MiB of its own a process grew in so many rounds between two moments.

@@ -17,6 +17,7 @@ COORDINATOR: Final = "coordinator"
 MODELS_IN_MEMORY: Final = 2.5
 MEMORY_MIB: Final = 400.0
 GROWTH_MIB: Final = 8.0  # in 100 rounds, of one process: a twentieth of the smallest job process
+TELLING_S: Final = 0.05
 BY_SITES: Final = 1.1  # coordinator's memory with the most sites, to that with the fewest
 
 
@@ -47,6 +48,7 @@ class Measured:
     def figures(self) -> dict[str, Any]:
         """Return what is reported."""
         beyond = [whole - train for whole, train in zip(self.seconds, self.training[1:], strict=True)]
+        computed = self.footprint.processor_s_per_round(self.ends)
         up, down = self.footprint.bytes_per_round(self.ends)
         sites = [size for place, size in self.footprint.together.items() if place != COORDINATOR]
         return {
@@ -54,7 +56,10 @@ class Measured:
             "rounds": len(self.ends),
             "seconds_per_round": round(statistics.median(self.seconds), 2),
             "seconds_per_round_beyond_training": round(statistics.median(beyond), 2),
-            "processor_seconds_per_round": round(self.footprint.processor_s_per_round(self.ends), 2),
+            "processor_seconds_per_round": round(sum(computed.values()), 2),
+            "processor_seconds_by_role": {
+                role: round(seconds, 2) for role, seconds in sorted(computed.items()) if seconds >= TELLING_S
+            },
             "mib_sent_per_round_and_site": round(up / MIB, 2),
             "mib_received_per_round_and_site": round(down / MIB, 2),
             "peak_mib_of_a_process": {
