@@ -10,7 +10,7 @@ from appliance import aggregating, training
 from appliance.db.base import WorkState
 from appliance.db.engine import reading, writing
 from appliance.db.research import ResearchLedgerEntry, Round
-from appliance.federation.site import Asked, SiteService
+from appliance.federation.site import Asked, Decision, SiteService
 from appliance.work import claimed
 from tests.appliance.training_node import TrainingNode, make_training_node
 from trainer.federation import swarming
@@ -114,16 +114,17 @@ def test_what_is_not_the_round_in_which_this_site_trained_is_not_aggregated(
     assert row.output_path is None
 
 
-def test_a_site_aggregates_for_plans_that_say_so_alone_and_a_round_a_few_times(tmp_path: Path) -> None:
-    nodes = {}
-    for name, standing in (("fedavg", "refused"), ("swarm", "wanted")):
-        folder = tmp_path / name
-        folder.mkdir()
-        node = nodes[name] = make_training_node(folder, strategy=Strategy(name, {}))
-        decision, _ = SiteService(node.zone).begin(Asked(node.plan.sha256, "aggregate", 1, "ab" * 32))
-        assert decision.standing == standing
-    node = nodes["swarm"]
+def asked(node: TrainingNode) -> Decision:
+    return SiteService(node.zone).begin(Asked(node.plan.sha256, "aggregate", 1, "ab" * 32))[0]
+
+
+def test_a_site_aggregates_for_plans_alone_that_say_so(tmp_path: Path) -> None:
+    node = make_training_node(tmp_path, strategy=Strategy("fedavg", {}))
+    assert (asked(node).standing, asked(node).code) == ("refused", "unknown_kind")
+
+
+def test_a_round_is_aggregated_a_few_times_at_most(node: TrainingNode) -> None:
+    assert asked(node).standing == "wanted"
     for i in range(8):
         node.add_round(kind="aggregate", global_model_sha256=f"{i}" * 64)
-    decision, _ = SiteService(node.zone).begin(Asked(node.plan.sha256, "aggregate", 1, "ab" * 32))
-    assert decision.code == "other_model"
+    assert asked(node).code == "other_model"
