@@ -21,6 +21,7 @@ import pytest
 
 from appliance import node
 from appliance.children import descendants_of
+from appliance.federation import coordinator
 from tests.appliance.federation.ring import SITES, Program, Ring, cloister, running_ring, until
 from tests.appliance.federation.test_federation_e2e import check_arithmetic
 from tests.trainer.samples import small_task
@@ -301,6 +302,10 @@ AT_THE_END: Final = list(PROCESSES) if EVERYWHERE else ["coordinator-job", "node
 
 @pytest.mark.parametrize("process", AT_THE_END)
 def test_everybody_gets_the_final_model_once_whatever_dies_at_the_end(ring: Ring, process: str) -> None:
+    book = coordinator.open_book(ring.federation)
+    for open_run in book.open_runs():  # one at a time is worked on
+        cloister("coordinator", "stop", ring.federation.root, open_run)
+    book.engine.dispose()
     plan = ring.submit(total_rounds=1, min_sites=3, round_timeout_s=240.0)
     ring.approve(plan, 120.0)
     until(lambda: bool(left(ring, plan, HOLDER)), WITHIN_S, "the site to hold has sent its update")
