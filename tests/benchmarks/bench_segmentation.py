@@ -183,10 +183,11 @@ t), one comparison at a time. Volumes come back under other seeds, so seeds are 
 
 {rounds} rounds of {steps} steps; a U-Net of three levels (8, 16, 32 features) with batch normalisation.
 `local` trains each site alone and `pooled` all volumes in one place, with as many steps. Parameters other
-than the defaults, none of them tuned: {parameters}.
+than the defaults, none of them tuned: {parameters}. The learning rate is the better of two tried before, on
+training alone at 1.5 mm, with volumes that are in this set.
 
 ```sh
-python -m tests.benchmarks.bench_segmentation docs/results.md  # {minutes} minutes, two processes
+python -m tests.benchmarks.bench_segmentation docs/results.md  # {minutes} minutes, a loaded machine
 cloister bench segmentation --json figures.json                # the same figures, of every seed, as JSON
 ```
 """

@@ -97,6 +97,34 @@ def test_slices_are_cases_of_a_task_of_pictures(tmp_path: Path) -> None:
     assert dataset.train.y.shape[1:] == PICTURES.size == (24, 16)
 
 
+def test_projections_that_do_not_lie_anywhere_are_matched_by_what_the_mask_names(tmp_path: Path) -> None:
+    drawn = masked.draw(1)
+    sources = masked.series(drawn.image[7:9], "P")
+    mask = masked.segmentation(sources, drawn.mask[7:9])
+    for ds in (*sources, mask):
+        del ds.FrameOfReferenceUID
+    for ds in sources:
+        del ds.ImagePositionPatient, ds.ImageOrientationPatient
+    for frame in mask.PerFrameFunctionalGroupsSequence:
+        del frame.PlanePositionSequence
+    masked.save(tmp_path, [*sources, mask])
+    dataset = built(tmp_path, PICTURES)
+    found = np.concatenate([dataset.train.y, dataset.validation.y])
+    order = np.argsort([str(ds.SOPInstanceUID) for ds in sources])
+    assert np.array_equal(found, drawn.mask[7:9][order])
+    masked.save(tmp_path, masked.series(drawn.image, "Q"))
+    assert dict(built(tmp_path, PICTURES).skipped) == {"mask.missing": len(drawn.image)}
+
+
+def test_a_picture_that_the_mask_does_not_name_is_no_case(tmp_path: Path) -> None:
+    drawn = masked.draw(1)
+    sources = masked.series(drawn.image, "P")
+    masked.save(tmp_path, [*sources, masked.segmentation(sources[4:], drawn.mask[4:])])
+    dataset = built(tmp_path, PICTURES)
+    assert len(dataset.train) + len(dataset.validation) == 12
+    assert dict(dataset.skipped) == {"mask.missing": 4}
+
+
 def spoilt(folder: Path, change: Callable[[list[Any], Any], Any]) -> dict[str, int]:
     """Write one good patient, and one that is changed; return what was left out."""
     written(folder, 1)
