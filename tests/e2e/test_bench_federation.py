@@ -16,7 +16,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_the_benchmark_measures_both_federations_and_the_coordinator(tmp_path: Path) -> None:
-    options = "--sizes 0.1 --rounds 2 --counts 2,3 --counts-size 0.1 --long-rounds 3".split()
+    beside = ["--sizes", "0.1", "--rounds", "2", "--long-rounds", "3"]
+    options = [*beside, "--counts", "2,3", "--counts-size", "0.1"]
     command = [sys.executable, "-m", "appliance.cli", "bench", "federation", *options]
     subprocess.run([*command, "--json", str(tmp_path / "figures.json")], check=True, timeout=880)
 

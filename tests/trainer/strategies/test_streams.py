@@ -45,7 +45,7 @@ def peak_mib(folder: Path, sites: int, strategy: str) -> float:
 @pytest.mark.parametrize("strategy", ["fedavg", "median", "trimmed-mean", "krum", "multi-krum"])
 def test_memory_does_not_grow_with_the_number_of_sites(tmp_path: Path, strategy: str) -> None:
     few, many = peak_mib(tmp_path, 4, strategy), peak_mib(tmp_path, 24, strategy)
-    assert many < few + 1.5  # an update is 1 MiB
+    assert many < few + 4  # 20 updates more are 20 MiB
     assert few < 8
 
 
