@@ -29,7 +29,7 @@ def test_the_benchmark_measures_both_federations_and_the_coordinator(tmp_path: P
         assert compared[side]["rounds"] == 2
         assert compared[side]["seconds_per_round"] > compared[side]["seconds_per_round_beyond_training"] > 0
         for direction in ("sent", "received"):
-            assert model_mib < compared[side][f"mib_{direction}_per_round_and_site"] < 2 * model_mib
+            assert 0 < compared[side][f"mib_{direction}_per_round_and_site"] < 3 * model_mib  # of one round
     assert {"research_agent", "research_worker child", "site engine job", "coordinator engine job"} <= set(
         compared["cloister"]["peak_mib_of_a_process"]
     )
