@@ -195,7 +195,7 @@ def _session(kit: Path) -> Iterator[Any]:
     from nvflare.fuel.flare_api.flare_api import new_secure_session  # noqa: PLC0415 - heavy
 
     with contextlib.redirect_stdout(io.StringIO()):
-        session = new_secure_session(ADMIN, str(kit), timeout=20.0)
+        session = new_secure_session(ADMIN, str(kit), timeout=60.0)
     try:
         yield session
     finally:

@@ -59,7 +59,7 @@ class Footprint:
         self._looks: dict[tuple[str, int], list[tuple[float, float, float]]] = defaultdict(list)
         self._carried: list[tuple[float, int, int]] = []
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="footprint")
+        self._thread = threading.Thread(target=self._keep_looking, name="footprint")
 
     def __enter__(self) -> Self:
         for roles in self.processes().values():
@@ -71,14 +71,18 @@ class Footprint:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        self._look()  # what the last round's end has left
+
+    def _keep_looking(self) -> None:
+        while not self._over.wait(LOOK_EVERY_S):
+            self._look()
 
     def _look(self) -> None:
-        while not self._over.wait(LOOK_EVERY_S):
-            at = time.time()
-            wires = self.wires.values()
-            self._carried.append((at, sum(w.bytes_up for w in wires), sum(w.bytes_down for w in wires)))
-            for place, roles in self.processes().items():
-                self.together[place] = max(self.together[place], self._look_at(at, roles))
+        at = time.time()
+        wires = self.wires.values()
+        self._carried.append((at, sum(w.bytes_up for w in wires), sum(w.bytes_down for w in wires)))
+        for place, roles in self.processes().items():
+            self.together[place] = max(self.together[place], self._look_at(at, roles))
 
     def _look_at(self, at: float, roles: Mapping[str, list[int]]) -> float:
         together = 0.0

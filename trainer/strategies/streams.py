@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 PIECE: Final = 2**17  # elements: a mebibyte in float64
+LEAST: Final = 2**13  # of each model: with less, opening files would take longer than reading them
 
 
 class EachArray(Mapping[str, Array]):
@@ -56,7 +57,7 @@ def part(arrays: Mapping[str, Array], name: str, first: int, last: int) -> Array
 
 def stacked(models: Sequence[Mapping[str, Array]], name: str, count: int) -> Iterator[tuple[int, int, Array]]:
     """Yield one array of all models in pieces: begin, end, and float64 of shape (models, end - begin)."""
-    for first, last in spans(count, max(1, PIECE // len(models))):
+    for first, last in spans(count, max(LEAST, PIECE // len(models))):
         rows = [part(model, name, first, last) for model in models]
         yield first, last, np.stack(rows).astype(np.float64)
 
