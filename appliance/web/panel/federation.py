@@ -193,6 +193,7 @@ def _protocol(row: views.ProtocolView, view: FederationView) -> Markup:
         ("Cohort", cohort),
         ("Rounds", f"{row.total_rounds} by {row.strategy}, at least {count(row.min_sites, 'site')}"),
         ("Bounds", protocol_parts.bounds(row)),
+        ("Updates", protocol_parts.readers(row)),
         ("Expires", when(row.expires_at)),
         ("Ethics number", row.ethics_number or "none in the plan"),
         ("Computing here", protocol_parts.hours(row)),

@@ -86,6 +86,14 @@ def bounds(row: views.ProtocolView) -> str:
     return f"a site's update has a norm of at most {row.max_update_norm:g} and counts as at most {samples}"
 
 
+def readers(row: views.ProtocolView) -> str:
+    """Write who can read what leaves: the sites that the plan names, or the coordinator, too."""
+    encryption = row.plan.get("encryption")
+    if not isinstance(encryption, dict):
+        return "not encrypted: the coordinator reads them"
+    return f"encrypted: only {', '.join(sorted(encryption.get('recipients', {})))} can read them"
+
+
 def hours(row: views.ProtocolView) -> str:
     """Write how long this site has computed for the run, of how much."""
     limit = "no limit in the plan" if row.max_hours is None else f"of at most {row.max_hours:g}"

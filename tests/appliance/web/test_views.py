@@ -243,6 +243,7 @@ def test_a_waiting_protocol_shows_its_preflight_and_what_is_new_before_it_is_app
     drawn = str(federation.PAGE.draw(view, NOBODY_IN_PARTICULAR)["now"])
     for words in (
         "asks more",
+        "the coordinator reads them",
         "36 used of 40 eligible; left out: 1 pixel values, 3 unlabelled",
         "The same pictures are in training and held out.",
         "0.14 hours for 12 rounds (the plan allows 6; measured on 6 steps)",
