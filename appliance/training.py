@@ -283,9 +283,10 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
     path = (zone.root / row.input_path).resolve()
     if not path.is_relative_to(zone.root.resolve()):
         raise RoundError("the global model lies outside the research zone")
-    if weights_io.sha256(path) != row.global_model_sha256:
+    stored = weights_io.Stored(path)  # there while the round is open
+    if stored.sha256 != row.global_model_sha256:
         raise RoundError("the global model differs from its announced hash")
-    weights: Mapping[str, Array] = weights_io.Stored(path, row.global_model_sha256)  # there while it is open
+    weights: Mapping[str, Array] = stored
     key = None
     if plan.encryption is not None:
         key = sitekeys.key_of(zone, plan)
