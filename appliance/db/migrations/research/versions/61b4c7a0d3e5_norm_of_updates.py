@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade():
-    op.add_column('round', sa.Column('update_norm', sa.Float(), nullable=True))
+    op.add_column('round', sa.Column('update_norm', sa.Double(), nullable=True))
 
 
 def downgrade():
