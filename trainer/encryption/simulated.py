@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from trainer.encryption import ckks, model
-from trainer.encryption.spec import EncryptionError, check_strategy
+from trainer.encryption.spec import check_compression, check_strategy
 from trainer.strategies.fedavg import rate_of
 from trainer.weights_io import to_bytes
 
@@ -35,8 +35,7 @@ class Consortium:
         compression: Compression | None,
     ) -> None:
         check_strategy(strategy)
-        if compression is not None and compression.name != "turns":
-            raise EncryptionError("encryption: expected no compression, or turns: sums are all that works")
+        check_compression(None if compression is None else compression.name)
         self._turns = 1 if compression is None else compression.turns
         self._rate = rate_of(parameters)
         self._sites, self._coordinator = ckks.Key.of_sites(ckks.new_secret()), ckks.Key.of_coordinator()

@@ -75,14 +75,19 @@ class Encryption:
     def check_fits(self, strategy: str, compression: str | None, min_sites: int, max_norm: float) -> None:
         """Raise EncryptionError where the coordinator would have to see what it cannot."""
         check_strategy(strategy)
-        if compression not in {None, "turns"}:
-            raise EncryptionError("encryption: expected no compression, or turns: sums are all that works")
+        check_compression(compression)
         if not MIN_SITES <= min_sites <= len(self.recipients):
             raise EncryptionError(
                 f"min_sites: expected {MIN_SITES} to {len(self.recipients)}: one site's mean is its update"
             )
         if max_norm > MAX_NORM:
             raise EncryptionError(f"max_update_norm: expected at most {MAX_NORM:g} with encryption")
+
+
+def check_compression(name: str | None) -> None:
+    """Raise EncryptionError for a compression whose packed updates do not add up."""
+    if name not in {None, "turns"}:
+        raise EncryptionError("encryption: expected no compression, or turns: sums are all that works")
 
 
 def check_strategy(name: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from trainer.errors import UpdateError
 from trainer.federation import aggregation
 from trainer.strategies import Contribution, check_update
+from trainer.strategies.fedavg import rate_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 MODEL: Final = "model:"
 UPDATE: Final = "update:"
 SAMPLES: Final = "samples:"
-_RATE: Final = "server_learning_rate"
 _SLACK: Final = 1e-5  # of the numbers' size: for the rounding of a mean
 
 
@@ -78,7 +78,7 @@ def check_word(
         If the model does not fit, is not finite, or lies outside.
     """
     check_update(reference, proposed)
-    rate = float(parameters.get(_RATE, 1.0))
+    rate = rate_of(parameters)
     for name, array in reference.items():
         real = array.dtype.kind == "f"
         moved = np.subtract(proposed[name], array, dtype=np.float64 if real else array.dtype)

@@ -61,11 +61,10 @@ def draw(view: ReceiptPageView, viewer: Viewer) -> Drawing:
     if row is None:
         return {"head": page_head("Receipt", back=("/federation", "Federation")), "body": research.away()}
     kind = _KINDS.get(row.kind, "training")
-    mark = badge("ok", tone="ok", text="genuine") if row.genuine else badge("bad", text="not genuine")
     return {
         "head": page_head(
             f"Receipt of round {row.number}",
-            marks=mark,
+            marks=_genuine(row),
             lead=f"{row.body.get('site', '')}, {kind}. Signed with this site's research key.",
             back=(f"/federation/runs/{row.run_id}", row.run_id),
         ),
@@ -78,6 +77,12 @@ def draw(view: ReceiptPageView, viewer: Viewer) -> Drawing:
         "tensors": card("Tensors that left", _tensors(row.body)),
         "figures": card("Figures that left beside them", _figures(row.body)),
     }
+
+
+def _genuine(row: views.ReceiptView) -> Markup:
+    if row.genuine:
+        return badge("ok", tone="ok", text="genuine")
+    return badge("bad", tone="bad", text="not genuine")
 
 
 def _tiles(row: views.ReceiptView) -> Markup:
@@ -186,9 +191,7 @@ def listed(receipts: tuple[views.ReceiptView, ...], empty: Markup) -> Markup:
             size(row.size_bytes),
             count(row.samples, "case"),
             stack(
-                badge("ok", tone="ok", text="genuine")
-                if row.genuine
-                else badge("bad", tone="bad", text="not genuine"),
+                _genuine(row),
                 link(f"/federation/receipts/{row.id}", code(row.body_sha256)),
             ),
             when(row.created_at),
