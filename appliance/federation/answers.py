@@ -10,15 +10,22 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
+from appliance.consortium.replica import BROKEN
 from appliance.federation import messages, progress
 from appliance.federation.book import Counted
 from trainer.errors import TrainerError
 from trainer.federation import aggregation
+from trainer.federation.gate import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CLAIMED: Final = "samples_claimed"  # beside a contribution's metrics, where fewer samples counted
+# A gate's word, which only people or a new plan change; any other failure of a site may have passed by the
+# next job.
+FINAL_CODES: Final = frozenset(
+    {*(code.value for code in Refusal if code != Refusal.PAUSED), "unreadable_plan", BROKEN}
+)
 
 # What reading foreign objects may raise: ours, the engine's (of no common base) and Python's own.
 UNREADABLE: Final = (

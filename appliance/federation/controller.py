@@ -22,10 +22,11 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
+from appliance.consortium.replica import BROKEN
 from appliance.db.base import now
 from appliance.errors import ApplianceError
 from appliance.federation import leading, members, messages, policy, progress, provision, witness
-from appliance.federation.answers import Answer, read_result, silent, to_counted
+from appliance.federation.answers import FINAL_CODES, Answer, read_result, silent, to_counted
 from appliance.federation.book import WAITING, Checkpoint, StaleJobError, open_book
 from appliance.federation.collection import MOST_LEASES, Collection
 from appliance.federation.errors import CoordinatorError
@@ -55,11 +56,6 @@ ROUNDS_PER_JOB: Final = 10
 CURRENT_WAIT_S: Final = 30.0
 CIRCULATE_S: Final = 20.0
 MEMBERS_EVERY_S: Final = 1.0
-# A gate's word, which only people or a new plan change; any other failure of a site may have passed by the
-# next job.
-FINAL_CODES: Final = frozenset(
-    {*(code.value for code in Refusal if code != Refusal.PAUSED), "unreadable_plan", "ledger_broken"}
-)
 
 
 class NotAdmittedError(CoordinatorError):
@@ -182,6 +178,8 @@ class RunWorkflow(Controller):  # type: ignore[misc]
         )
         refused = frozenset(answer.site for answer in answers if answer.said.code in FINAL_CODES)
         if not collection.enough:
+            if any(answer.said.code == BROKEN for answer in answers):  # all shall see what one site found
+                self._circulate(everyone - refused, abort_signal, fl_ctx)
             paused = [answer.site for answer in answers if answer.said.code == Refusal.PAUSED]
             if len(collection.usable) + len(paused) >= needed:
                 raise AggregationError(f"{WAITING}: {', '.join(paused)}")

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 import sys
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 ADMIN: Final = "bench@cloister.local"
 HOST: Final = "localhost"
+INSTALLED: Final = ("trainer", "inference")
 _APP: Final = "nvflare.private.fed.app"
 _HERE: Final = Path(__file__).parent
 # A round's start ends the one before it.
@@ -95,7 +97,10 @@ class EngineFederation:
         ):
             job_id = session.submit_job(str(job))
             until(lambda: _status(session, job_id).startswith("FINISHED"), timeout_s, "the engine's job ends")
-            ok = _status(session, job_id) == "FINISHED:COMPLETED"
+            ended = _status(session, job_id)
+        ok = ended == "FINISHED:COMPLETED"
+        if not ok:
+            raise RuntimeError(f"the engine's own job ended as {ended}: {self.programs[self.sites[0]].log}")
         return Measured(ok, self._ends(job_id), self._training(), footprint)
 
     def _start(self, name: str, kind: str, configuration: str) -> None:
@@ -187,6 +192,10 @@ def _export(folder: Path, task: TaskSpec, sites: int, rounds: int, interval_s: f
     if interval_s is not None:
         content["server"] = {**content.get("server", {}), "task_request_interval": interval_s}
     configuration.write_text(json.dumps(content), encoding="utf-8")
+    # The engine packs every module that the script imports, but no __init__: what is installed shall run instead.
+    for packed in jobs.glob("*/app*/custom/*/"):
+        if packed.name in INSTALLED:
+            shutil.rmtree(packed)
     return jobs / "bench"
 
 

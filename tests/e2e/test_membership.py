@@ -25,6 +25,7 @@ from tests.appliance.federation.ring import (
     Ring,
     approve_at,
     cloister,
+    decide_at,
     join_member,
     running_ring,
     until,
@@ -75,6 +76,7 @@ def test_a_site_joins_a_running_federation_and_takes_part_from_the_next_job_on(r
     plan = ring.submit(total_rounds=21, min_sites=2, straggler_wait_s=30.0)
     ring.approve(plan)
     ring.until_round(plan, 1)
+    decide_at(ring.members["south"], plan, "pause")  # the run is not over before the new site is ready
     running = {pid for program in [ring.coordinator] for pid in program.find("enginehost", "server")}
     east = join_member(ring.folder / "east", "east", ring.federation, 7)
     ring.members["east"] = east
@@ -83,6 +85,7 @@ def test_a_site_joins_a_running_federation_and_takes_part_from_the_next_job_on(r
     east.program.start()
     until(lambda: any(one.plan_sha256 == plan.sha256 for one in _protocols(east)), 120, "east knows the plan")
     approve_at(east, plan)
+    decide_at(ring.members["south"], plan, "resume")
     view = ring.until_over(plan, 300)
 
     assert view.state == "done", view.reason

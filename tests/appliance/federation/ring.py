@@ -241,6 +241,11 @@ def approve_at(member: Member, plan: Plan) -> None:
     cloister("protocol", "approve", plan.sha256, "--shown", shown, "--config", member.config)
 
 
+def decide_at(member: Member, plan: Plan, decision: str) -> None:
+    """Pause a plan at one site, or resume it there."""
+    cloister("protocol", decision, plan.sha256, "--config", member.config)
+
+
 def rounds_done(member: Member, plan: Plan) -> list[int]:
     """Return the numbers of the rounds that a site trained."""
     return [row.number for row in member.rounds(plan.run_id) if row.kind == "train" and row.state == "done"]
