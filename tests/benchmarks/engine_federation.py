@@ -192,7 +192,7 @@ def _export(folder: Path, task: TaskSpec, sites: int, rounds: int, interval_s: f
     if interval_s is not None:
         content["server"] = {**content.get("server", {}), "task_request_interval": interval_s}
     configuration.write_text(json.dumps(content), encoding="utf-8")
-    # The engine packs every module that the script imports, but no __init__: what is installed shall run instead.
+    # The engine packs every module that the script imports, but no __init__: what is installed shall run.
     for packed in jobs.glob("*/app*/custom/*/"):
         if packed.name in INSTALLED:
             shutil.rmtree(packed)
