@@ -14,7 +14,7 @@ from trainer.compression import Compression, CompressionError
 from trainer.encryption import Encryption, EncryptionError
 from trainer.errors import TrainerError
 from trainer.federation.errors import PlanError
-from trainer.peers import SIMULATED
+from trainer.peers import PEERS, SIMULATED
 from trainer.privacy.promise import PrivacyError, Promise, check_promised
 from trainer.task import TaskSpec
 
@@ -159,12 +159,14 @@ class Plan:
 
     def _check_encryption(self) -> None:
         """Check that the coordinator can do its part without reading anything."""
-        if self.encryption is None:
-            return
-        compression = None if self.compression is None else self.compression.name
+        name, sealed, packing = self.strategy.name, self.encryption, self.compression
         try:
-            self.encryption.check_fits(self.strategy.name, compression, self.min_sites, self.max_update_norm)
-        except EncryptionError as error:
+            if packing is not None:
+                packing.check_fits(readable=sealed is None and name not in PEERS)
+            if sealed is not None:
+                packed = None if packing is None else packing.name
+                sealed.check_fits(name, packed, self.min_sites, self.max_update_norm)
+        except (CompressionError, EncryptionError) as error:
             raise PlanError(str(error)) from error
 
     def to_json(self) -> dict[str, Any]:
@@ -173,9 +175,8 @@ class Plan:
         What is not set is left out, so that a plan of an earlier version keeps its hash and its approval.
         """
         unset = {"ethics_number": "", "max_hours": None, "initial_sha256": ""}
-        optional = {
-            name: getattr(self, name) for name, empty in unset.items() if getattr(self, name) != empty
-        }
+        given = {name: getattr(self, name) for name in unset}
+        optional = {name: value for name, value in given.items() if value != unset[name]}
         if self.privacy is not None:
             optional["privacy"] = self.privacy.to_json()
         for name in ("compression", "encryption"):
