@@ -10,14 +10,14 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance import aggregating, datasets, logs, sitestate, space
+from appliance import aggregating, datasets, logs, peering, sitestate, space
 from appliance.children import return_large_arrays
 from appliance.consortium.replica import was_counted
 from appliance.db.base import new_id, now
 from appliance.db.engine import reading, writing
 from appliance.db.research import Protocol, Round
 from appliance.errors import ApplianceError
-from appliance.federation import protocols, refusals, sitekeys
+from appliance.federation import protocols, refusals, roundfiles, sitekeys
 from appliance.federation.envelope import EnvelopeError
 from trainer.federation.gate import Refusal
 
@@ -122,7 +122,7 @@ def check_halt(claim: Claim) -> None:
 
 
 def run_round(zone: ResearchZone, claim: Claim) -> None:
-    """Do a claimed round: kind ``train``, ``aggregate`` or ``finalize``.
+    """Do a claimed round: kind ``train``, ``aggregate``, ``send`` or ``finalize``.
 
     What no second try could mend (a withdrawn protocol, a model that does not fit, no usable case) makes the
     row dead with its reason; anything else is left to the claim, which tries again.
@@ -140,6 +140,8 @@ def run_round(zone: ResearchZone, claim: Claim) -> None:
         _prepare_process(zone)
         progress("load", 1, 1)
         _KINDS[work.row.kind](zone, claim, work, progress)
+        if work.row.kind == FINALIZE:
+            roundfiles.remove_mail(zone.root, work.row.protocol_id)
     except HaltedError as error:
         with writing(zone.engine) as session:
             _again(session, claim.row_id).halted_by = error.code
@@ -153,6 +155,7 @@ def run_round(zone: ResearchZone, claim: Claim) -> None:
         RoundError,
         EnvelopeError,
         aggregating.NotOursError,
+        peering.PeeringError,
         sitestate.SiteStateError,
         TrainerError,
     ) as error:
@@ -167,13 +170,14 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
 
     plan, row = work.plan, work.row
     built = datasets.build(zone, plan.task, progress)
+    part = peering.begin(zone, work, len(built.dataset.train)) if plan.own_models else None
     update = local_round(
         plan.task,
-        work.weights,
+        work.weights if part is None else part.now.weights,
         built.dataset,
         strategy=plan.strategy.name,
         strategy_parameters=plan.strategy.parameters,
-        own=work.own,
+        own=work.own if part is None else {},
         max_norm=plan.max_update_norm,
         number=row.number,
         seed=round_seed(plan.seed, row.site, row.number),
@@ -184,9 +188,10 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
     # An attempt's own file: one that lost its lease cannot replace what the row names. The attempt's number
     # would not do, since a row that is retried or asked for again starts counting anew.
     relative = f"federation/updates/{row.id}-{new_id()}.safetensors"
-    digest = weights_io.save(zone.root / relative, work.leaving(update))
-    if update.own:
-        sitestate.save(zone.root, row, digest, update.own)
+    leaving, own = (work.leaving(update), update.own) if part is None else part.told(update, row.number)
+    digest = weights_io.save(zone.root / relative, leaving)
+    if own:
+        sitestate.save(zone.root, row, digest, own)
     with writing(zone.engine) as session:
         stored = _again(session, row.id)
         stored.output_path = relative
@@ -209,7 +214,7 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
         zone.ledger.append(session, kind=ROUND_TRAINED, subject_id=row.id, body=body)
         claim.finish(session)
     _remove_other_attempts(zone.root / relative, row.id)
-    if update.own:
+    if own:
         with reading(zone.engine) as session:
             sitestate.forget(session, zone.root, row)
     _LOG.info(ROUND_TRAINED, round_id=row.id, samples=update.samples, seconds=update.train_seconds)
@@ -223,9 +228,12 @@ def _finalize(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat)
 
     plan, row = work.plan, work.row
     built = datasets.build(zone, plan.task, progress)
-    rule = site_rule(plan.strategy.name)
-    own, _ = taken_over(work.own, counted=True)
-    work = replace(work, weights=rule.deployed(plan.task, work.weights, own, trained=True))
+    if plan.own_models:
+        work = replace(work, weights=peering.final(zone, work))
+    else:
+        rule = site_rule(plan.strategy.name)
+        own, _ = taken_over(work.own, counted=True)
+        work = replace(work, weights=rule.deployed(plan.task, work.weights, own, trained=True))
     metrics = evaluate(plan.task, work.weights, built.dataset, progress).to_json()
     progress("export", 0, 1)
     if plan.task.segmentation is not None:
@@ -260,6 +268,7 @@ def _evaluated(session: Session, round_id: str, built: datasets.Built, metrics: 
 _KINDS: Final[dict[str, Callable[[ResearchZone, Claim, Work, Heartbeat], None]]] = {
     TRAIN: _train,
     aggregating.KIND: aggregating.aggregate,
+    peering.KIND: peering.send,
     FINALIZE: _finalize,
 }
 
@@ -293,7 +302,7 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
         weights = sitekeys.readable(key, plan, weights, row.number - (row.kind == TRAIN))
     own: Weights = {}
     remembers = plan.compression is not None and plan.compression.remembers
-    if site_rule(plan.strategy.name).stateful or remembers:
+    if site_rule(plan.strategy.name).stateful or remembers or plan.own_models:
         with reading(zone.engine) as session:
             own = sitestate.load(session, zone.root, row)
     return Work(row, plan, weights, own, _packing(zone, plan, row), key)

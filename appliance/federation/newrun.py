@@ -15,7 +15,7 @@ from appliance.db.coordinator import FinishedRound, MemberState
 from appliance.db.engine import reading
 from appliance.federation import coordinator, members, provision
 from appliance.federation.errors import CoordinatorError
-from trainer import strategies
+from trainer import peers
 from trainer.encryption import ENCRYPTED
 from trainer.errors import StrategyError
 from trainer.federation.errors import PlanError
@@ -36,7 +36,7 @@ def add(root: Path, plan_file: Path) -> str:
     ------
     CoordinatorError
         If the plan cannot be read, needs more sites than there are, or asks for a strategy or parameters
-        that do not exist or that only simulations know.
+        that do not exist.
     """
     federation = provision.load(root)
     book = coordinator.open_book(federation)
@@ -45,7 +45,7 @@ def add(root: Path, plan_file: Path) -> str:
     if plan.min_sites > len(sites):
         raise CoordinatorError(f"min_sites: expected at most {len(sites)}, the federation's sites")
     try:
-        strategies.get(plan.strategy.name).check_parameters(plan.strategy.parameters)
+        peers.terms(plan.strategy.name).check_parameters(plan.strategy.parameters)
     except StrategyError as error:
         raise CoordinatorError(f"{plan_file.name}: strategy: {error}") from error
     earlier = _earlier(book, plan.initial_sha256) if plan.initial_sha256 else None

@@ -22,9 +22,10 @@ TASK_ADMIT: Final = "admit"
 TASK_TRAIN: Final = "train"
 TASK_FINALIZE: Final = "finalize"
 TASK_AGGREGATE: Final = "aggregate"
+TASK_SEND: Final = "send"
 TASK_LEDGER: Final = "ledger"
 TOPIC_PROGRESS: Final = "cloister.progress"
-TASKS: Final = (TASK_ADMIT, TASK_TRAIN, TASK_AGGREGATE, TASK_FINALIZE, TASK_LEDGER)
+TASKS: Final = (TASK_ADMIT, TASK_TRAIN, TASK_AGGREGATE, TASK_SEND, TASK_FINALIZE, TASK_LEDGER)
 
 # Environment of the engine's processes: where its components find the rest of the appliance.
 SOCKET_VARIABLE: Final = "CLOISTER_FEDERATION_SOCKET"

@@ -93,11 +93,9 @@ def take(
     state : Mapping
         Where the last step's ``left`` is.
     """
-    moved = {name: _moved(after[name], array) for name, array in before.items()}
-    coarse = {name: array for name, array in moved.items() if not is_statistic(name)}
+    exact, coarse = _apart({name: _moved(after[name], array) for name, array in before.items()})
     kept = {name.removeprefix(LEFT): array for name, array in state.items() if name.startswith(LEFT)}
     packed = compression.pack(coarse, kept, math.inf, draw)
-    exact = {name: array for name, array in moved.items() if is_statistic(name)}
     weights = apply_step(before, {**packed.update, **exact})
     left = {LEFT + name: array for name, array in packed.residual.items()}
     return Step({**packed.arrays, **exact}, weights, left)
@@ -113,15 +111,21 @@ def follow(
     UpdateError
         If the arrays are no step of such a model.
     """
-    exact = {name: array for name, array in arrays.items() if name in before and is_statistic(name)}
-    if set(exact) != {name for name in before if is_statistic(name)}:
+    exact, coarse = _apart(before)
+    if not set(exact) <= set(arrays):
         raise UpdateError("names", "step: other arrays than this compression makes")
-    for name, array in exact.items():
-        if array.shape != before[name].shape or array.dtype != before[name].dtype:
+    for name in exact:
+        if arrays[name].shape != exact[name].shape or arrays[name].dtype != exact[name].dtype:
             raise UpdateError("shape", f"step: {name}: another shape or type")
-    coarse = {name: array for name, array in before.items() if not is_statistic(name)}
     rest = {name: array for name, array in arrays.items() if name not in exact}
-    return apply_step(before, {**compression.unpack(rest, coarse, draw), **exact})
+    moved = compression.unpack(rest, coarse, draw)
+    return apply_step(before, {**moved, **{name: arrays[name] for name in exact}})
+
+
+def template(compression: Compression, before: Mapping[str, Array]) -> Weights:
+    """Return arrays of the shapes and dtypes that a step from this model has."""
+    exact, coarse = _apart(before)
+    return {**compression.template(coarse), **exact}
 
 
 def without(state: Mapping[str, Array]) -> Weights:
@@ -132,6 +136,12 @@ def without(state: Mapping[str, Array]) -> Weights:
 def drawn(seed: int, number: int) -> Draw:
     """Return what both ends pack the step of a finished round with: that of no site."""
     return draw_of(seed, "", number)
+
+
+def _apart(arrays: Mapping[str, Array]) -> tuple[Weights, Weights]:
+    """Return running statistics, which travel whole, and the rest."""
+    exact = {name: array for name, array in arrays.items() if is_statistic(name)}
+    return exact, {name: array for name, array in arrays.items() if name not in exact}
 
 
 def _moved(after: Array, before: Array) -> Array:

@@ -69,6 +69,7 @@ JOB_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "evaluate": "Evaluation",
         "train": "Local round",
         "aggregate": "Aggregation",
+        "send": "Model for a peer",
         "finalize": "Final evaluation",
         "export": "Model export",
     }
