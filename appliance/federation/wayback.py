@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class WayBack:
-    """The way of one job; its first round sends the model whole, since nothing but the book outlives a job."""
+    """The way of one job; its first round sends the model whole, since only the book outlives a job."""
 
     def __init__(self, plan: Plan) -> None:
         packing = plan.compression

@@ -60,7 +60,7 @@ STARTS_ANEW = [name for name in CHOSEN if not strategies.get(name).needs_initial
 
 @pytest.fixture(scope="module")
 def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
-    with running_ring(tmp_path_factory.mktemp("ring")) as running:
+    with running_ring(tmp_path_factory.mktemp("ring"), wired=True) as running:
         yield running
 
 
@@ -138,7 +138,7 @@ def test_a_real_federation_comes_to_the_simulators_model(ring: Ring, strategy: s
     check_equal(ring, plan, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["int8", "top-k", "sketch", "turns"])
+@pytest.mark.parametrize("name", ["top-k", "sketch", "turns"])
 def test_with_packed_updates_too_and_far_fewer_bytes_leave(ring: Ring, name: str, tmp_path: Path) -> None:
     """Three rounds: what the first update leaves out must be in the next ones."""
     plan = ring.submit(total_rounds=3, min_sites=3, compression=Compression(name))
@@ -151,6 +151,23 @@ def test_with_packed_updates_too_and_far_fewer_bytes_leave(ring: Ring, name: str
         for row in member.receipts(plan.run_id)[:3]:
             assert row.body["size_bytes"] < 0.7 * whole  # a small model's file is half names
             assert sum(one["size_bytes"] for one in row.body["tensors"]) < 0.3 * whole
+
+
+def test_packed_both_ways_the_global_model_comes_as_steps_after_the_first_round(
+    ring: Ring, tmp_path: Path
+) -> None:
+    network = NetworkSpec("resnet", {"features": [16, 32, 64, 128], "groups": 4, "norm": "batch"})
+    packing = Compression("int8", both_ways=True)
+    plan = ring.submit(task=small_task(network=network), total_rounds=4, min_sites=3, compression=packing)
+    before = {name: ring.wires[name].bytes_down for name in SITES}
+    approve(ring, plan)
+
+    check_equal(ring, plan, tmp_path)
+
+    whole = len(to_bytes(final_weights(ring, plan)))
+    for name, wire in ((name, ring.wires[name]) for name in SITES):
+        came = wire.bytes_down - before[name]  # four rounds and the final model: one is whole
+        assert whole < came < 3 * whole
 
 
 def test_a_round_lasts_as_long_as_its_sites_come_on(ring: Ring) -> None:
