@@ -85,7 +85,7 @@ class Asking(Controller):  # type: ignore[misc]
         tasks = []
         for one, targets in _shared(data, sorted(collection.targets)):
             one[messages.ORDER_KEY] = messages.write_order(order)
-            if self._key.text:
+            if self._key.text and name != policy.TASK_LEDGER:
                 one[messages.ENCRYPTION_KEY] = self._key.text
             receive = self._receiver(answers, collection, keep)
             tasks.append(Task(name=name, data=one, result_received_cb=receive))

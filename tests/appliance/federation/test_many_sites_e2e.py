@@ -159,15 +159,17 @@ def test_packed_both_ways_the_global_model_comes_as_steps_after_the_first_round(
     network = NetworkSpec("resnet", {"features": [16, 32, 64, 128], "groups": 4, "norm": "batch"})
     packing = Compression("int8", both_ways=True)
     plan = ring.submit(task=small_task(network=network), total_rounds=4, min_sites=3, compression=packing)
-    before = {name: ring.wires[name].bytes_down for name in SITES}
+    before = {name: (ring.wires[name].bytes_down, ring.wires[name].bytes_up) for name in SITES}
     approve(ring, plan)
 
     check_equal(ring, plan, tmp_path)
 
     whole = len(to_bytes(final_weights(ring, plan)))
-    for name, wire in ((name, ring.wires[name]) for name in SITES):
-        came = wire.bytes_down - before[name]  # four rounds and the final model: one is whole
-        assert whole < came < 3 * whole
+    for name in SITES:
+        wire, (down, up) = ring.wires[name], before[name]
+        assert whole < wire.bytes_down - down < 3 * whole  # four rounds and the final model: one is whole
+        said = sum(row.body["size_bytes"] for row in ring.members[name].receipts(plan.run_id))
+        assert whole < said < wire.bytes_up - up < 1.2 * said  # all that left is in the receipts
 
 
 def test_a_round_lasts_as_long_as_its_sites_come_on(ring: Ring) -> None:
