@@ -118,6 +118,19 @@ class ResearchClient:
         """Note that a person has looked into a finding of the consortium's ledger."""
         self._ask("POST", f"/v1/consortium/findings/{quote(finding_id, safe='')}", {"actor": actor})
 
+    def shares(self) -> list[views.ShareView]:
+        """Return de-identified studies that this site gave to others and received, newest first."""
+        return self._list(views.ShareView, "/v1/shares")
+
+    def share_step(self, share_id: str, step: str, actor: str) -> views.ShareView:
+        """Take a step of sharing, ``withdraw`` or ``erase``; return the share after it."""
+        path = f"/v1/shares/{quote(share_id, safe='')}/{step}"
+        return views.decode(views.ShareView, self._ask("POST", path, {"actor": actor}))
+
+    def announce_shares(self) -> list[views.ShareView]:
+        """Say what the coordinator does not know yet, learn what others said; return all shares."""
+        return [views.decode(views.ShareView, one) for one in self._ask("POST", "/v1/shares", {})]
+
     def verify_ledger(self) -> views.LedgerReport:
         """Check the whole ledger."""
         return views.decode(views.LedgerReport, self._ask("GET", "/v1/ledger/report"))
