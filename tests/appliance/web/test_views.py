@@ -293,7 +293,8 @@ def test_every_share_shows_with_the_one_step_that_is_this_sites(desk: Desk) -> N
     assert "EK 2026/7" in drawn
     assert "3 shares to look at" in drawn
     assert "given: not in the ledger yet" in drawn
-    watching = shares.draw(shares.load(desk, NOBODY_IN_PARTICULAR, Query({})), NOBODY_IN_PARTICULAR)
+    watcher = replace(NOBODY_IN_PARTICULAR, rights=frozenset({Right.VIEW}))
+    watching = shares.draw(shares.load(desk, watcher, Query({})), watcher)
     assert ">Erase<" not in join(watching.values())
     for step in ("withdraw", "erase", "announce"):
         with pytest.raises(ActionRefusedError, match="not joined"):
