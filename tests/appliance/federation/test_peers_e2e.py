@@ -9,6 +9,7 @@ import pytest
 
 from appliance import node, sitestate
 from appliance.db.engine import reading
+from appliance.db.research import Round
 from appliance.federation import coordinator, relaying
 from tests.appliance.federation.ring import SITES, Ring, running_ring, until
 from tests.appliance.federation.test_federation_e2e import checkpoint_of, counted_sites
@@ -88,7 +89,8 @@ def own_model(ring: Ring, plan: Plan, site: str) -> dict[str, Any]:
     mail = {name: array for name, array in parcel.items() if name.startswith(MAIL)}
     record = records.read({name: array for name, array in parcel.items() if name not in mail})
     book.engine.dispose()
-    [row] = [one for one in ring.members[site].rounds(plan.run_id) if one.kind == "finalize"]
+    protocol = ring.members[site].rounds(plan.run_id)[0].protocol_id
+    row = Round(protocol_id=protocol, kind="finalize", number=plan.total_rounds)
     zone = node.open_research(ring.members[site].settings)
     with reading(zone.engine) as session:
         kept = read_kept(sitestate.load(session, zone.root, row))
@@ -148,7 +150,7 @@ def check_ledgers(ring: Ring) -> None:
 
 def test_neighbours_average_as_in_a_simulation_whoever_dies(ring: Ring, tmp_path: Path) -> None:
     strategy = Strategy("dfedavgm", {"local_learning_rate": 0.05})
-    plan = ring.submit(total_rounds=9, min_sites=2, straggler_wait_s=3.0, strategy=strategy)
+    plan = ring.submit(total_rounds=9, min_sites=2, straggler_wait_s=15.0, strategy=strategy)
 
     view = run_with_faults(ring, plan)
 
@@ -169,7 +171,7 @@ def test_a_drawn_site_fetches_what_is_newer_as_in_a_simulation_whoever_dies(
     ring: Ring, tmp_path: Path
 ) -> None:
     plan = ring.submit(
-        total_rounds=11, min_sites=2, straggler_wait_s=3.0, strategy=Strategy("braintorrent", {})
+        total_rounds=11, min_sites=2, straggler_wait_s=15.0, strategy=Strategy("braintorrent", {})
     )
 
     view = run_with_faults(ring, plan)
