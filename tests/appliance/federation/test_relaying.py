@@ -14,8 +14,9 @@ from tests.appliance.federation.test_controller import SITES
 from tests.trainer.federation.plans import make_plan
 from tests.trainer.peers.groups import group, model, played, step
 from trainer.federation import aggregation
+from trainer.federation.peering import MAIL
 from trainer.federation.peering import record as records
-from trainer.federation.peering.letters import MAIL, Mail, read_letter, read_mail, read_order_to_send
+from trainer.federation.peering.letters import Mail, read_letter, read_mail, read_order_to_send
 from trainer.federation.peering.site import Post, gathered, sent, settled, told
 from trainer.federation.plan import Plan, Strategy
 from trainer.peers import PEERS, Call
