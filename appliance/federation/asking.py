@@ -82,17 +82,16 @@ class Asking(Controller):  # type: ignore[misc]
         self._disk: OSError | None = None
         if self._witness is not None:
             order = replace(order, ledger=self._witness.offer(collection.targets))
-        given = [(data, sorted(collection.targets))]
-        if not isinstance(data, Shareable):
-            given = [(data[site], [site]) for site in sorted(collection.targets)]
+        targets = sorted(collection.targets)
+        given = [(data, targets)] if isinstance(data, Shareable) else [(data[one], [one]) for one in targets]
         tasks = []
-        for one, targets in given:
+        for one, sites in given:
             one[messages.ORDER_KEY] = messages.write_order(order)
             if self._key.text:
                 one[messages.ENCRYPTION_KEY] = self._key.text
             receive = self._receiver(answers, collection, keep)
             tasks.append(Task(name=name, data=one, result_received_cb=receive))
-            self.broadcast(task=tasks[-1], fl_ctx=fl_ctx, targets=targets, min_responses=0)
+            self.broadcast(task=tasks[-1], fl_ctx=fl_ctx, targets=sites, min_responses=0)
         while not self._is_over(collection):
             if abort_signal.triggered:
                 raise StaleJobError("the job was aborted")

@@ -316,6 +316,17 @@ def test_the_coordinator_keeps_messages_until_whoever_is_to_have_them_has_them(b
     check_models(peers, simulated(peers.plan, [set(SITES)] * 2 + [{"north", "south"}] * 2))
 
 
+def test_a_disk_that_takes_no_message_ends_the_job_and_blames_no_site(book: Book) -> None:
+    run_id, peers = begun(book, "dfedavgm")
+    (book.root / "runs" / run_id / "mail").write_text("in the way")
+    workflow = ScriptedWorkflow(book, run_id, "job-a", peers.script(), SITES)
+
+    workflow.work()
+
+    assert "could not be kept" in workflow.panics[0]
+    assert book.last_round(run_id) == 0
+
+
 def test_a_kept_message_that_was_changed_on_disk_ends_the_job_and_blames_no_site(book: Book) -> None:
     run_id, peers = begun(book, "dfedavgm", total_rounds=12)
     ScriptedWorkflow(book, run_id, "job-a", peers.script(), SITES).work()
