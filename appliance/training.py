@@ -163,10 +163,8 @@ def run_round(zone: ResearchZone, claim: Claim) -> None:
 
 
 def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) -> None:
-    from trainer import weights_io  # noqa: PLC0415 - torch loads here
-    from trainer.local_round import local_round  # noqa: PLC0415
+    from trainer.local_round import local_round  # noqa: PLC0415 - torch loads here
     from trainer.simulation import round_seed  # noqa: PLC0415
-    from trainer.strategies import update_norm  # noqa: PLC0415
 
     plan, row = work.plan, work.row
     built = datasets.build(zone, plan.task, progress)
@@ -185,23 +183,40 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
         packing=work.packing,
         progress=progress,
     )
+    leaving, own = (work.leaving(update), update.own) if part is None else part.told(update, row.number)
+    _keep_update(zone, claim, work, built, update, leaving, own)
+    if own:
+        with reading(zone.engine) as session:
+            sitestate.forget(session, zone.root, row)
+    _LOG.info(ROUND_TRAINED, round_id=row.id, samples=update.samples, seconds=update.train_seconds)
+
+
+def _keep_update(
+    zone: ResearchZone,
+    claim: Claim,
+    work: Work,
+    built: datasets.Built,
+    update: LocalUpdate,
+    leaving: Weights,
+    own: Weights,
+) -> None:
+    """Write what is to leave, and what stays, to disk; the row is done when it names them."""
+    from trainer import weights_io  # noqa: PLC0415
+    from trainer.strategies import update_norm  # noqa: PLC0415
+
+    row = work.row
     # An attempt's own file: one that lost its lease cannot replace what the row names. The attempt's number
     # would not do, since a row that is retried or asked for again starts counting anew.
     relative = f"federation/updates/{row.id}-{new_id()}.safetensors"
-    leaving, own = (work.leaving(update), update.own) if part is None else part.told(update, row.number)
     digest = weights_io.save(zone.root / relative, leaving)
     if own:
         sitestate.save(zone.root, row, digest, own)
     with writing(zone.engine) as session:
         stored = _again(session, row.id)
-        stored.output_path = relative
-        stored.output_sha256 = digest
-        stored.dataset_version_id = built.version_id
-        stored.samples = update.samples
-        stored.metrics = update.metrics.to_json()
-        stored.train_seconds = update.train_seconds
-        stored.cases = built.cases
-        stored.noise_source = update.noise_source
+        stored.output_path, stored.output_sha256 = relative, digest
+        stored.dataset_version_id, stored.cases = built.version_id, built.cases
+        stored.samples, stored.metrics = update.samples, update.metrics.to_json()
+        stored.train_seconds, stored.noise_source = update.train_seconds, update.noise_source
         stored.update_norm = update_norm(update.delta)
         session.flush()
         body = {
@@ -209,15 +224,11 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
             "global_model_sha256": row.global_model_sha256,
             "update_sha256": digest,
             "samples": update.samples,
-            "clipped": update.norm > plan.max_update_norm,
+            "clipped": update.norm > work.plan.max_update_norm,
         }
         zone.ledger.append(session, kind=ROUND_TRAINED, subject_id=row.id, body=body)
         claim.finish(session)
     _remove_other_attempts(zone.root / relative, row.id)
-    if own:
-        with reading(zone.engine) as session:
-            sitestate.forget(session, zone.root, row)
-    _LOG.info(ROUND_TRAINED, round_id=row.id, samples=update.samples, seconds=update.train_seconds)
 
 
 def _finalize(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) -> None:

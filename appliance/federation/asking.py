@@ -83,13 +83,13 @@ class Asking(Controller):  # type: ignore[misc]
         if self._witness is not None:
             order = replace(order, ledger=self._witness.offer(collection.targets))
         tasks = []
-        for one, targets in _shared(data, sorted(collection.targets)):
+        for one, sites in _shared(data, sorted(collection.targets)):
             one[messages.ORDER_KEY] = messages.write_order(order)
             if self._key.text and name != policy.TASK_LEDGER:
                 one[messages.ENCRYPTION_KEY] = self._key.text
             receive = self._receiver(answers, collection, keep)
             tasks.append(Task(name=name, data=one, result_received_cb=receive))
-            self.broadcast(task=tasks[-1], fl_ctx=fl_ctx, targets=targets, min_responses=0)
+            self.broadcast(task=tasks[-1], fl_ctx=fl_ctx, targets=sites, min_responses=0)
         while not self._is_over(collection):
             if abort_signal.triggered:
                 raise StaleJobError("the job was aborted")

@@ -24,14 +24,8 @@ FINALIZE: Final = "finalize"
 
 
 def of_round(session: Session, row: Round, content: bytes, norm: float) -> receipt.Departure:
-    """Return what a finished round sends out of the building, for its receipt.
-
-    Raises
-    ------
-    ReleaseError
-        If its protocol is gone, or its privacy cost is not booked.
-    """
-    dataset = session.get(DatasetVersion, row.dataset_version_id) if row.dataset_version_id else None
+    """Return what a round sends out, for its receipt; raises ReleaseError if its cost is not booked."""
+    dataset = session.get(DatasetVersion, row.dataset_version_id or "")
     protocol = session.get(Protocol, row.protocol_id)
     if protocol is None:
         raise ReleaseError("the round's protocol is not known here")

@@ -24,7 +24,7 @@ from appliance.federation.errors import SiteServiceError
 from appliance.federation.exchange import AbortedError, Exchange, Finished, Refused
 from appliance.federation.unixclient import UnixClient
 from trainer.errors import TrainerError
-from trainer.federation.peering.letters import MAIL
+from trainer.federation.peering import MAIL
 from trainer.tensor_layout import pieces
 from trainer.weights_io import from_bytes
 

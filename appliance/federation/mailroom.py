@@ -43,10 +43,19 @@ class Mailroom:
         model: Mapping[str, Array],
         message: Mapping[str, Array] | None,
     ) -> None:
-        """Keep what a site told of a version: the model, and its message where that is another."""
-        Stored.write(self._path(site, version, digest, _WHOLE), model)
-        if message is not None:
-            Stored.write(self._path(site, version, digest, _MESSAGE), message)
+        """Keep what a site told of a version: the model, and its message where that is another.
+
+        Raises
+        ------
+        CoordinatorError
+            If the disk does not take it: that is no fault of the site.
+        """
+        try:
+            Stored.write(self._path(site, version, digest, _WHOLE), model)
+            if message is not None:
+                Stored.write(self._path(site, version, digest, _MESSAGE), message)
+        except OSError as error:
+            raise CoordinatorError(f"a site's message could not be kept ({error.strerror})") from error
 
     def model(self, record: Record, site: str, version: int) -> Stored:
         """Return a site's model of a version.

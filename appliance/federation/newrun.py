@@ -19,6 +19,7 @@ from trainer import peers
 from trainer.encryption import ENCRYPTED
 from trainer.errors import StrategyError
 from trainer.federation.errors import PlanError
+from trainer.federation.peering import record
 from trainer.federation.plan import Plan, default_expiry
 from trainer.weights_io import Stored, load
 
@@ -59,7 +60,10 @@ def _earlier(book: Book, digest: str) -> Path:
         path = session.scalars(query.order_by(FinishedRound.finished_at)).first()
     if path is None or not (book.root / path).is_file():
         raise CoordinatorError("initial_sha256: expected the model of a finished round of this coordinator")
-    if any(name.startswith(ENCRYPTED) for name in Stored(book.root / path)):
+    names = list(Stored(book.root / path))
+    if record.is_one(names):
+        raise CoordinatorError("initial_sha256: no model stands for that round; its sites keep their own")
+    if any(name.startswith(ENCRYPTED) for name in names):
         raise CoordinatorError("initial_sha256: that model is encrypted, and its sites alone can read it")
     return book.root / path
 

@@ -46,15 +46,6 @@ def routes(service: SiteService) -> list[Route]:
             raise RequestError(400, "expected plan and plan_sha256")
         return asdict(service.propose(plan, digest))
 
-    def store(request: Request) -> object:
-        base = request.query.get("base", "")
-        service.store_model(_named(request, "model_sha256"), request.content, base)
-        return {}
-
-    def store_mail(request: Request) -> object:
-        service.store_mail(_named(request, "mail_sha256"), request.content)
-        return {}
-
     def begin(request: Request) -> object:
         return _begin(service, replica, _asked(request.json()))
 
@@ -70,16 +61,33 @@ def routes(service: SiteService) -> list[Route]:
         return Answer(content, headers=headers)
 
     replica = Replica(service.zone)
-    max_bytes = service.zone.settings.federation.max_model_mib * 2**20
     return [
         Route("POST", "/v1/plans", propose),
         *_keys(service.zone),
-        Route("PUT", "/v1/models/{sha256}", store, max_bytes),
-        Route("PUT", "/v1/mail/{sha256}", store_mail, max_bytes),
+        *_files(service),
         Route("POST", "/v1/rounds", begin),
         Route("GET", "/v1/rounds/{round_id}", watch),
         *_ledger(replica),
         Route("POST", "/v1/rounds/{round_id}/update", release),
+    ]
+
+
+def _files(service: SiteService) -> list[Route]:
+    """Return the routes by which what a round begins with comes."""
+
+    def store(request: Request) -> object:
+        base = request.query.get("base", "")
+        service.store_model(_named(request, "model_sha256"), request.content, base)
+        return {}
+
+    def store_mail(request: Request) -> object:
+        service.store_mail(_named(request, "mail_sha256"), request.content)
+        return {}
+
+    max_bytes = service.zone.settings.federation.max_model_mib * 2**20
+    return [
+        Route("PUT", "/v1/models/{sha256}", store, max_bytes),
+        Route("PUT", "/v1/mail/{sha256}", store_mail, max_bytes),
     ]
 
 

@@ -13,9 +13,11 @@ from appliance.db.base import now
 from appliance.db.coordinator import FinishedRound
 from appliance.db.engine import reading, writing
 from appliance.federation import coordinator, members, newrun, provision
+from appliance.federation.book import Checkpoint
 from appliance.federation.errors import CoordinatorError
 from tests.trainer.federation.plans import make_plan
 from trainer.encryption import ENCRYPTED, Encryption
+from trainer.federation.peering.record import Record
 from trainer.federation.plan import Strategy
 from trainer.networks import initial_weights
 from trainer.peers import OWN_MODELS
@@ -81,6 +83,21 @@ def test_no_run_starts_from_a_model_that_nobody_here_can_read(tmp_path: Path) ->
     path.write_text(make_plan(run_id="later", min_sites=2, initial_sha256=digest).dumps())
 
     with pytest.raises(CoordinatorError, match="encrypted"):
+        newrun.add(root, path)
+
+
+def test_no_run_starts_from_a_round_whose_sites_keep_models_of_their_own(tmp_path: Path) -> None:
+    root, path = tmp_path / "coordinator", tmp_path / "plan.json"
+    two_sites(root)
+    book = coordinator.open_book(provision.load(root))
+    plan = make_plan(run_id="earlier", strategy=Strategy("dfedavgm", {}))
+    book.add_run(plan, initial_weights(plan.task, 5))
+    book.set_job("earlier", "job-a")
+    reached = Checkpoint(1, Record("ab" * 32).arrays(), {}, "")
+    digest = book.finish_round("earlier", "job-a", reached, [], now()).model_sha256
+    path.write_text(make_plan(run_id="later", min_sites=2, initial_sha256=digest).dumps())
+
+    with pytest.raises(CoordinatorError, match="its sites keep their own"):
         newrun.add(root, path)
 
 

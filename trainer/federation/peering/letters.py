@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from trainer.errors import UpdateError
+from trainer.federation.peering import MAIL
 from trainer.federation.peering.record import (
     check_site,
     count_array,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from trainer.weights_io import Array, Weights
 
-MAIL: Final = "mail:"  # how the names of what comes beside a record begin
 _SAID: Final = "peer:said"
 _VERSION: Final = "peer:version"
 _KNOWN: Final = "peer:known:"

@@ -17,7 +17,7 @@ from trainer.errors import UpdateError
 from trainer.federation.plan import MAX_SAMPLES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from trainer.weights_io import Array, Weights
 
@@ -106,6 +106,11 @@ def read(arrays: Mapping[str, Array]) -> Record:
     )
     _check(record)
     return record
+
+
+def is_one(names: Collection[str]) -> bool:
+    """Whether these are the names of a record's arrays, and not of a model's."""
+    return "start" in names and all(name.partition(":")[0] in _PARTS for name in names)
 
 
 def standing(number: int, arrays: Mapping[str, Array], digest: str) -> Record:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from trainer.federation.aggregation import Update, fingerprint
 from trainer.federation.peering import record as records
 from trainer.federation.peering.letters import Letter, Mail, read_letter
 from trainer.federation.peering.site import OtherHistoryError, settled
+from trainer.peers.quantised import SCALES
 
 if TYPE_CHECKING:
     from trainer.federation.plan import Plan
@@ -195,6 +197,30 @@ class TestHistory:
             village.trained(drawn, 3, steps(3)[drawn], tuple("abcd"), {other: model_of_other})
 
 
+WORDS = ("version", "known", "samples")
+MESSAGES = ("hash", "nan", "shape", "exact", "names", "other-message")
+
+
+def bent(right: Letter, wrong: str) -> Letter:
+    """Return a letter that is not right any more."""
+    message = {name: np.array(right.message[name]) for name in right.message}
+    wide = next(
+        (name for name in sorted(message) if message[name].dtype.kind == "f" and message[name].size > 1), ""
+    )
+    changed: dict[str, Any] = {
+        "hash": {"said": "ab" * 32},
+        "version": {"version": 3},
+        "known": {"known": {"b": 2, "zoe": 1}},
+        "other-message": {"message": {} if message else model()},
+        "names": {"message": {**message, "more": np.zeros(1, np.float32)}},
+        "exact": {"message": {**message, "bn.running_var": np.ones(3, np.float32)}},
+        "nan": {"message": {**message, wide: np.full_like(message.get(wide, np.zeros(1)), np.nan)}},
+        "shape": {"message": {**message, wide: np.zeros(1, np.float32)}},
+        "scale": {"message": {**message, SCALES: np.full_like(message.get(SCALES, np.zeros(1)), 3e38)}},
+    }
+    return replace(right, **changed.get(wrong, {}))
+
+
 class TestRelay:
     """What the coordinator refuses of a site."""
 
@@ -204,37 +230,22 @@ class TestRelay:
         update = Update(site, letter.arrays(), samples)
         return village.relay.judge(village.record, 2, update, "", held)[0].reason
 
-    @pytest.mark.parametrize("name", ["ring", "whole", "braintorrent"])
     @pytest.mark.parametrize(
-        "wrong", ["hash", "version", "known", "nan", "shape", "names", "samples", "message"]
+        ("name", "wrong"),
+        [
+            *(("ring", wrong) for wrong in (*WORDS, *MESSAGES, "scale")),
+            *(("whole", wrong) for wrong in (*WORDS, *MESSAGES)),
+            *(("braintorrent", wrong) for wrong in (*WORDS, "other-message")),
+        ],
     )
     def test_a_word_that_no_site_gives_is_refused_and_a_right_one_is_not(self, name: str, wrong: str) -> None:
         village = Village.new(PLANS[name], **FOUR)
         village.round(1, steps(1), "abcd")
-        arrays = village.trained("a", 2, steps(2)["a"], tuple("abcd"), {})
-        right = read_letter(arrays)
-        message = {n: np.array(right.message[n]) for n in right.message}
+        right = read_letter(village.trained("a", 2, steps(2)["a"], tuple("abcd"), {}))
         assert self.word(village, right) is None
-        changed: dict[str, Any] = {"said": right.said, "version": 2, "known": right.known, "message": message}
-        if wrong == "hash":
-            changed["said"] = "ab" * 32
-        elif wrong == "version":
-            changed["version"] = 3
-        elif wrong == "known":
-            changed["known"] = {"b": 2, "zoe": 1}
-        elif wrong == "message":
-            changed["message"] = {} if message else model()
-        elif wrong == "names" and message:
-            message["more"] = np.zeros(1, np.float32)
-        elif wrong in {"nan", "shape"} and message:
-            name_of = next(n for n in sorted(message) if message[n].dtype.kind == "f" and message[n].size > 1)
-            bad = np.full_like(message[name_of], np.nan)
-            message[name_of] = bad if wrong == "nan" else bad[:1] * 0
-        elif wrong != "samples":
-            return  # there is no message of that rule to change
-        if wrong == "hash" and name == "braintorrent":
-            return  # its model stays there: whoever gets it compares
-        found = self.word(village, Letter(**changed), 0 if wrong == "samples" else 5)
+
+        found = self.word(village, bent(right, wrong), 0 if wrong == "samples" else 5)
+
         assert found is not None
 
     def test_samples_count_up_to_the_plan_s_bound(self) -> None:
