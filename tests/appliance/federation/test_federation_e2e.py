@@ -136,7 +136,7 @@ def _is_ahead(ring: Ring, plan: Plan, view: RunProgress) -> bool:
 
 def check_engine_processes(member: Member) -> None:
     """The engine's processes at a site load neither torch nor a database driver nor SQLAlchemy."""
-    engine = [*member.program.find("enginehost", "site"), *member.program.find("client.worker_process")]
+    engine = [*member.program.find("enginehost", "site"), *member.program.find("jobhost site")]
     assert len(engine) == 2
     for pid in engine:
         loaded = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
@@ -217,7 +217,7 @@ def test_a_killed_job_process_and_a_killed_coordinator_cost_no_finished_round(ri
     ring.coordinator.start()
     ring.until_round(plan, len(kept) + 1)
     north = ring.members["north"]
-    for pid in north.program.find("client.worker_process"):
+    for pid in north.program.find("jobhost site"):
         os.kill(pid, signal.SIGKILL)
 
     view = ring.until_over(plan)
