@@ -52,7 +52,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
-    with running_ring(tmp_path_factory.mktemp("ring")) as running:
+    with running_ring(tmp_path_factory.mktemp("ring"), by_commands=True) as running:
         yield running
 
 
@@ -144,8 +144,8 @@ def check_engine_processes(member: Member) -> None:
 
 
 def test_three_sites_train_and_every_update_has_its_receipt(ring: Ring) -> None:
-    plan = ring.submit(total_rounds=3, min_sites=3)
-    ring.approve(plan)
+    plan = ring.submit(total_rounds=3, min_sites=3, by_command=True)
+    ring.approve(plan, by_command=True)
     for member in ring.members.values():  # their engine jobs run, since they showed the plan
         check_engine_processes(member)
 
