@@ -22,7 +22,7 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
-from appliance.consortium.replica import BROKEN
+from appliance.consortium.offers import BROKEN
 from appliance.db.base import now
 from appliance.errors import ApplianceError
 from appliance.federation import leading, members, messages, policy, progress, provision, witness
