@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 CI ?=
 COMPUTING := -n 2 --dist loadfile --no-loadscope-reorder -m 'not e2e'
 export TORCH_INDEX_URL GPU
+# Tests start many hundred processes: each would compile our modules anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install run test coverage fast check format clean
 

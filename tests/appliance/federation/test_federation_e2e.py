@@ -264,7 +264,7 @@ def _order(view: RunProgress) -> list[str]:
 def test_people_look_before_they_approve_and_pause_a_round_that_is_under_way(ring: Ring) -> None:
     """The preflight is the research worker's. The others' round goes on; nothing of the paused one leaves."""
     task = small_task(local=LocalSpec(batch_size=8, local_steps=600, learning_rate=1e-3))
-    plan = ring.submit(task=task, total_rounds=3, min_sites=2, straggler_wait_s=1.0, round_timeout_s=300.0)
+    plan = ring.submit(task=task, total_rounds=3, min_sites=2, straggler_wait_s=10.0, round_timeout_s=300.0)
     north = ring.members["north"]
     until(partial(is_known, north, plan), 60, "north knows the plan")
     cloister("protocol", "preflight", plan.sha256, "--config", north.config)
