@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
-from appliance import node
+from appliance import meeting
 from appliance.errors import ApplianceError
 from appliance.federation import views
 from appliance.federation.errors import SiteServiceError
@@ -150,4 +150,4 @@ class ResearchClient:
 
 def connect(settings: Settings) -> ResearchClient:
     """Return a client of this node's research zone; nothing connects before the first call."""
-    return ResearchClient(UnixClient(node.research_socket(settings), TIMEOUT_S))
+    return ResearchClient(UnixClient(meeting.research_socket(settings), TIMEOUT_S))

@@ -6,8 +6,11 @@ deliveries or after a worker's death, has one update and is counted once.
 
 from __future__ import annotations
 
+import gc
+import sys
 import time
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance import aggregating, datasets, logs, peering, sitestate, space
@@ -41,6 +44,7 @@ TRAIN: Final = "train"
 FINALIZE: Final = "finalize"
 BEAT_EVERY_S: Final = 1.0
 _LOOK_AGAIN_S: Final = 60.0
+_LIBRARIES: Final = "trainer.local_round"  # torch and MONAI with it
 
 _LOG = logs.logger(__name__)
 
@@ -136,6 +140,7 @@ def run_round(zone: ResearchZone, claim: Claim) -> None:
     try:
         check_halt(claim)
         progress("load", 0, 1)
+        _load_libraries()
         work = _load(zone, claim.row_id)
         _prepare_process(zone)
         progress("load", 1, 1)
@@ -339,6 +344,18 @@ def _remove_other_attempts(kept: Path, round_id: str) -> None:
     for path in kept.parent.glob(f"{round_id}-*.safetensors"):
         if path != kept:
             path.unlink(missing_ok=True)
+
+
+def _load_libraries() -> None:
+    """Import what computes, in a process's first round, and keep the garbage collector from walking it."""
+    if _LIBRARIES in sys.modules:
+        return
+    gc.disable()
+    try:
+        import_module(_LIBRARIES)
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def _prepare_process(zone: ResearchZone) -> None:

@@ -13,7 +13,7 @@ from appliance.consortium import own
 from appliance.consortium.block import Signed, Statement
 from appliance.consortium.chain import FINALIZE, Chain, Finding
 from appliance.consortium.errors import BlockFormError, ConsortiumError
-from appliance.consortium.offers import Countersignature, Offer
+from appliance.consortium.offers import BROKEN, Countersignature, Offer
 from appliance.db.base import now
 from appliance.db.engine import reading, writing
 from appliance.db.research import ConsortiumBlock, ConsortiumFinding, ConsortiumHead, Receipt
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 AGGREGATE: Final = "aggregate"
 SEND: Final = "send"
-BROKEN: Final = "ledger_broken"
 BEHIND: Final = "ledger_behind"
 FOUND: Final = "consortium.found"
 COUNTERSIGNED: Final = "consortium.countersigned"

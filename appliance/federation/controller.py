@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nvflare.apis.shareable import Shareable
 
-from appliance.consortium.replica import BROKEN
+from appliance.consortium.offers import BROKEN
 from appliance.db.base import now
 from appliance.errors import ApplianceError
 from appliance.federation import (

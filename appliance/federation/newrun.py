@@ -24,14 +24,38 @@ from trainer.federation.plan import Plan, default_expiry
 from trainer.weights_io import Stored, load
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from appliance.federation.book import Book
 
+    FirstModel = Callable[[Plan, Path, Path | None], dict[str, Any]]
 
-def add(root: Path, plan_file: Path) -> str:
+
+def initial_model(plan: Plan, folder: Path, earlier: Path | None) -> dict[str, Any]:
+    """Make the first model in a process of its own, so that torch is not loaded here."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target = folder / "initial.safetensors"
+    argv = [
+        sys.executable,
+        "-m",
+        "appliance.federation.initial",
+        str(target),
+        *([] if earlier is None else [str(earlier)]),
+    ]
+    made = subprocess.run(argv, input=plan.dumps().encode(), check=False, capture_output=True, timeout=300)
+    if made.returncode != 0:
+        raise CoordinatorError(f"no initial model: {made.stderr.decode(errors='replace').strip()[-300:]}")
+    return load(target)
+
+
+def add(root: Path, plan_file: Path, first_model: FirstModel = initial_model) -> str:
     """Read a plan, make its initial model, write the run down; return its id.
+
+    Parameters
+    ----------
+    first_model : callable
+        Makes the model of a plan in the run's folder, from an earlier model's file where the plan names one.
 
     Raises
     ------
@@ -50,7 +74,7 @@ def add(root: Path, plan_file: Path) -> str:
     except StrategyError as error:
         raise CoordinatorError(f"{plan_file.name}: strategy: {error}") from error
     earlier = _earlier(book, plan.initial_sha256) if plan.initial_sha256 else None
-    return book.add_run(plan, initial_model(plan, federation.runs / plan.run_id, earlier))
+    return book.add_run(plan, first_model(plan, federation.runs / plan.run_id, earlier))
 
 
 def _earlier(book: Book, digest: str) -> Path:
@@ -100,20 +124,3 @@ def read_plan(path: Path, recipients: Mapping[str, str]) -> Plan:
     if plan.encryption is not None and not plan.encryption.recipients.items() <= recipients.items():
         raise CoordinatorError("encryption.recipients: expected sites that take part, with their own keys")
     return plan
-
-
-def initial_model(plan: Plan, folder: Path, earlier: Path | None = None) -> dict[str, Any]:
-    """Make the first model in a process of its own, so that torch is not loaded here."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    target = folder / "initial.safetensors"
-    argv = [
-        sys.executable,
-        "-m",
-        "appliance.federation.initial",
-        str(target),
-        *([] if earlier is None else [str(earlier)]),
-    ]
-    made = subprocess.run(argv, input=plan.dumps().encode(), check=False, capture_output=True, timeout=300)
-    if made.returncode != 0:
-        raise CoordinatorError(f"no initial model: {made.stderr.decode(errors='replace').strip()[-300:]}")
-    return load(target)

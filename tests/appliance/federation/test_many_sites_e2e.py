@@ -237,7 +237,7 @@ def test_a_site_whose_job_process_fails_ends_nothing_for_the_others(ring: Ring) 
     plan = ring.submit(total_rounds=6, min_sites=3, straggler_wait_s=2.0)
     approve(ring, plan)
     ring.until_round(plan, 1, 120.0)
-    for pid in ring.members["east"].program.find("client.worker_process"):
+    for pid in ring.members["east"].program.find("jobhost site"):
         os.kill(pid, signal.SIGINT)
 
     view = ring.until_over(plan, 240.0)
