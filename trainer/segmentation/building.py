@@ -163,7 +163,7 @@ def _picture_cases(
     x, y = [], []
     skipped: Counter[str] = Counter()
     for ds, mask in zip(ordered, marked, strict=True):
-        if str(ds.SOPInstanceUID) not in chosen:
+        if masks and str(ds.SOPInstanceUID) not in chosen:
             skipped["mask.missing"] += 1
             continue
         try:
