@@ -12,16 +12,16 @@ from trainer.datasets import UNREADABLE, Dataset, Samples, split, split_salt
 from trainer.ports import silent
 from trainer.segmentation.building import divided, prepare_all
 from trainer.segmentation.cases import gather
-from trainer.segmentation.masks import MODALITY, MaskError, names_any
+from trainer.segmentation.masks import MODALITY, MaskError, names_any, references
 from trainer.segmentation.spec import SegmentationSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from trainer.anomaly.spec import AnomalySpec
     from trainer.ports import Progress
-    from trainer.segmentation.cases import Stored
+    from trainer.segmentation.cases import MaskedSeries, Stored
     from trainer.task import TaskSpec
 
 
@@ -31,7 +31,8 @@ def build(
     """Prepare every picture of who has no mask of an anomaly, and the masked pictures of who has.
 
     People without such masks are taken to be healthy, and are split. Those who have one are held out with
-    what their masks are of: no picture of theirs is trained on, be their masks unreadable.
+    what their masks are of: no picture of theirs is trained on, even if their masks are unreadable, and none
+    that somebody else's mask names.
 
     Parameters
     ----------
@@ -48,15 +49,19 @@ def build(
     -------
     Dataset
         As of :func:`trainer.segmentation.building.build`, but that ``y`` is 1 in any anomaly, and that
-        ``mask.missing`` counts the pictures without a mask of people who have one elsewhere.
+        ``mask.missing`` counts pictures without a usable mask of people who have one, and pictures that
+        somebody else's mask names.
     """
     if task.anomaly is None:
         raise ValueError("expected an anomaly task")
     masked = _as_masked(task, task.anomaly)
-    about = [one for one in stored if one.modality != MODALITY or _is_about(one, task.anomaly)]
-    sick = frozenset(one.pseudonym for one in about if one.modality == MODALITY)
-    gathered = gather(about, masked, progress)
-    healthy = [one for one in gathered.unmasked if one.pseudonym not in sick]
+    everything = tuple(stored)
+    pictures = [one for one in everything if one.modality != MODALITY]
+    about = _about([one for one in everything if one.modality == MODALITY], task.anomaly, progress)
+    sick = frozenset(one.pseudonym for one in about)
+    pointed_at = frozenset().union(*about.values())
+    gathered = gather([*pictures, *about], masked, progress)
+    healthy = [one for one in gathered.unmasked if one.pseudonym not in sick and not _uids(one) & pointed_at]
     skipped = Counter(gathered.skipped)
     skipped["mask.missing"] -= sum(len(one.images) for one in healthy)
     prepared = prepare_all((*gathered.series, *healthy), masked, cache, skipped, progress)
@@ -71,12 +76,24 @@ def _as_masked(task: TaskSpec, spec: AnomalySpec) -> TaskSpec:
     return replace(task, anomaly=None, segmentation=SegmentationSpec(2, spec.segments))
 
 
-def _is_about(one: Stored, spec: AnomalySpec) -> bool:
-    """Whether a mask may show an anomaly; what cannot be read may."""
-    try:
-        return names_any(dcmread(one.path, stop_before_pixels=True), spec.segments)
-    except (MaskError, *UNREADABLE):
-        return True
+def _about(masks: Sequence[Stored], spec: AnomalySpec, progress: Progress) -> dict[Stored, frozenset[str]]:
+    """Return the masks that may show an anomaly, and the UIDs that each names; what is unreadable may."""
+    found: dict[Stored, frozenset[str]] = {}
+    for done, mask in enumerate(masks, start=1):
+        try:
+            ds = dcmread(mask.path, stop_before_pixels=True)
+            if names_any(ds, spec.segments):
+                about = references(ds)
+                found[mask] = about.series_instance_uids | about.sop_instance_uids
+        except (MaskError, *UNREADABLE):
+            found[mask] = frozenset()
+        progress("masks", done, len(masks))
+    return found
+
+
+def _uids(series: MaskedSeries) -> frozenset[str]:
+    instances = frozenset(one.sop_instance_uid for one in series.images)
+    return instances | {one.series_instance_uid for one in series.images}
 
 
 def _any_class(samples: Samples) -> Samples:

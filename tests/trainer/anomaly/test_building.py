@@ -4,6 +4,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydicom import Dataset as DicomDataset
+from pydicom import dcmread
 
 from tests.trainer import masked
 from tests.trainer.healthy import LESION, healthy_task, with_anomalies, write_healthy, write_sick
@@ -87,6 +89,20 @@ def test_an_unreadable_mask_keeps_its_patient_out_of_training(tmp_path: Path) ->
     assert owners(found.train) == owners(before.train) - {patient}
     assert patient not in owners(found.validation)
     assert dict(found.skipped) == {"mask.missing": 3, "mask.unreadable": 1}
+
+
+def test_what_somebody_else_s_mask_names_is_not_trained_on(tmp_path: Path) -> None:
+    filled(tmp_path)
+    before = read(tmp_path)
+    patient = min(owners(before.train))
+    sources: list[DicomDataset] = [dcmread(path) for path in sorted((tmp_path / patient).glob("*.dcm"))]
+    mask = masked.segmentation(sources, np.ones(SHAPE, dtype=np.uint8), LESION)
+    del mask.PatientID  # the element itself is the source's
+    mask.PatientID = "stranger"
+    masked.save(tmp_path / "stray", [mask])
+    found = read(tmp_path)
+    assert owners(found.train) == owners(before.train) - {patient}
+    assert dict(found.skipped) == {"mask.missing": 3, "mask.stray": 1}
 
 
 def test_masks_of_something_else_are_as_if_they_were_not_there(tmp_path: Path) -> None:
