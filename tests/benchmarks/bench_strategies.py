@@ -47,7 +47,9 @@ _PROTECTED: Final = replace(TASK, network=NetworkSpec("resnet", {"features": [4,
 # DFedAvgM is gradient descent with momentum: it is compared with FedAvg that trains so, too.
 DESCENT: Final = replace(TASK, local=replace(TASK.local, optimizer="sgd", learning_rate=0.05))
 TASKS: Final = {"svt": _PROTECTED, "dfedavgm": DESCENT}
-_T_95: Final = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 10: 2.262}  # Student's t, 0.975, n - 1 degrees
+# Student's t, 0.975, n - 1 degrees.
+_T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+_T_95 |= {12: 2.201, 16: 2.131, 20: 2.093, 24: 2.069, 30: 2.045, 40: 2.023}
 
 
 Found = dict[str, dict[str, float]]

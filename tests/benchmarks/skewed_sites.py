@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -29,6 +30,9 @@ MACHINES: Final = ((1.0, 0.0, 0), (-1.0, 0.5, 0), (0.3, 2.0, 0), (2.0, -1.5, 1))
 SIZES: Final = (192, 16, 16, 16)
 OTHER_MACHINES: Final = (MACHINES[0], MACHINES[1], MACHINES[1], (-0.5, 1.0, 0))
 FEW: Final = 12
+MANY: Final = 400
+# As of the feature skew, but none inverts.
+SCANNERS: Final = ((1.0, 0.0, 0), (0.4, 1.5, 0), (2.0, -1.5, 0), (0.6, -1.0, 1), (1.5, 1.0, 1))
 
 # Batch normalisation for all, since one of the strategies is about it.
 TASK: Final = small_task(
@@ -102,16 +106,82 @@ def size_and_domain_skew(seed: int) -> dict[str, Dataset]:
     }
 
 
-def few_labels(seed: int) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
-    """Chest X-rays: two sites of a hospital with all their labels, two of another with twelve cases each."""
+def few_labels(seed: int) -> dict[str, Dataset]:
+    """Chest X-rays of adults: two sites with twelve labelled cases each."""
     sites = two_hospitals(seed)
-    many = {name: site for name, site in sites.items() if name.startswith("children")}
-    few = {
+    return {
         name: Dataset(Samples(site.train.x[:FEW], site.train.y[:FEW]), site.validation)
         for name, site in sites.items()
         if name.startswith("adults")
     }
-    return many, few
+
+
+def few_of_another_disease(seed: int) -> dict[str, Dataset]:
+    """Chest X-rays of adults, COVID-19 or no finding: two sites with twelve labelled cases each."""
+    images, labels, group = _adults(seed)
+    sites = {}
+    for i in range(2):
+        piles = [np.flatnonzero((labels == label) & (group == i)) for label in (0, 2)]
+        parts = [slice(0, FEW // 2), slice(FEW // 2, FEW // 2 + 50)]
+        chosen = np.concatenate([pile[part] for part in parts for pile in piles])
+        sites[f"adults-{i}"] = _dataset(_prepared(images[chosen]), labels[chosen] == 2, FEW)
+    return sites
+
+
+def adults(seed: int) -> dict[str, Dataset]:
+    """Chest X-rays of other adults, pneumonia or not: two sites with many labelled cases each."""
+    images, labels, group = _adults(seed)
+    sites = {}
+    for i in range(2):
+        chosen = np.flatnonzero((labels != 2) & (group == 2 + i))
+        sites[f"adults-{2 + i}"] = _dataset(_prepared(images[chosen]), labels[chosen], len(chosen) - HELD_OUT)
+    return sites
+
+
+def _adults(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]:
+    """Return pictures, labels and one of four groups of people each, in an order drawn from the seed."""
+    with np.load(shared_data_dir() / "cxr_pneumonia" / "site_nih_covid_talo.npz") as content:
+        images, labels, names = content["images64"], content["labels"], content["names"]
+    order = np.random.default_rng(seed).permutation(len(labels))
+    people = [str(names[i]).rsplit("/", 1)[-1].split("_", 1)[0] for i in order]
+    group = np.array([zlib.crc32(person.encode()) % 4 for person in people])
+    covid = labels[order] == 2
+    group[covid] = np.arange(int(covid.sum())) % 2  # all of them are for the sites with few labels
+    return images[order], labels[order], group
+
+
+def many_labels(seed: int) -> dict[str, Dataset]:
+    """Chest X-rays of children of another hospital: four sites with many labelled cases each."""
+    with np.load(shared_data_dir() / "cxr_pneumonia" / "site_guangzhou_pneumoniamnist28.npz") as content:
+        images, labels = content["train_images"], content["train_labels"].reshape(-1)
+    chosen = np.random.default_rng(seed).permutation(len(labels))[: 4 * (MANY + HELD_OUT)]
+    return {
+        f"children-{i}": _dataset(_prepared(images[part]), labels[part], MANY)
+        for i, part in enumerate(np.split(chosen, 4))
+    }
+
+
+def skewed_hospital(seed: int) -> dict[str, Dataset]:
+    """Chest X-rays of one hospital's children: sites see pneumonia rarely or nearly always.
+
+    All are measured on as many cases with it as without.
+    """
+    with np.load(shared_data_dir() / "cxr_pneumonia" / "site_guangzhou_pneumoniamnist28.npz") as content:
+        images, labels = content["train_images"], content["train_labels"].reshape(-1)
+    generator = np.random.default_rng(seed)
+    piles = [list(generator.permutation(np.flatnonzero(labels == label))) for label in (0, 1)]
+    sites = {}
+    for i, share in enumerate(SHARES):
+        positive = round(TRAIN * share)
+        counts = ((TRAIN - positive, positive), (HELD_OUT // 2, HELD_OUT // 2))
+        chosen = [piles[label].pop() for part in counts for label in (0, 1) for _ in range(part[label])]
+        sites[f"children-{i}"] = _dataset(_prepared(images[chosen]), labels[chosen])
+    return sites
+
+
+def scanners(seed: int) -> dict[str, Dataset]:
+    """Drawn pictures, labels alike; machines differ in contrast, brightness and sharpness, none inverts."""
+    return {f"site-{i}": _drawn(seed * 10 + i, 0.5, machine) for i, machine in enumerate(SCANNERS)}
 
 
 SETS: Final[dict[str, Callable[[int], dict[str, Dataset]]]] = {
