@@ -107,14 +107,14 @@ def prepare(zone: ResearchZone, task: TaskSpec, progress: Progress | None = None
     from trainer.ports import silent  # noqa: PLC0415
 
     cache, beat = zone.root / "datasets" / "cache", progress or silent
-    if task.segmentation is None:
+    if task.finding is not None:
         selection = select_cases(zone, task)
         left_out, dataset = selection.skipped, datasets.build(selection.cases, task, cache, beat)
     else:
-        from trainer.segmentation import building  # noqa: PLC0415
+        from trainer.masked_cases import build_masked  # noqa: PLC0415
 
         stored, left_out = masked.select_masked(zone, task)
-        dataset = building.build(stored, task, cache, beat)
+        dataset = build_masked(stored, task, cache, beat)
     skipped = {**left_out, **dataset.skipped}
     used = len(dataset.train) + len(dataset.validation)
     cases = {"eligible": used + sum(skipped.values()), "used": used, "skipped": skipped}

@@ -1,4 +1,4 @@
-"""Pictures and DICOM SEG masks of the research zone, for segmentation tasks."""
+"""Pictures and DICOM SEG masks of the research zone, for segmentation and anomaly tasks."""
 
 from __future__ import annotations
 
@@ -51,17 +51,26 @@ def select_masked(zone: ResearchZone, task: TaskSpec) -> tuple[tuple[Stored, ...
 
 
 def cohort(session: Session, task: TaskSpec) -> int:
-    """Count the subjects that have pictures of the task's modalities and masks, and did not opt out."""
-    both = _having(task.modalities).intersect(_having({SEG}))
+    """Count the subjects that have pictures of the task's modalities, and did not opt out.
+
+    Of a segmentation they must have masks, too.
+    """
+    pictures = _having(task.modalities)
+    useful = pictures if task.segmentation is None else pictures.intersect(_having({SEG}))
     kept = select(func.count(distinct(Subject.id))).where(
-        Subject.opted_out.is_(False), Subject.id.in_(select(both.subquery().c.subject_id))
+        Subject.opted_out.is_(False), Subject.id.in_(select(useful.subquery().c.subject_id))
     )
     return int(session.scalar(kept) or 0)
 
 
 def missing(session: Session, task: TaskSpec) -> dict[str, int]:
-    """Count subjects with pictures and no mask, and with masks and no picture of the modalities."""
+    """Count subjects with pictures and no mask, and with masks and no picture of the modalities.
+
+    Where masks are for measuring alone, count the subjects who have both.
+    """
     pictures, masks = (set(session.scalars(_having(modalities))) for modalities in (task.modalities, {SEG}))
+    if task.segmentation is None:
+        return {"subjects_with_masks": len(pictures & masks)}
     return {
         "pictures_without_masks": len(pictures - masks),
         "masks_without_pictures": len(masks - pictures),

@@ -114,7 +114,7 @@ def _examine(zone: ResearchZone, plan: Plan, beat: _Beat) -> dict[str, Any]:
     again = time.perf_counter() - started
     report = preflight.examine(plan, prepared.dataset, again, beat).to_json()
     with reading(zone.engine) as session:
-        look = _missing if plan.task.segmentation is None else masked.missing
+        look = _missing if plan.task.finding is not None else masked.missing
         missing = look(session, plan.task)
     needed = max(plan.minimum_cohort, zone.settings.federation.minimum_cohort)
     subjects = report["train"]["subjects"] + report["held_out"]["subjects"]

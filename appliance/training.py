@@ -252,7 +252,7 @@ def _finalize(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat)
         work = replace(work, weights=rule.deployed(plan.task, work.weights, own, trained=True))
     metrics = evaluate(plan.task, work.weights, built.dataset, progress).to_json()
     progress("export", 0, 1)
-    if plan.task.segmentation is not None:
+    if plan.task.finding is None:
         kept = packaging.keep(zone, work)
         with writing(zone.engine) as session:
             _evaluated(session, row.id, built, metrics)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 OPSET: Final = 18
 PARITY_LIMIT: Final = 1e-4
-NO_PACKAGE: Final = "a segmentation has no model package yet; expected a classification task"
+NO_PACKAGE: Final = "only a classification has a model package yet; expected a classification task"
 INTENDED_USE: Final = "Research use only. Not a medical device; not for diagnosis."
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from trainer import peers
 from trainer.errors import StrategyError, UnfitModelError
 from trainer.networks import initial_weights
+
+WRAPPING: Final = frozenset({"domain-adaptation", "variation-aware"})
+"""Strategies whose sites use a network around the task's (:mod:`trainer.wrapped`)."""
+ANOMALY_ALONE: Final = frozenset({"feddis"})
+"""Strategies that need a split autoencoder, which learns nothing but what is healthy."""
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,11 +39,14 @@ def first_model(
     Raises
     ------
     StrategyError
-        If the strategy starts from an earlier model and there is none.
+        If the strategy starts from an earlier model and there is none, or puts another network around one
+        that finds anomalies.
     UnfitModelError
         If the earlier model has other names, shapes or types than the network.
     """
     chosen = peers.terms(strategy)
+    if task.anomaly is not None and strategy in WRAPPING:
+        raise StrategyError(f"{strategy}: does not go with an anomaly task; expected another")
     initial = initial_weights(task, seed)
     if earlier is None:
         if chosen.needs_initial:

@@ -14,7 +14,7 @@ from trainer.compression.spec import taken_over, with_residual
 from trainer.datasets import Dataset, Samples, require_trainable
 from trainer.measuring import measured
 from trainer.networks import with_weights
-from trainer.optimisation import probabilities, segmented
+from trainer.optimisation import probabilities, residuals, segmented
 from trainer.ports import silent
 from trainer.privacy import sparse, training
 from trainer.privacy.noise import SecureNoise
@@ -50,7 +50,7 @@ class LocalUpdate:
         L2 norm of the difference before it was scaled down.
     samples : int
         Training cases: the weight in the mean.
-    metrics : Metrics or SegmentationMetrics
+    metrics : Metrics, SegmentationMetrics or AnomalyMetrics
         Of the *incoming* model, on local validation cases: the global one, or what the strategy makes of
         it at this site.
     train_loss : float
@@ -215,9 +215,11 @@ def predict(
     weights: Mapping[str, NDArray[Any]],
     x: NDArray[np.float32],
     progress: Progress = silent,
-) -> NDArray[np.float64] | NDArray[np.uint8]:
-    """Return probabilities (n,), or of a segmentation classes (n, *size), for inputs (n, 1, *size)."""
+) -> NDArray[np.float64] | NDArray[np.float32] | NDArray[np.uint8]:
+    """Return for inputs (n, 1, *size) probabilities (n,), classes or residuals (n, *size)."""
     network = with_weights(task, weights)
+    if task.anomaly is not None:
+        return residuals(network, x, progress)
     return (
         probabilities(network, x, progress) if task.segmentation is None else segmented(network, x, progress)
     )

@@ -17,6 +17,7 @@ from monai.networks.nets.resnet import ResNet
 from monai.networks.nets.unet import UNet
 from torch.overrides import TorchFunctionMode
 
+from trainer.anomaly.network import SplitAutoencoder
 from trainer.errors import TaskError, UnfitModelError
 from trainer.strategies.variation import STYLE
 from trainer.wrapped import GATE, PRIVATE, Harmonised, Mixture
@@ -24,6 +25,7 @@ from trainer.wrapped import GATE, PRIVATE, Harmonised, Mixture
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from trainer.anomaly.spec import AnomalySpec
     from trainer.task import NetworkSpec, TaskSpec
 
 _MAX_FEATURES: Final = 1024
@@ -33,15 +35,26 @@ _FILLING: Final = frozenset({"uniform_", "normal_", "kaiming_uniform_", "kaiming
 
 @dataclass(frozen=True)
 class Form:
-    """What goes into a network and comes out: float32 (n, 1, *size) to logits (n, 1), or of every voxel."""
+    """What goes into a network and comes out: float32 (n, 1, *size) to logits (n, 1), or of every voxel.
+
+    With ``anomaly`` what comes out is what went in, as it would be without.
+    """
 
     size: tuple[int, ...] = ()
     classes: int = 0  # of every voxel; 0: one logit of the whole
+    anomaly: AnomalySpec | None = None
 
     @classmethod
     def of(cls, task: TaskSpec) -> Form:
         """Return the form that a task asks for."""
-        return cls(task.size, task.segmentation.classes if task.segmentation else 0)
+        return cls(task.size, task.segmentation.classes if task.segmentation else 0, task.anomaly)
+
+    @property
+    def networks(self) -> frozenset[str]:
+        """Names of the networks that have it."""
+        if self.anomaly is not None:
+            return RECONSTRUCTING
+        return SEGMENTING if self.classes else frozenset(NETWORKS) - SEGMENTING - RECONSTRUCTING
 
 
 def build(spec: NetworkSpec, form: Form = Form()) -> torch.nn.Module:
@@ -50,7 +63,9 @@ def build(spec: NetworkSpec, form: Form = Form()) -> torch.nn.Module:
     ``resnet``: MONAI's ResNet of four stages; ``features`` (four numbers), ``blocks`` (four), ``groups``,
     ``max_pool``. ``densenet``: MONAI's DenseNet; ``features``, ``growth``, ``blocks`` (a list), ``groups``.
     ``unet``, for segmentations alone: MONAI's UNet, which halves between ``features``; ``groups``.
-    All: ``norm``, ``group`` or ``batch``.
+    All these: ``norm``, ``group`` or ``batch``.
+    ``split-autoencoder``, for anomalies alone: of :mod:`trainer.anomaly.network`, halves at each of its
+    ``features``; ``code`` (channels of each code), ``groups``.
 
     Raises
     ------
@@ -58,9 +73,10 @@ def build(spec: NetworkSpec, form: Form = Form()) -> torch.nn.Module:
         For an unknown network or parameter, one that is out of range, or a network that does not make what
         the task asks for.
     """
-    fitting = [name for name in NETWORKS if (name in SEGMENTING) == (form.classes > 0)]
-    if spec.name not in fitting:
-        raise TaskError(f"network.name: expected one of {', '.join(fitting)} for this kind of task")
+    if spec.name not in form.networks:
+        raise TaskError(
+            f"network.name: expected one of {', '.join(sorted(form.networks))} for this kind of task"
+        )
     defaults, make = NETWORKS[spec.name]
     if set(spec.parameters) - set(defaults):
         raise TaskError(f"network.parameters: expected none but {', '.join(defaults)}")
@@ -71,7 +87,7 @@ def build(spec: NetworkSpec, form: Form = Form()) -> torch.nn.Module:
     if any(width % values["groups"] for width in widths):
         raise TaskError("network.parameters: every number of features must be a multiple of groups")
     network = make(values, form)
-    if values["norm"] == "group":
+    if values.get("norm") == "group":
         _normalise_by_group(network, values["groups"])
     return network
 
@@ -101,6 +117,8 @@ def with_weights(task: TaskSpec, weights: Mapping[str, NDArray[Any]]) -> torch.n
     UnfitModelError
         If names or shapes are not the network's.
     """
+    if task.anomaly is not None and any(":" in name for name in weights):
+        raise UnfitModelError("an anomaly task's network stands alone; expected no arrays of a strategy")
     if STYLE in weights:
         inner = {name: array for name, array in weights.items() if name != STYLE}
         return Harmonised(with_weights(task, inner), torch.from_numpy(np.array(weights[STYLE])))
@@ -215,6 +233,13 @@ def _unet(values: Mapping[str, Any], form: Form) -> torch.nn.Module:
     return network
 
 
+def _split_autoencoder(values: Mapping[str, Any], form: Form) -> torch.nn.Module:
+    halvings = len(values["features"])
+    if form.anomaly is None or any(extent % 2**halvings for extent in form.size):
+        raise TaskError("network.parameters.features: expected an input that can be halved at each of them")
+    return SplitAutoencoder(values["features"], values["code"], values["groups"], form.anomaly)
+
+
 def _norm(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return ("batch", {}) if values["norm"] == "batch" else ("group", {"num_groups": values["groups"]})
 
@@ -260,5 +285,7 @@ NETWORKS: Final[Mapping[str, tuple[dict[str, Any], _Make]]] = {
     ),
     "densenet": ({"features": 16, "growth": 8, "blocks": [2, 2, 2], "groups": 4, "norm": "group"}, _densenet),
     "unet": ({"features": [8, 16, 32], "groups": 4, "norm": "group"}, _unet),
+    "split-autoencoder": ({"features": [8, 16, 32, 32], "code": 4, "groups": 4}, _split_autoencoder),
 }
 SEGMENTING: Final = frozenset({"unet"})
+RECONSTRUCTING: Final = frozenset({"split-autoencoder"})

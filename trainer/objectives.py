@@ -1,12 +1,15 @@
-"""What training minimises and evaluation measures, for labels and for masks."""
+"""What training minimises: of labels, of masks, and of pictures that a network makes again."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import torch
 from torch.nn import functional
+
+from trainer.anomaly.network import SplitAutoencoder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,11 +24,23 @@ _MAX_CLASS_WEIGHT: Final = 20.0
 class Objective(Protocol):
     """The loss of each case, so that means, sums and clipped gradients come from one place."""
 
+    def of(self, network: torch.nn.Module, x: torch.Tensor, y: NDArray[np.uint8]) -> torch.Tensor:
+        """Return the loss of each case, shape (n,), of a network, its inputs and what is known of them."""
+
+
+class Supervised(ABC):
+    """The loss is one of the network's outputs and of what they should be."""
+
+    def of(self, network: torch.nn.Module, x: torch.Tensor, y: NDArray[np.uint8]) -> torch.Tensor:
+        """Return the loss of each case."""
+        return self.losses(network(x), y)
+
+    @abstractmethod
     def losses(self, outputs: torch.Tensor, y: NDArray[np.uint8]) -> torch.Tensor:
-        """Return the loss of each case, shape (n,), of the network's outputs and what they should be."""
+        """Return the loss of each case, shape (n,)."""
 
 
-class Labels:
+class Labels(Supervised):
     """Binary cross entropy of logits (n, 1) and labels (n,); ``weight`` is that of a positive case."""
 
     def __init__(self, weight: float = 1.0) -> None:
@@ -40,7 +55,7 @@ class Labels:
         return found.squeeze(1)
 
 
-class Masks:
+class Masks(Supervised):
     """Dice loss over segments plus cross entropy over voxels, of logits (n, classes, *size).
 
     References
@@ -62,8 +77,29 @@ class Masks:
         return entropy + 1 - overlap.mean(dim=1)
 
 
-def objective_of(samples: Samples, *, weighted: bool = True) -> Objective:
-    """Return what training on these samples minimises; ``weighted``: labels by how rare they are here."""
+class Healthy:
+    """The loss of a split autoencoder, whatever is marked; the seed decides how pictures are shifted."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = np.random.default_rng(seed)
+
+    def of(self, network: torch.nn.Module, x: torch.Tensor, y: NDArray[np.uint8]) -> torch.Tensor:
+        """Return the loss of each case."""
+        del y
+        if not isinstance(network, SplitAutoencoder):
+            raise TypeError("expected a split autoencoder")
+        return network.losses(x, self._generator)
+
+
+def objective_of(
+    network: torch.nn.Module, samples: Samples, *, weighted: bool = True, seed: int = 0
+) -> Objective:
+    """Return what training a network on these samples minimises.
+
+    ``weighted``: labels by how rare they are here. ``seed`` is for what draws by chance.
+    """
+    if isinstance(network, SplitAutoencoder):
+        return Healthy(seed)
     if samples.masks:
         return Masks()
     return Labels(class_weight(samples) if weighted else 1.0)

@@ -58,7 +58,7 @@ def train(  # noqa: PLR0913 - all that the same weights depend on
     Parameters
     ----------
     network : Module
-        Gives logits (n, 1), or (n, classes, *size) where the samples have masks.
+        Gives logits (n, 1), or (n, classes, *size) where the samples have masks; or is a split autoencoder.
     samples : Samples
         At least one case.
     spec : LocalSpec
@@ -79,12 +79,12 @@ def train(  # noqa: PLR0913 - all that the same weights depend on
     network.train()
     start = _centre(network, centre) if proximal_mu else ()
     stepper = make_stepper(network, spec)
-    objective = objective_of(samples)
+    objective = objective_of(network, samples, seed=seed_of("objective", seed))
     generator = np.random.default_rng(seed)
     losses: list[float] = []
     for step, indices in enumerate(_order(len(samples), budget, generator), start=1):
         x, y = augment_both(samples.x[indices], samples.y[indices], spec, generator)
-        loss = objective.losses(network(torch.from_numpy(x)), y).mean()
+        loss = objective.of(network, torch.from_numpy(x), y).mean()
         (loss + _proximal(network, start, proximal_mu)).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), _MAX_GRADIENT_NORM)
         stepper.step()
@@ -122,6 +122,23 @@ def segmented(
     return found
 
 
+def residuals(
+    network: torch.nn.Module, x: NDArray[np.float32], progress: Progress = silent
+) -> NDArray[np.float32]:
+    """Return how far each pixel is from what a split autoencoder makes of it, shape (n, *size), 0 or more.
+
+    progress has stage ``evaluate``.
+    """
+    network.eval()
+    found = np.empty((len(x), *x.shape[2:]), dtype=np.float32)
+    with torch.inference_mode():
+        for first in range(0, len(x), _EVALUATION_BATCH):
+            given = torch.from_numpy(np.ascontiguousarray(x[first : first + _EVALUATION_BATCH]))
+            found[first : first + _EVALUATION_BATCH] = (network(given) - given).abs().squeeze(1).numpy()
+            progress("evaluate", min(first + _EVALUATION_BATCH, len(x)), len(x))
+    return found
+
+
 def loss_and_gradient(
     network: torch.nn.Module, samples: Samples, progress: Progress = silent
 ) -> tuple[float, dict[str, NDArray[np.float32]]]:
@@ -130,11 +147,11 @@ def loss_and_gradient(
     The network is as it is used, not as it trains; nothing of it changes, and its gradients are cleared.
     """
     network.eval()
-    objective, size = objective_of(samples), batch_size_of(samples.x, _EVALUATION_BATCH)
+    objective, size = objective_of(network, samples), batch_size_of(samples.x, _EVALUATION_BATCH)
     total = 0.0
     for first in range(0, len(samples), size):
         x = torch.from_numpy(np.ascontiguousarray(samples.x[first : first + size]))
-        summed = objective.losses(network(x), samples.y[first : first + size]).sum()
+        summed = objective.of(network, x, samples.y[first : first + size]).sum()
         (summed / len(samples)).backward()  # type: ignore[no-untyped-call]
         total += float(summed.detach())
         progress("evaluate", min(first + size, len(samples)), len(samples))

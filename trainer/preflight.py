@@ -35,7 +35,7 @@ HASH_DISTANCE: Final = 4
 CORRELATION: Final = 0.99
 MAX_COMPARED: Final = 20_000
 MEASURED_STEPS: Final = 6
-FEW_CASES: Final = 10  # of the rarer class in the training part
+FEW_CASES: Final = 10  # of the rarer class, or healthy ones, in the training part
 _EDGE: Final = 32
 _CHUNK: Final = 256
 
@@ -81,7 +81,8 @@ class Timing:
 class Report:
     """What stands in the preflight; ``warnings`` are codes, and none of it names an instance or a person.
 
-    ``segments``: by code, in how many training cases something is marked; None where labels are learned.
+    ``segments``: by code, in how many training cases something is marked; None but of a segmentation.
+    ``healthy`` says that training is on healthy pictures alone.
     """
 
     train: Part
@@ -92,12 +93,15 @@ class Report:
     timing: Timing | None
     warnings: tuple[str, ...]
     segments: Mapping[str, int] | None = None
+    healthy: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         content = {**asdict(self), "skipped": dict(self.skipped), "warnings": list(self.warnings)}
         if self.segments is None:
             del content["segments"]
+        if not self.healthy:
+            del content["healthy"]
         return content
 
 
@@ -125,7 +129,8 @@ def examine(plan: Plan, dataset: Dataset, prepare_seconds: float, progress: Prog
     found = repeats(dataset, progress)
     timing = _timing(plan, dataset, prepare_seconds, progress) if train.cases else None
     marked = _segments(plan, dataset.train)
-    report = Report(train, held_out, dict(dataset.skipped), found, len(both), timing, (), marked)
+    healthy = plan.task.anomaly is not None
+    report = Report(train, held_out, dict(dataset.skipped), found, len(both), timing, (), marked, healthy)
     return replace(report, warnings=_warnings(plan, report))
 
 
@@ -273,8 +278,15 @@ def _segments(plan: Plan, samples: Samples) -> dict[str, int] | None:
 
 
 def _content_rules(report: Report) -> tuple[tuple[str, bool], ...]:
-    """Return what may be wrong with labels or masks."""
+    """Return what may be wrong with labels, masks or the lack of them."""
     train, held_out = report.train, report.held_out
+    if report.healthy:
+        return (
+            ("few_healthy_to_train_on", 0 < train.cases < FEW_CASES),
+            ("nothing_healthy_in_held_out", held_out.negative == 0),
+            ("nothing_marked_in_held_out", held_out.positive == 0),
+            ("model_stays_in_research", True),
+        )
     if report.segments is None:
         return (
             ("one_class_to_train_on", train.cases > 0 and min(train.positive, train.negative) == 0),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from inference.errors import PreprocessingError
 from inference.preprocessing import PreprocessingSpec
+from trainer.anomaly.spec import AnomalySpec
 from trainer.errors import TaskError
 from trainer.segmentation.spec import SegmentationSpec
 
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 OPTIMIZERS: Final = ("sgd", "adamw")
 CLASSIFICATION: Final = "classification"
 SEGMENTATION: Final = "segmentation"
+ANOMALY: Final = "anomaly"
+_OWN_FIELDS: Final[Mapping[str, frozenset[str]]] = {
+    CLASSIFICATION: frozenset({"finding", "threshold"}),
+    SEGMENTATION: frozenset({"segmentation"}),
+    ANOMALY: frozenset({"anomaly"}),
+}
 MAX_VOXELS: Final = 2**24  # a coordinator names the size, and every site's memory has to hold it
 _MAX_TEXT: Final = 64
 
@@ -77,18 +84,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What is learned: one label of pictures (classification), or structures in pictures or volumes.
+    """What is learned: one label of pictures, structures in pictures or volumes, or what is healthy.
 
     Parameters
     ----------
     name : str
         Letters, digits, hyphens, underscores.
     label : str
-        Name of the label in the label files; of a segmentation, of its masks.
+        Name of the label in the label files; of other kinds, of what masks show.
     modalities : tuple of str
         Which instances take part, by Modality (0008,0060).
     finding : Finding, optional
-        What a classification calls; a segmentation has none.
+        What a classification calls; other kinds have none.
     validation_fraction : float
         Share of patients held out at each site, above 0 and below 1.
     seed : int
@@ -97,6 +104,8 @@ class TaskSpec:
         Probability at and above which the finding is called.
     segmentation : SegmentationSpec, optional
         Makes the task a segmentation: dimensions, structures, and of volumes slices and spacing.
+    anomaly : AnomalySpec, optional
+        Makes the task one that learns from healthy pictures alone, and finds what is unlike them.
     """
 
     name: str
@@ -110,6 +119,7 @@ class TaskSpec:
     seed: int = 0
     threshold: float = 0.5
     segmentation: SegmentationSpec | None = None
+    anomaly: AnomalySpec | None = None
 
     def __post_init__(self) -> None:
         problems = list(_problems(self))
@@ -123,6 +133,8 @@ class TaskSpec:
         }
         if self.segmentation is not None:
             content |= {"kind": SEGMENTATION, "segmentation": self.segmentation.to_json()}
+        if self.anomaly is not None:
+            content |= {"kind": ANOMALY, "anomaly": self.anomaly.to_json()}
         if self.finding is not None:  # without a kind, so that earlier tasks keep their hashes
             content |= {"finding": asdict(self.finding), "threshold": self.threshold}
         return {
@@ -148,13 +160,16 @@ class TaskSpec:
                 raise TaskError("task: modalities: expected a list")
             values["modalities"] = tuple(values["modalities"])
             values["preprocessing"] = PreprocessingSpec.from_json(values["preprocessing"])
-            if _kind(values) == SEGMENTATION:
+            kind = _kind(values)
+            if kind == SEGMENTATION:
                 values["segmentation"] = SegmentationSpec.from_json(values["segmentation"])
+            elif kind == ANOMALY:
+                values["anomaly"] = AnomalySpec.from_json(values["anomaly"])
             else:
                 values["finding"] = Finding(**values["finding"])
-            for name, kind in (("network", NetworkSpec), ("local", LocalSpec)):
+            for name, spec in (("network", NetworkSpec), ("local", LocalSpec)):
                 if name in values:
-                    values[name] = kind(**values[name])
+                    values[name] = spec(**values[name])
             return cls(**values)
         except KeyError as error:
             raise TaskError(f"task: field {error.args[0]} is missing") from error
@@ -165,7 +180,9 @@ class TaskSpec:
 
     @property
     def kind(self) -> str:
-        """``classification`` or ``segmentation``."""
+        """``classification``, ``segmentation`` or ``anomaly``."""
+        if self.anomaly is not None:
+            return ANOMALY
         return CLASSIFICATION if self.segmentation is None else SEGMENTATION
 
     @property
@@ -221,25 +238,31 @@ def _problems(task: TaskSpec) -> list[str]:
 
 
 def _kind(values: dict[str, Any]) -> str:
-    """Take the kind out of a task's JSON values; fields of the other kind are refused."""
+    """Take the kind out of a task's JSON values; fields of other kinds are refused."""
     kind = values.pop("kind", CLASSIFICATION)
-    if kind not in {CLASSIFICATION, SEGMENTATION}:
-        raise TaskError(f"task: kind: expected {CLASSIFICATION} or {SEGMENTATION}")
-    foreign = {"finding", "threshold"} if kind == SEGMENTATION else {"segmentation"}
+    if kind not in tuple(_OWN_FIELDS):
+        raise TaskError(f"task: kind: expected {', '.join(_OWN_FIELDS)}")
+    foreign = frozenset().union(*_OWN_FIELDS.values()) - _OWN_FIELDS[kind]
     if foreign & values.keys():
         raise TaskError(f"task: {min(foreign & values.keys())}: expected none in a {kind} task")
     return str(kind)
 
 
 def _kind_checks(task: TaskSpec) -> tuple[tuple[bool, str], ...]:
-    if task.segmentation is None:
+    if task.kind == CLASSIFICATION:
         message = "finding: expected code and scheme (16 characters), meaning (64)"
         return ((task.finding is not None and _is_finding(task.finding), message),)
-    percentile = task.segmentation.spatial_dimensions == 2 or task.preprocessing.intensity == "percentile"
-    return (
-        (task.finding is None, "finding: expected none in a segmentation task"),
+    common = (
+        (task.finding is None, f"finding: expected none in a {task.kind} task"),
         ("SEG" not in task.modalities, "modalities: expected those of pictures, without SEG"),
         (math.prod(task.size) <= MAX_VOXELS, f"size: expected at most {MAX_VOXELS} voxels"),
+    )
+    if task.segmentation is None:
+        return common
+    percentile = task.segmentation.spatial_dimensions == 2 or task.preprocessing.intensity == "percentile"
+    return (
+        *common,
+        (task.anomaly is None, "anomaly: expected none in a segmentation task"),
         (percentile, "preprocessing.intensity: expected percentile for three dimensions"),
     )
 

@@ -60,7 +60,7 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options
         list[str],
         typer.Option(
             help="NAME=DIR[,LABELS]: DICOM files below DIR, labels in LABELS or DIR/labels.csv;"
-            " of a segmentation task, DICOM SEG masks below DIR."
+            " of a segmentation or anomaly task, DICOM SEG masks below DIR."
         ),
     ],
     unseen: Annotated[
@@ -177,7 +177,7 @@ def _figures(sites: Sites, strategy: str, result: Simulation) -> dict[str, Any]:
     return {
         "sites": sites.reports,
         "strategy": strategy,
-        "figure": "AUC" if sites.task.segmentation is None else "Dice",
+        "figure": "AUC" if sites.task.finding is not None else "Dice",
         **result.to_json(),
         "unseen": {site: metrics.to_json() for site, metrics in unseen.items()},
         "bytes": bytes_by_site(result.rounds),

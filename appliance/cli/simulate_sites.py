@@ -111,7 +111,7 @@ def _read(
     from trainer import datasets  # noqa: PLC0415
     from trainer.folders import read_site_folder  # noqa: PLC0415
 
-    if task.segmentation is not None:
+    if task.finding is None:
         return _read_masks(task, name, place, cache, console, reports)
     with Progress(console=console, transient=True) as bars:
         bar = bars.add_task(f"reading {name}")
@@ -135,11 +135,11 @@ def _read(
 def _read_masks(
     task: TaskSpec, name: str, place: Place, cache: Path, console: Console, reports: dict[str, Any]
 ) -> Dataset:
-    from trainer.segmentation import building  # noqa: PLC0415
+    from trainer.masked_cases import build_masked  # noqa: PLC0415
     from trainer.segmentation.folders import read_mask_folder  # noqa: PLC0415
 
     if place.labels is not None:
-        typer.echo(f"{name}: expected no LABELS: a segmentation task takes DICOM SEG masks", err=True)
+        typer.echo(f"{name}: expected no LABELS: a task of this kind takes DICOM SEG masks", err=True)
         raise typer.Exit(WRONG_USE)
     with Progress(console=console, transient=True) as bars:
         bar = bars.add_task(f"reading {name}")
@@ -149,6 +149,6 @@ def _read_masks(
             bars.update(bar, completed=done, total=total)
 
         content = read_mask_folder(place.folder, task)
-        found = building.build(content.stored, task, cache, step)
+        found = build_masked(content.stored, task, cache, step)
     reports[name] = {"counts": found.counts, "skipped": {**content.skipped, **found.skipped}}
     return found

@@ -13,7 +13,9 @@ WARNINGS: Final = {
     "subjects_on_both_sides": "subjects are in training and held out",
     "pictures_on_both_sides": "the same pictures are in training and held out",
     "nothing_marked_in_held_out": "nothing is marked in the held-out part, so no Dice can be measured",
-    "model_stays_in_research": "the final model stays in the research zone: no segmentation is served yet",
+    "few_healthy_to_train_on": "few healthy training cases",
+    "nothing_healthy_in_held_out": "no held-out case is healthy, so there is no threshold and no Dice",
+    "model_stays_in_research": "the final model stays in the research zone: no such model is served yet",
     "segment_missing": "a segment of the task is in no training case",
     "few_cases_of_a_segment": "few training cases of a segment",
     "pictures_of_other_subjects_repeat": "pictures of different subjects are the same",
@@ -24,10 +26,11 @@ WARNINGS: Final = {
 
 def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Return title and text of each part of a report."""
+    is_masked = "segments" in report or "healthy" in report
     found = [
         ("Instances", _instances(report)),
-        ("Training", _part(report["train"], "segments" in report)),
-        ("Held out", _part(report["held_out"], "segments" in report)),
+        ("Training", _part(report["train"], is_masked)),
+        ("Held out", _part(report["held_out"], is_masked)),
         ("Repeats", _repeats(report["repeats"])),
         ("Missing", _missing(report["missing"])),
         ("Cohort", f"at least {report['minimum_cohort']} subjects are needed"),
@@ -72,6 +75,8 @@ def _segments(found: dict[str, int]) -> str:
 
 
 def _missing(found: dict[str, int]) -> str:
+    if "subjects_with_masks" in found:
+        return f"{found['subjects_with_masks']} subjects with masks; all others are taken to be healthy"
     if "pictures_without_masks" in found:
         without, alone = found["pictures_without_masks"], found["masks_without_pictures"]
         return f"{without} subjects with pictures and no mask, {alone} with masks alone"

@@ -220,8 +220,11 @@ def find(session: Session, protocol_id: str) -> Protocol:
 
 
 def cohort(session: Session, task: TaskSpec) -> int:
-    """Count the subjects that this task could use: labelled or masked, of its modality, not opted out."""
-    if task.segmentation is not None:
+    """Count the subjects that this task could use, of its modality and not opted out.
+
+    They are labelled or masked, but for an anomaly task, which takes all.
+    """
+    if task.finding is None:
         return masked.cohort(session, task)
     statement = (
         select(func.count(distinct(Subject.id)))

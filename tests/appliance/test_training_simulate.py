@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from appliance.cli import build
+from tests.trainer.healthy import healthy_task
 from tests.trainer.samples import small_task, write_cases
+from trainer.first_model import ANOMALY_ALONE
 from trainer.networks import initial_weights
 from trainer.peers import NAMES, PEERS, terms
 from trainer.task import LocalSpec, NetworkSpec
@@ -125,7 +127,10 @@ def test_strategies_are_listed_without_a_task() -> None:
 def test_every_listed_strategy_runs(sites: list[str], strategy: str, tmp_path: Path) -> None:
     norm = "group" if strategy == "svt" else "batch"  # what noise protects mixes no people
     network = NetworkSpec("resnet", {"features": [4, 4, 8, 8], "groups": 2, "norm": norm})
-    (tmp_path / "task.json").write_text(json.dumps(replace(TASK, network=network).to_json()))
+    task = replace(TASK, network=network)
+    if strategy in ANOMALY_ALONE:
+        task = healthy_task(preprocessing=TASK.preprocessing, modalities=TASK.modalities)
+    (tmp_path / "task.json").write_text(json.dumps(task.to_json()))
     extra = ["--rounds", "2", "--in-process", "--json", "-", "--strategy", strategy]
     if terms(strategy).needs_initial:
         earlier = tmp_path / "earlier.safetensors"

@@ -8,11 +8,19 @@ import torch
 
 from tests.trainer.samples import small_task
 from trainer.errors import TaskError, WeightsError
-from trainer.networks import NETWORKS, SEGMENTING, build, initial_weights, weights_of, with_weights
+from trainer.networks import (
+    NETWORKS,
+    RECONSTRUCTING,
+    SEGMENTING,
+    build,
+    initial_weights,
+    weights_of,
+    with_weights,
+)
 from trainer.task import NetworkSpec
 
 
-@pytest.mark.parametrize("name", sorted(set(NETWORKS) - SEGMENTING))
+@pytest.mark.parametrize("name", sorted(set(NETWORKS) - SEGMENTING - RECONSTRUCTING))
 @pytest.mark.parametrize("size", [(64, 64), (96, 128)])
 def test_a_network_gives_one_logit_and_normalises_by_group(name: str, size: tuple[int, int]) -> None:
     network = build(NetworkSpec(name))

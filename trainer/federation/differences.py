@@ -45,6 +45,8 @@ _ROWS: Final[tuple[tuple[str, str, Worse], ...]] = (
     ("task.kind", "kind of task", Worse.ANY),
     ("task.label", "what is learned", Worse.ANY),
     ("task.segmentation", "what is segmented", Worse.ANY),
+    ("task.anomaly", "how healthy pictures are learnt", Worse.NEITHER),
+    ("task.anomaly.segments", "what counts as an anomaly", Worse.ANY),
     ("task.finding", "the finding that the model calls", Worse.ANY),
     ("task.modalities", "modalities that take part", Worse.ANY),
     ("privacy", "protection of the update", Worse.ANY),

@@ -12,7 +12,7 @@ from trainer.datasets import Samples
 from trainer.errors import DatasetError, UpdateError
 from trainer.networks import memory_of, with_weights
 from trainer.objectives import objective_of
-from trainer.optimisation import augment_both
+from trainer.optimisation import augment_both, seed_of
 from trainer.weights_io import difference
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from trainer.objectives import Objective
     from trainer.privacy.noise import Noise
     from trainer.privacy.promise import Promise
     from trainer.site_rules import Round
@@ -51,13 +52,15 @@ def private_update(this: Round, promise: Promise, noise: Noise, proximal_mu: flo
     spec = this.task.local
     stepper = steppers.make(network, spec)
     # Not the round's seed, which the coordinator knows: who is in a step must not show in others' changes.
-    generator = np.random.default_rng(int(noise.uniform(1)[0] * 2**53))
+    secret = int(noise.uniform(1)[0] * 2**53)
+    generator = np.random.default_rng(secret)
+    objective = objective_of(network, this.samples, weighted=False, seed=seed_of("objective", secret))
     losses: list[float] = []
     for step in range(1, spec.local_steps + 1):
         chosen = _chosen(subjects, promise.sampling_rate, noise)
         x, y = this.samples.x[chosen], this.samples.y[chosen]
         x, y = augment_both(x, y, spec, generator) if len(x) else (x, y)
-        summed, loss = _clipped_sum(network, Samples(x, y), promise.clip_norm)
+        summed, loss = _clipped_sum(network, Samples(x, y), objective, promise.clip_norm)
         losses += loss
         _noisy_gradients(parameters, summed, promise, noise, spec.batch_size)
         for parameter, then in zip(parameters, start, strict=True):
@@ -110,7 +113,7 @@ def _chosen(subjects: Sequence[NDArray[np.int64]], rate: float, noise: Noise) ->
 
 
 def _clipped_sum(
-    network: torch.nn.Module, samples: Samples, clip_norm: float
+    network: torch.nn.Module, samples: Samples, objective: Objective, clip_norm: float
 ) -> tuple[list[torch.Tensor], list[float]]:
     """Return the sum of the clipped gradients of single cases, and their losses.
 
@@ -119,10 +122,9 @@ def _clipped_sum(
     parameters = list(network.parameters())
     summed = [torch.zeros_like(parameter) for parameter in parameters]
     losses = []
-    objective = objective_of(samples, weighted=False)
     for position, one in enumerate(samples.x):
-        outputs = network(torch.from_numpy(one).unsqueeze(0))
-        loss = objective.losses(outputs, samples.y[position : position + 1]).mean()
+        given = torch.from_numpy(one).unsqueeze(0)
+        loss = objective.of(network, given, samples.y[position : position + 1]).mean()
         gradients = torch.autograd.grad(loss, parameters)
         norm = torch.sqrt(torch.stack([gradient.double().square().sum() for gradient in gradients]).sum())
         if not bool(torch.isfinite(norm)):

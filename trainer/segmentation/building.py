@@ -25,7 +25,7 @@ from trainer.segmentation.cases import gather, weight
 from trainer.segmentation.masks import MaskError, joined, read_mask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -77,15 +77,39 @@ def build(
     """
     gathered = gather(stored, task, progress)
     skipped = Counter(gathered.skipped)
+    prepared = prepare_all(gathered.series, task, cache, skipped, progress)
+    sides = split((s.pseudonym for s, _ in prepared), task.validation_fraction, split_salt(task))
+    return divided(task, prepared, sides, skipped)
+
+
+def prepare_all(
+    series: Iterable[MaskedSeries],
+    task: TaskSpec,
+    cache: Path | None,
+    skipped: Counter[str],
+    progress: Progress,
+) -> list[tuple[MaskedSeries, Prepared]]:
+    """Prepare the cases of every series in an order of their content; reasons are added to ``skipped``."""
     shelf = _Shelf(cache, task)
+    ordered = sorted(series, key=lambda one: one.sha256)
     prepared: list[tuple[MaskedSeries, Prepared]] = []
-    for done, series in enumerate(sorted(gathered.series, key=lambda one: one.sha256), start=1):
-        made = shelf.fetch(series)
+    for done, one in enumerate(ordered, start=1):
+        made = shelf.fetch(one)
         skipped.update(made.skipped)
         if len(made.x):
-            prepared.append((series, made))
-        progress("prepare", done, len(gathered.series))
-    train, held_out = split((s.pseudonym for s, _ in prepared), task.validation_fraction, split_salt(task))
+            prepared.append((one, made))
+        progress("prepare", done, len(ordered))
+    return prepared
+
+
+def divided(
+    task: TaskSpec,
+    prepared: Sequence[tuple[MaskedSeries, Prepared]],
+    sides: tuple[frozenset[str], frozenset[str]],
+    skipped: Mapping[str, int],
+) -> Dataset:
+    """Return prepared cases by the side of their patient: of those to train on, and of those held out."""
+    train, held_out = sides
     return Dataset(
         train=_samples(task, [item for item in prepared if item[0].pseudonym in train]),
         validation=_samples(task, [item for item in prepared if item[0].pseudonym in held_out]),
@@ -100,7 +124,7 @@ def build(
 
 
 def prepare_series(series: MaskedSeries, task: TaskSpec) -> Prepared:
-    """Read a series and its masks.
+    """Read a series and its masks; in pictures of one without masks nothing is marked.
 
     Raises
     ------
@@ -135,20 +159,20 @@ def _picture_cases(
     if spec is None:
         raise ValueError("expected a segmentation task")
     ordered = sorted(images, key=lambda ds: str(ds.SOPInstanceUID))
-    planes = [_plane(ds) for ds in ordered]
-    if len({plane.shape for plane in planes}) > 1:
-        raise PreprocessingError("volume.size", "expected pictures of one size in a series with a mask")
-    marked = _marked(masks, planes, task)
+    marked = _marked_pictures(ordered, masks, task)
     x, y = [], []
     skipped: Counter[str] = Counter()
-    for ds, plane, mask in zip(ordered, planes, marked, strict=True):
-        if plane.sop_instance_uid not in chosen:
+    for ds, mask in zip(ordered, marked, strict=True):
+        if masks and str(ds.SOPInstanceUID) not in chosen:
             skipped["mask.missing"] += 1
             continue
         try:
             x.append(prepare(ds, task.preprocessing))
         except PreprocessingError as error:
             skipped[error.code] += 1
+            continue
+        if mask is None:
+            y.append(np.zeros(task.size, dtype=np.uint8))
             continue
         levels = [
             placed(np.where(mask == number, _FULL, 0).astype(np.uint16), pixel_aspect(ds), task.preprocessing)
@@ -158,6 +182,18 @@ def _picture_cases(
     if not x:
         return Prepared(*_nothing(task), dict(skipped))
     return Prepared(np.stack(x), np.stack(y), dict(skipped))
+
+
+def _marked_pictures(
+    images: Sequence[Instance], masks: Sequence[Instance], task: TaskSpec
+) -> Sequence[NDArray[np.uint8] | None]:
+    """Return the mask of each picture: none of a series without masks, whose pictures may differ in size."""
+    if not masks:
+        return [None] * len(images)
+    planes = [_plane(ds) for ds in images]
+    if len({plane.shape for plane in planes}) > 1:
+        raise PreprocessingError("volume.size", "expected pictures of one size in a series with a mask")
+    return list(_marked(masks, planes, task))
 
 
 def _plane(ds: Instance) -> Plane:

@@ -39,7 +39,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class MaskedSeries:
-    """A series and its masks. Of a two-dimensional task ``chosen`` are the instances that are cases."""
+    """A series and its masks. Of a two-dimensional task ``chosen`` are the instances that are cases.
+
+    Without a mask nothing in it is marked.
+    """
 
     pseudonym: str
     images: tuple[Stored, ...]
@@ -55,10 +58,11 @@ class MaskedSeries:
 
 @dataclass(frozen=True)
 class Gathered:
-    """Series with masks, and cases left out by reason."""
+    """Series with masks, cases left out by reason, and the series that are left out for want of a mask."""
 
     series: tuple[MaskedSeries, ...]
     skipped: Mapping[str, int]
+    unmasked: tuple[MaskedSeries, ...] = ()
 
 
 def gather(stored: Iterable[Stored], task: TaskSpec, progress: Progress = silent) -> Gathered:
@@ -78,16 +82,19 @@ def gather(stored: Iterable[Stored], task: TaskSpec, progress: Progress = silent
         [m for m in distinct if m.modality == MODALITY], by_series, progress
     )
     skipped.update(lost)
-    series = []
+    series, unmasked = [], []
     for key, images in sorted(by_series.items()):
+        everything = frozenset(one.sop_instance_uid for one in images)
         if key in incomplete or key not in found:
             reason = "mask.reference" if key in incomplete else "mask.missing"
             skipped[reason] += weight(task, len(images))
+            if key not in incomplete:
+                unmasked.append(MaskedSeries(key[0], tuple(images), (), everything))
             continue
         named = frozenset(uid for _, about in found[key] for uid in about.sop_instance_uids)
-        chosen = named or frozenset(one.sop_instance_uid for one in images)
-        series.append(MaskedSeries(key[0], tuple(images), tuple(mask for mask, _ in found[key]), chosen))
-    return Gathered(tuple(series), dict(sorted((+skipped).items())))
+        masks = tuple(mask for mask, _ in found[key])
+        series.append(MaskedSeries(key[0], tuple(images), masks, named or everything))
+    return Gathered(tuple(series), dict(sorted((+skipped).items())), tuple(unmasked))
 
 
 def weight(task: TaskSpec, images: int) -> int:

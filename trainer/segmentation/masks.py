@@ -83,6 +83,22 @@ def references(ds: Dataset) -> References:
         raise MaskError("mask.unreadable", "the references of a segmentation cannot be read") from error
 
 
+def names_any(ds: Dataset, segments: Sequence[Segment]) -> bool:
+    """Whether a segmentation has a segment of one of these codes; the pixels are not needed.
+
+    Raises
+    ------
+    MaskError
+        ``mask.unreadable`` if the object is not built as a segmentation is.
+    """
+    try:
+        return bool(_classes(ds, segments))
+    except MaskError:
+        return False
+    except UNREADABLE as error:
+        raise MaskError("mask.unreadable", "the segments of a segmentation cannot be read") from error
+
+
 def read_mask(ds: Dataset, planes: Sequence[Plane], segments: Sequence[Segment]) -> NDArray[np.uint8]:
     """Return the class of every voxel, shape (slices, rows, columns); 0 is none of the task's segments.
 

@@ -88,7 +88,7 @@ def _checks(spec: SegmentationSpec) -> tuple[tuple[bool, str], ...]:
         (1 <= len(names) <= MAX_SEGMENTS, f"segments: expected 1 to {MAX_SEGMENTS}"),
         (len(set(names)) == len(names), "segments: expected each code once"),
         (
-            all(map(_is_segment, spec.segments)),
+            all(map(is_segment, spec.segments)),
             "segments: expected code and scheme (16 characters), meaning (64)",
         ),
         (
@@ -102,7 +102,8 @@ def _checks(spec: SegmentationSpec) -> tuple[tuple[bool, str], ...]:
     )
 
 
-def _is_segment(segment: Segment) -> bool:
+def is_segment(segment: Segment) -> bool:
+    """Whether code, scheme and meaning are as long as their attributes allow."""
     limits = ((segment.code, 16), (segment.scheme, 16), (segment.meaning, 64))
     return all(
         isinstance(text, str) and 0 < len(text) <= limit and text.isprintable() for text, limit in limits

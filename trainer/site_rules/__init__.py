@@ -11,12 +11,13 @@ from trainer import peers
 from trainer.site_rules.base import Round, SiteRule, Whole
 from trainer.site_rules.medical import Expert, Frozen, InStyle, Weighed
 from trainer.site_rules.momentum import Momentum
-from trainer.site_rules.personal import OwnNormalisation, Personal
+from trainer.site_rules.personal import OwnAppearance, OwnNormalisation, Personal
 from trainer.site_rules.scaffold import Controlled
 
 _WHOLE: Final = Whole()
 _RULES: Final[dict[str, SiteRule]] = {
     "fedbn": OwnNormalisation(),
+    "feddis": OwnAppearance(),
     "scaffold": Controlled(),
     "ditto": Personal(),
     "auto-fedavg": Weighed(),

@@ -1,4 +1,4 @@
-"""Sites that keep a part of the model, or a model, of their own: FedBN and Ditto."""
+"""Sites that keep a part of the model, or a model, of their own: FedBN, FedDis and Ditto."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from trainer.weights_io import Array, Weights
 
 
-class OwnNormalisation(Whole):
-    """FedBN's site: the network is the global model with the site's own batch normalisation."""
+class OwnPart(Whole):
+    """The network is the global model with a part of the site's own, which the strategy leaves out of it."""
 
     stateful = True
+    strategy: str
+    part: str
 
     def deployed(
         self, task: TaskSpec, weights: Mapping[str, Array], own: Mapping[str, Array], *, trained: bool
@@ -34,15 +36,17 @@ class OwnNormalisation(Whole):
         Raises
         ------
         WeightsError
-            If the global model brings batch normalisation of its own, which would make ours leave.
+            If the global model brings such a part itself, which would make ours leave.
         StrategyError
             If the site has none of its own although it must.
         """
         initial = initial_weights(task)
-        if set(weights) != set(strategies.get("fedbn").prepared(initial)):
-            raise UnfitModelError("fedbn: expected a global model of the network without batch normalisation")
+        if set(weights) != set(strategies.get(self.strategy).prepared(initial)):
+            raise UnfitModelError(
+                f"{self.strategy}: expected a global model of the network without {self.part}"
+            )
         if trained and not own:
-            raise StrategyError("fedbn: this site has no batch normalisation of its own; it trained no round")
+            raise StrategyError(f"{self.strategy}: this site trained no round; it has no {self.part}")
         return {name: weights[name] if name in weights else own.get(name, initial[name]) for name in initial}
 
     def train(self, this: Round) -> tuple[Weights, float, Weights]:
@@ -56,9 +60,23 @@ class OwnNormalisation(Whole):
         )
 
     def kept(self, this: Round, sent: Mapping[str, Array], made: Mapping[str, Array]) -> Weights:
-        """Keep the batch normalisation."""
+        """Keep that part."""
         del this, sent
         return dict(made)
+
+
+class OwnNormalisation(OwnPart):
+    """FedBN's site."""
+
+    strategy = "fedbn"
+    part = "batch normalisation"
+
+
+class OwnAppearance(OwnPart):
+    """FedDis's site."""
+
+    strategy = "feddis"
+    part = "appearance encoder"
 
 
 class Personal(Whole):

@@ -27,6 +27,7 @@ from trainer.strategies.base import (
 from trainer.strategies.ditto import Ditto
 from trainer.strategies.fedavg import FedAvg
 from trainer.strategies.fedbn import FedBN
+from trainer.strategies.feddis import FedDis
 from trainer.strategies.fedopt import ServerOptimizer
 from trainer.strategies.fedprox import FedProx
 from trainer.strategies.generalisation import DomainGeneralisation
@@ -53,6 +54,7 @@ STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType(
         "krum": Krum(multi=False),
         "multi-krum": Krum(multi=True),
         "fedbn": FedBN(),
+        "feddis": FedDis(),
         "scaffold": Scaffold(),
         "ditto": Ditto(),
         "auto-fedavg": AutoFedAvg(),

@@ -18,6 +18,7 @@ from appliance.db.coordinator import CoordinatorLedgerEntry
 from appliance.db.engine import reading
 from appliance.federation import coordinator
 from appliance.federation.late import REASON, UPDATE_LATE
+from appliance.masked import select_masked
 from tests.appliance.federation.ring import (
     SITES,
     Ring,
@@ -28,11 +29,13 @@ from tests.appliance.federation.ring import (
     until,
 )
 from tests.appliance.federation.wire import Wire
+from tests.trainer.healthy import healthy_task
 from tests.trainer.samples import small_task
 from trainer import datasets, strategies
 from trainer.compression import Compression
 from trainer.federation.plan import Plan, Strategy
 from trainer.local_round import use_threads
+from trainer.masked_cases import build_masked
 from trainer.networks import initial_weights
 from trainer.simulation import simulate
 from trainer.site_rules import site_rule
@@ -55,6 +58,11 @@ BATCH_NORM = NetworkSpec("resnet", {"features": [4, 4, 8, 8], "norm": "batch"})
 BY_SITE_RULE = {type(site_rule(name)): name for name in sorted(strategies.STRATEGIES, reverse=True)}
 TURNS = [name for name in sorted(strategies.STRATEGIES) if strategies.get(name).one_at_a_time]
 CHOSEN = sorted({*BY_SITE_RULE.values(), *TURNS, "fedavg"})
+SMALL = small_task()
+# Every picture of the ring's sites counts as healthy, since none has a mask.
+HEALTHY = healthy_task(preprocessing=SMALL.preprocessing, modalities=SMALL.modalities)
+SHAPE = {name for name in initial_weights(HEALTHY) if not name.startswith("appearance.")}
+TASKS = {"fedbn": small_task(network=BATCH_NORM), "feddis": HEALTHY}
 STARTS_ANEW = [name for name in CHOSEN if not strategies.get(name).needs_initial]
 
 
@@ -91,7 +99,10 @@ def approve(ring: Ring, plan: Plan) -> None:
 def dataset_of(ring: Ring, name: str, task: TaskSpec, cache: Path) -> Dataset:
     """Prepare what a site holds, once more."""
     zone = node.open_research(ring.members[name].settings)
-    found = datasets.build(select_cases(zone, task).cases, task, cache)
+    if task.finding is None:
+        found = build_masked(select_masked(zone, task)[0], task, cache)
+    else:
+        found = datasets.build(select_cases(zone, task).cases, task, cache)
     zone.engine.dispose()
     return found
 
@@ -131,11 +142,17 @@ def check_equal(ring: Ring, plan: Plan, folder: Path) -> None:
 @pytest.mark.parametrize("strategy", STARTS_ANEW)
 def test_a_real_federation_comes_to_the_simulators_model(ring: Ring, strategy: str, tmp_path: Path) -> None:
     """One strategy for each way in which sites train, and each in which they take turns."""
-    task = small_task(network=BATCH_NORM) if strategy == "fedbn" else small_task()
+    task = TASKS.get(strategy, small_task())
     plan = ring.submit(task=task, total_rounds=2, min_sites=3, strategy=Strategy(strategy, {}))
     approve(ring, plan)
 
     check_equal(ring, plan, tmp_path)
+
+    shared = set(final_weights(ring, plan))
+    for member in ring.members.values():
+        for body in (row.body for row in member.receipts(plan.run_id) if row.body["kind"] == "train"):
+            assert {tensor["name"] for tensor in body["tensors"]} == shared
+    assert (strategy == "feddis") == (shared == SHAPE)
 
 
 @pytest.mark.parametrize("name", ["top-k", "sketch", "turns"])

@@ -23,6 +23,7 @@ NAMES = tuple(STRATEGIES)
 # Of these a global parameter stays within what the sites' models hold of it.
 CONVEX = frozenset(
     {"fedavg", "fedprox", "median", "trimmed-mean", "krum", "multi-krum", "fedbn", "scaffold", "ditto"}
+    | {"feddis"}
     | {"auto-fedavg", "transfer", "domain-generalisation", "domain-adaptation", "variation-aware"}
 )
 

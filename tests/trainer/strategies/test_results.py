@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.bench_strategies import interval, markdown, summary
+from tests.benchmarks.bench_strategies import NAMES, interval, markdown, summary
 from tests.benchmarks.skewed_sites import SETS
-from trainer.peers import NAMES
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "results.md"
 

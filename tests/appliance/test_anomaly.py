@@ -1,0 +1,126 @@
+"""An anomaly task in the research zone: cohort, preflight, rounds, final model; FedDis by command."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+from typer.testing import CliRunner
+
+from appliance import datasets, preflight
+from appliance.cli import build
+from appliance.db.base import WorkState
+from appliance.db.engine import reading
+from appliance.db.research import CandidateModel, ResearchJob
+from appliance.federation import preflight_words, protocols, queries
+from appliance.work import claimed
+from tests.appliance.masked_zone import file_masked
+from tests.appliance.test_segmentation import deliver, opt_out
+from tests.appliance.training_node import TrainingNode, make_training_node
+from tests.trainer import masked
+from tests.trainer.healthy import healthy_task, with_anomalies, write_healthy, write_sick
+from trainer.anomaly import APPEARANCE
+from trainer.local_round import evaluate, use_threads
+from trainer.measuring import read_metrics
+from trainer.networks import initial_weights
+from trainer.weights_io import load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+use_threads(1)
+TASK = healthy_task(validation_fraction=0.4)
+HEALTHY = 8
+SLICES = 4
+
+
+def fill(folder: Path, name: str, seed: int = 0) -> None:
+    """Write people without anomalies, and two with."""
+    for number in range(HEALTHY):
+        write_healthy(folder, f"{name}{number}", masked.draw(seed + number).image[:SLICES])
+    for number in (HEALTHY, HEALTHY + 1):
+        image = masked.draw(seed + number).image[:SLICES]
+        write_sick(folder, f"{name}{number}", with_anomalies(image, np.random.default_rng(number)))
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> TrainingNode:
+    made = make_training_node(tmp_path, count=0, task=TASK)
+    fill(made.zone.root / "instances", "S")
+    file_masked(made.zone, made.zone.root / "instances")
+    return made
+
+
+def test_a_round_trains_on_people_without_anomalies_and_says_which(node: TrainingNode) -> None:
+    opt_out(node, "S0")
+    row = deliver(node, node.add_round())
+    assert (row.state, row.reason) == (WorkState.DONE, None)
+    assert row.cases == {
+        "eligible": SLICES * (HEALTHY + 2),
+        "used": SLICES * (HEALTHY + 1),
+        "skipped": {"opted_out": SLICES},
+    }
+    built = datasets.build(node.zone, TASK)
+    assert row.dataset_version_id == built.version_id
+    assert built.dataset.counts["train_positive"] == 0
+    assert built.dataset.counts["validation_positive"] == 2 * SLICES
+    found = read_metrics(row.metrics)
+    assert found == evaluate(TASK, initial_weights(TASK), built.dataset)
+    assert found.headline is not None
+
+
+def test_the_final_model_is_measured_and_kept_and_nothing_crosses(node: TrainingNode) -> None:
+    row = deliver(node, node.add_round("finalize"))
+    assert (row.state, row.reason) == (WorkState.DONE, None)
+    assert read_metrics(row.metrics).headline is not None
+    kept = load(node.zone.root / "federation" / "finals" / f"{node.plan.run_id}.safetensors")
+    assert kept.keys() == initial_weights(TASK).keys()
+    with reading(node.zone.engine) as session:
+        assert session.scalars(select(CandidateModel)).all() == []
+    assert not list((node.zone.settings.crossing_in / "packages").iterdir())
+
+
+def test_the_cohort_is_of_everybody_with_pictures(node: TrainingNode) -> None:
+    opt_out(node, "S1")
+    with reading(node.zone.engine) as session:
+        assert protocols.cohort(session, TASK) == HEALTHY + 1
+        assert protocols.cohort(session, healthy_task(modalities=("CT",))) == 0
+
+
+def test_a_preflight_counts_healthy_people_and_those_with_anomalies(node: TrainingNode) -> None:
+    job_id = preflight.ask(node.zone, node.protocol_id, "officer")
+    with claimed(node.zone.engine, ResearchJob, job_id, "test", 20.0) as claim:
+        assert claim is not None
+        preflight.run(node.zone, claim)
+    with reading(node.zone.engine) as session:
+        view = queries.protocol(session, node.zone, node.protocol_id)
+    assert view.preflight is not None
+    report = view.preflight.report
+    assert report["missing"] == {"subjects_with_masks": 2}
+    assert (report["train"]["positive"], report["held_out"]["positive"]) == (0, 2 * SLICES)
+    assert "model_stays_in_research" in report["warnings"]
+    assert not {"one_class_to_train_on", "nothing_marked_in_held_out"} & set(report["warnings"])
+    told = dict(preflight_words.rows(report))
+    assert "with something marked" in told["Held out"]
+    assert told["Missing"] == "2 subjects with masks; all others are taken to be healthy"
+    assert all(" " in text for text in preflight_words.warnings(report))
+
+
+def test_a_simulation_of_feddis_reads_folders_and_prints_dice(tmp_path: Path) -> None:
+    (tmp_path / "task.json").write_text(json.dumps(TASK.to_json()))
+    command = ["simulate", str(tmp_path / "task.json"), "--cache", str(tmp_path / "cache")]
+    for number, name in enumerate(("north", "south")):
+        fill(tmp_path / name, name, 20 * number)
+        command += ["--site", f"{name}={tmp_path / name}"]
+    out = tmp_path / "model.safetensors"
+    extra = ["--strategy", "feddis", "--rounds", "2", "--in-process", "--out", str(out), "--baselines"]
+    found = CliRunner().invoke(build(), [*command, *extra, "--json", str(tmp_path / "figures.json")])
+    assert found.exit_code == 0, found.output
+    assert "final model: Dice  north 0." in found.output
+    told = json.loads((tmp_path / "figures.json").read_text())
+    assert told["final"]["south"]["anomalous"] == 2 * SLICES
+    assert 0 < told["final"]["south"]["average_precision"]["estimate"] <= 1
+    assert load(out).keys() == {name for name in initial_weights(TASK) if not name.startswith(APPEARANCE)}
