@@ -100,7 +100,10 @@ def own_model(ring: Ring, plan: Plan, site: str) -> dict[str, Any]:
 
 
 def check_equal(ring: Ring, plan: Plan, view: RunProgress, folder: Path) -> list[set[str]]:
-    """Compare each site's own model with a simulation that has the same absences; return who was there."""
+    """Compare the sites' models with a simulation that has the same absences; return who was there.
+
+    Of a simulation there is the models' mean, number by number, and each site's figures of its own.
+    """
     found = recorded(ring, plan, view)
     rule = PEERS[plan.strategy.name]
     there = [
