@@ -11,7 +11,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 CI ?=
 COMPUTING := -n 2 --dist loadfile --no-loadscope-reorder -m 'not e2e'
+SEVERAL := -n 2 --dist loadfile -m e2e
 export TORCH_INDEX_URL GPU
+# Tests start many hundred processes: each would compile our modules anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install run test coverage fast check format clean
 
@@ -42,11 +45,11 @@ fast: $(VENV)/.tools
 	$(BIN)/pytest -n auto --dist loadfile -m 'not slow and not e2e'
 
 # Two passes: what computes, in the order of the files, since the longest are not those with the most tests; then what
-# starts several processes.
+# starts several processes, the files with the most tests first, each time the next by whoever is free.
 test: $(VENV)/.tools
 	bash tests/peers.sh
 	bash tests/twice.sh computing $(COMPUTING) --durations=15
-	bash tests/several.sh
+	bash tests/twice.sh several $(SEVERAL) --durations=15
 
 coverage: $(VENV)/.tools
 	bash tests/peers.sh

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import pwd
-import stat
-import tempfile
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Engine, select
@@ -19,24 +14,45 @@ from appliance import broker, crossing, keys
 from appliance.db.clinical import ClinicalLedgerEntry, Rule
 from appliance.db.engine import make_engine, writing
 from appliance.db.research import ResearchLedgerEntry
-from appliance.errors import ApplianceError
 from appliance.ledger import Ledger
+from appliance.meeting import (
+    MAX_SOCKET_PATH,
+    NodeError,
+    bound_port,
+    publish_port,
+    research_socket,
+    run_dir,
+    zones_apart,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from sqlalchemy.orm import Session
 
     from appliance.settings import Settings, Zone
 
-MAX_SOCKET_PATH: Final = 99  # bytes; sun_path holds 108, some systems less
-_LONGEST_SOCKET_NAME: Final = "clinical_redis.sock"
 NODE_CREATED: Final = "node.created"
-RESEARCH_SOCKET: Final = "research.sock"
 
-
-class NodeError(ApplianceError):
-    """The node's folders are not what they must be."""
+__all__ = [
+    "MAX_SOCKET_PATH",
+    "ClinicalZone",
+    "NodeError",
+    "ResearchZone",
+    "bound_port",
+    "create_node",
+    "database_url",
+    "head_path",
+    "open_clinical",
+    "open_research",
+    "publish_port",
+    "redis_socket",
+    "redis_url",
+    "research_socket",
+    "run_dir",
+    "zones_apart",
+]
 
 
 @dataclass(frozen=True)
@@ -197,99 +213,3 @@ def _own(root: Path) -> Path:
             owner = pwd.getpwuid(uid).pw_name
         raise NodeError(f"{root}: belongs to user {owner}; run this as that user (sudo -u {owner} ...)")
     return root
-
-
-def run_dir(settings: Settings) -> Path:
-    """Return the folder of sockets, ports and health files (0700), making it at need.
-
-    It is ``run`` in ``data_root``, or in the zone's root where each zone is a user of its own. Where that is
-    too long for a Unix socket, it is a link to a short folder of our own under the machine's temporary
-    folder, so that every process finds the same one.
-    """
-    link = _run_parent(settings) / "run"
-    if len(os.fsencode(link / _LONGEST_SOCKET_NAME)) <= MAX_SOCKET_PATH:
-        link.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return _checked(link)
-    target = link.readlink() if link.is_symlink() else _short_folder(link)
-    target.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not link.is_symlink():
-        link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            link.symlink_to(target, target_is_directory=True)
-        except FileExistsError:
-            return run_dir(settings)
-    return _checked(target)
-
-
-def zones_apart(settings: Settings) -> bool:
-    """Whether each zone runs as a user of its own: then none of them may write to ``data_root`` itself."""
-    return settings.data_root.is_dir() and not os.access(settings.data_root, os.W_OK)
-
-
-def _run_parent(settings: Settings) -> Path:
-    if not zones_apart(settings):
-        return settings.data_root.resolve()
-    for root in (settings.zone_root("clinical"), settings.zone_root("research")):
-        if os.access(root, os.W_OK | os.X_OK):
-            return root.resolve()
-    raise NodeError(f"{settings.data_root}: this user may write to neither zone of the node")
-
-
-def research_socket(settings: Settings) -> Path:
-    """Return the socket on which the research zone answers the panel and the commands.
-
-    Where the zones are apart it lies in the crossing: of the other zone's sockets it is the only one that the
-    clinical zone may open, and no identity passes through it.
-    """
-    folder = settings.crossing_in if zones_apart(settings) else run_dir(settings)
-    return folder / RESEARCH_SOCKET
-
-
-def _short_folder(link: Path) -> Path:
-    digest = hashlib.sha256(os.fsencode(link)).hexdigest()[:12]
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    if len(os.fsencode(base)) > 50:
-        base = Path("/tmp")  # noqa: S108 - owner and mode of the folder below are checked
-    return base / f"cloister-{os.getuid()}-{digest}"
-
-
-def _checked(folder: Path) -> Path:
-    """Refuse a folder that somebody else prepared for us."""
-    status = folder.lstat()
-    if (
-        not stat.S_ISDIR(status.st_mode)
-        or status.st_uid != os.getuid()
-        or stat.S_IMODE(status.st_mode) & 0o077
-    ):
-        raise NodeError(f"{folder}: expected a folder of this user with mode 0700")
-    return folder
-
-
-def publish_port(settings: Settings, name: str, port: int) -> None:
-    """Tell other processes of the node on which port a listener of this one ended up."""
-    folder = run_dir(settings) / "ports"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    temporary = folder / f".{name}.{os.getpid()}"
-    temporary.write_text(str(port), encoding="ascii")
-    temporary.replace(folder / name)
-
-
-def bound_port(settings: Settings, name: str, wait_s: float) -> int:
-    """Return the port that a process published, waiting for it.
-
-    Raises
-    ------
-    NodeError
-        If it was not published in time.
-    """
-    path = run_dir(settings) / "ports" / name
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            return int(path.read_text(encoding="ascii"))
-        except FileNotFoundError:
-            if time.monotonic() >= deadline:
-                raise NodeError(
-                    f"no port of {name!r} after {wait_s} s; expected its process to run"
-                ) from None
-        time.sleep(0.05)

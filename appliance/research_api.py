@@ -9,6 +9,8 @@ from appliance import crossing, ledger, node, preflight, work
 from appliance.consortium import shown
 from appliance.consortium.errors import ConsortiumError
 from appliance.consortium.replica import Replica
+from appliance.consortium.sharing import Sharing
+from appliance.consortium.speaking import Speaker
 from appliance.db.engine import reading, writing
 from appliance.db.research import ProtocolState, ResearchJob, Round
 from appliance.federation import budget, comparing, protocols, queries, siteapi, views
@@ -86,6 +88,7 @@ def _questions(zone: ResearchZone) -> list[Route]:
         Route("GET", "/v1/ledger", ask(lambda s, r: queries.ledger_page(s, _before(r), _limit(r)))),
         Route("GET", "/v1/ledger/report", verify),
         Route("GET", "/v1/consortium", ask(lambda s, _: shown.history(s))),
+        Route("GET", "/v1/shares", ask(lambda s, _: shown.shares(s, zone))),
     ]
 
 
@@ -141,7 +144,38 @@ def _acts(zone: ResearchZone) -> list[Route]:
         Route("POST", "/v1/protocols/{id}/preflight", look),
         Route("POST", "/v1/jobs/{table}/{id}/retry", retry),
         Route("POST", "/v1/budget", lambda request: _set_budget(zone, request)),
+        *_sharing(zone),
     ]
+
+
+def _sharing(zone: ResearchZone) -> list[Route]:
+    def step(request: Request) -> object:
+        sharing, taken = _opened(zone), request.parameters["step"]
+        if taken not in {"withdraw", "erase"}:
+            raise RequestError(404, "expected withdraw or erase")
+        take = sharing.withdraw if taken == "withdraw" else sharing.erase
+        row = take(request.parameters["id"], _actor(request.json()))
+        with reading(zone.engine) as session:
+            return views.encode(shown.share(session, zone, row))
+
+    def announce(request: Request) -> object:
+        del request
+        _opened(zone).announce()
+        with reading(zone.engine) as session:
+            return views.encode(shown.shares(session, zone))
+
+    return [
+        Route("POST", "/v1/shares", announce),
+        Route("POST", "/v1/shares/{id}/{step}", step),
+    ]
+
+
+def _opened(zone: ResearchZone) -> Sharing:
+    """Return who takes steps of sharing for this site; refuses where it is no member."""
+    workspace = zone.settings.federation.workspace
+    if workspace is None:
+        raise RequestError(409, "this site has not joined a federation")
+    return Sharing(Speaker(zone, workspace))
 
 
 def _set_budget(zone: ResearchZone, request: Request) -> object:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
-from appliance import node
+from appliance import meeting
 from appliance.errors import ApplianceError
 from appliance.federation import views
 from appliance.federation.errors import SiteServiceError
@@ -118,6 +118,19 @@ class ResearchClient:
         """Note that a person has looked into a finding of the consortium's ledger."""
         self._ask("POST", f"/v1/consortium/findings/{quote(finding_id, safe='')}", {"actor": actor})
 
+    def shares(self) -> list[views.ShareView]:
+        """Return de-identified studies that this site gave to others and received, newest first."""
+        return self._list(views.ShareView, "/v1/shares")
+
+    def share_step(self, share_id: str, step: str, actor: str) -> views.ShareView:
+        """Take a step of sharing, ``withdraw`` or ``erase``; return the share after it."""
+        path = f"/v1/shares/{quote(share_id, safe='')}/{step}"
+        return views.decode(views.ShareView, self._ask("POST", path, {"actor": actor}))
+
+    def announce_shares(self) -> list[views.ShareView]:
+        """Say what the coordinator does not know yet, learn what others said; return all shares."""
+        return [views.decode(views.ShareView, one) for one in self._ask("POST", "/v1/shares", {})]
+
     def verify_ledger(self) -> views.LedgerReport:
         """Check the whole ledger."""
         return views.decode(views.LedgerReport, self._ask("GET", "/v1/ledger/report"))
@@ -137,4 +150,4 @@ class ResearchClient:
 
 def connect(settings: Settings) -> ResearchClient:
     """Return a client of this node's research zone; nothing connects before the first call."""
-    return ResearchClient(UnixClient(node.research_socket(settings), TIMEOUT_S))
+    return ResearchClient(UnixClient(meeting.research_socket(settings), TIMEOUT_S))

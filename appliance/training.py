@@ -6,18 +6,21 @@ deliveries or after a worker's death, has one update and is counted once.
 
 from __future__ import annotations
 
+import gc
+import sys
 import time
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance import aggregating, datasets, logs, sitestate, space
+from appliance import aggregating, datasets, logs, peering, sitestate, space
 from appliance.children import return_large_arrays
 from appliance.consortium.replica import was_counted
 from appliance.db.base import new_id, now
 from appliance.db.engine import reading, writing
 from appliance.db.research import Protocol, Round
 from appliance.errors import ApplianceError
-from appliance.federation import protocols, refusals, sitekeys
+from appliance.federation import protocols, refusals, roundfiles, sitekeys
 from appliance.federation.envelope import EnvelopeError
 from trainer.federation.gate import Refusal
 
@@ -41,6 +44,7 @@ TRAIN: Final = "train"
 FINALIZE: Final = "finalize"
 BEAT_EVERY_S: Final = 1.0
 _LOOK_AGAIN_S: Final = 60.0
+_LIBRARIES: Final = "trainer.local_round"  # torch and MONAI with it
 
 _LOG = logs.logger(__name__)
 
@@ -122,7 +126,7 @@ def check_halt(claim: Claim) -> None:
 
 
 def run_round(zone: ResearchZone, claim: Claim) -> None:
-    """Do a claimed round: kind ``train``, ``aggregate`` or ``finalize``.
+    """Do a claimed round: kind ``train``, ``aggregate``, ``send`` or ``finalize``.
 
     What no second try could mend (a withdrawn protocol, a model that does not fit, no usable case) makes the
     row dead with its reason; anything else is left to the claim, which tries again.
@@ -136,10 +140,13 @@ def run_round(zone: ResearchZone, claim: Claim) -> None:
     try:
         check_halt(claim)
         progress("load", 0, 1)
+        _load_libraries()
         work = _load(zone, claim.row_id)
         _prepare_process(zone)
         progress("load", 1, 1)
         _KINDS[work.row.kind](zone, claim, work, progress)
+        if work.row.kind == FINALIZE:
+            roundfiles.remove_mail(zone.root, work.row.protocol_id)
     except HaltedError as error:
         with writing(zone.engine) as session:
             _again(session, claim.row_id).halted_by = error.code
@@ -153,6 +160,7 @@ def run_round(zone: ResearchZone, claim: Claim) -> None:
         RoundError,
         EnvelopeError,
         aggregating.NotOursError,
+        peering.PeeringError,
         sitestate.SiteStateError,
         TrainerError,
     ) as error:
@@ -160,20 +168,19 @@ def run_round(zone: ResearchZone, claim: Claim) -> None:
 
 
 def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) -> None:
-    from trainer import weights_io  # noqa: PLC0415 - torch loads here
-    from trainer.local_round import local_round  # noqa: PLC0415
+    from trainer.local_round import local_round  # noqa: PLC0415 - torch loads here
     from trainer.simulation import round_seed  # noqa: PLC0415
-    from trainer.strategies import update_norm  # noqa: PLC0415
 
     plan, row = work.plan, work.row
     built = datasets.build(zone, plan.task, progress)
+    part = peering.begin(zone, work, len(built.dataset.train)) if plan.own_models else None
     update = local_round(
         plan.task,
-        work.weights,
+        work.weights if part is None else part.now.weights,
         built.dataset,
         strategy=plan.strategy.name,
         strategy_parameters=plan.strategy.parameters,
-        own=work.own,
+        own=work.own if part is None else {},
         max_norm=plan.max_update_norm,
         number=row.number,
         seed=round_seed(plan.seed, row.site, row.number),
@@ -181,22 +188,40 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
         packing=work.packing,
         progress=progress,
     )
+    leaving, own = (work.leaving(update), update.own) if part is None else part.told(update, row.number)
+    _keep_update(zone, claim, work, built, update, leaving, own)
+    if own:
+        with reading(zone.engine) as session:
+            sitestate.forget(session, zone.root, row)
+    _LOG.info(ROUND_TRAINED, round_id=row.id, samples=update.samples, seconds=update.train_seconds)
+
+
+def _keep_update(
+    zone: ResearchZone,
+    claim: Claim,
+    work: Work,
+    built: datasets.Built,
+    update: LocalUpdate,
+    leaving: Weights,
+    own: Weights,
+) -> None:
+    """Write what is to leave, and what stays, to disk; the row is done when it names them."""
+    from trainer import weights_io  # noqa: PLC0415
+    from trainer.strategies import update_norm  # noqa: PLC0415
+
+    row = work.row
     # An attempt's own file: one that lost its lease cannot replace what the row names. The attempt's number
     # would not do, since a row that is retried or asked for again starts counting anew.
     relative = f"federation/updates/{row.id}-{new_id()}.safetensors"
-    digest = weights_io.save(zone.root / relative, work.leaving(update))
-    if update.own:
-        sitestate.save(zone.root, row, digest, update.own)
+    digest = weights_io.save(zone.root / relative, leaving)
+    if own:
+        sitestate.save(zone.root, row, digest, own)
     with writing(zone.engine) as session:
         stored = _again(session, row.id)
-        stored.output_path = relative
-        stored.output_sha256 = digest
-        stored.dataset_version_id = built.version_id
-        stored.samples = update.samples
-        stored.metrics = update.metrics.to_json()
-        stored.train_seconds = update.train_seconds
-        stored.cases = built.cases
-        stored.noise_source = update.noise_source
+        stored.output_path, stored.output_sha256 = relative, digest
+        stored.dataset_version_id, stored.cases = built.version_id, built.cases
+        stored.samples, stored.metrics = update.samples, update.metrics.to_json()
+        stored.train_seconds, stored.noise_source = update.train_seconds, update.noise_source
         stored.update_norm = update_norm(update.delta)
         session.flush()
         body = {
@@ -204,15 +229,11 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
             "global_model_sha256": row.global_model_sha256,
             "update_sha256": digest,
             "samples": update.samples,
-            "clipped": update.norm > plan.max_update_norm,
+            "clipped": update.norm > work.plan.max_update_norm,
         }
         zone.ledger.append(session, kind=ROUND_TRAINED, subject_id=row.id, body=body)
         claim.finish(session)
     _remove_other_attempts(zone.root / relative, row.id)
-    if update.own:
-        with reading(zone.engine) as session:
-            sitestate.forget(session, zone.root, row)
-    _LOG.info(ROUND_TRAINED, round_id=row.id, samples=update.samples, seconds=update.train_seconds)
 
 
 def _finalize(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) -> None:
@@ -223,9 +244,12 @@ def _finalize(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat)
 
     plan, row = work.plan, work.row
     built = datasets.build(zone, plan.task, progress)
-    rule = site_rule(plan.strategy.name)
-    own, _ = taken_over(work.own, counted=True)
-    work = replace(work, weights=rule.deployed(plan.task, work.weights, own, trained=True))
+    if plan.own_models:
+        work = replace(work, weights=peering.final(zone, work))
+    else:
+        rule = site_rule(plan.strategy.name)
+        own, _ = taken_over(work.own, counted=True)
+        work = replace(work, weights=rule.deployed(plan.task, work.weights, own, trained=True))
     metrics = evaluate(plan.task, work.weights, built.dataset, progress).to_json()
     progress("export", 0, 1)
     if plan.task.finding is None:
@@ -260,6 +284,7 @@ def _evaluated(session: Session, round_id: str, built: datasets.Built, metrics: 
 _KINDS: Final[dict[str, Callable[[ResearchZone, Claim, Work, Heartbeat], None]]] = {
     TRAIN: _train,
     aggregating.KIND: aggregating.aggregate,
+    peering.KIND: peering.send,
     FINALIZE: _finalize,
 }
 
@@ -293,7 +318,7 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
         weights = sitekeys.readable(key, plan, weights, row.number - (row.kind == TRAIN))
     own: Weights = {}
     remembers = plan.compression is not None and plan.compression.remembers
-    if site_rule(plan.strategy.name).stateful or remembers:
+    if site_rule(plan.strategy.name).stateful or remembers or plan.own_models:
         with reading(zone.engine) as session:
             own = sitestate.load(session, zone.root, row)
     return Work(row, plan, weights, own, _packing(zone, plan, row), key)
@@ -319,6 +344,18 @@ def _remove_other_attempts(kept: Path, round_id: str) -> None:
     for path in kept.parent.glob(f"{round_id}-*.safetensors"):
         if path != kept:
             path.unlink(missing_ok=True)
+
+
+def _load_libraries() -> None:
+    """Import what computes, in a process's first round, and keep the garbage collector from walking it."""
+    if _LIBRARIES in sys.modules:
+        return
+    gc.disable()
+    try:
+        import_module(_LIBRARIES)
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def _prepare_process(zone: ResearchZone) -> None:

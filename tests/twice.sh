@@ -1,26 +1,17 @@
 #!/usr/bin/env bash
 # Run pytest. Where at most three tests fail, they run once more, alone: a busy machine may be late, a defect fails again.
 # What passes only then is named, to be mended.
-# Usage: tests/twice.sh [--first|--again] NAME ARGUMENTS...; NAME keeps the memory of runs that go side by side apart.
-# Runs side by side are not alone: they take --first, and --again when all of them have ended.
+# Usage: tests/twice.sh NAME ARGUMENTS...; NAME keeps the memory of different runs apart.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
-part=both
-case $1 in --first | --again)
-    part=$1
-    shift
-    ;;
-esac
 cache=.pytest_cache/$1
 failed=$cache/v/cache/lastfailed
 shift
-if [ "$part" != --again ]; then
-    rm -rf "$cache"
-    .venv/bin/pytest -o cache_dir="$cache" "$@"
-    code=$?
-    if [ "$part" = --first ] || [ "$code" -ne 1 ] || [ ! -f "$failed" ]; then
-        exit "$code"
-    fi
+rm -rf "$cache"
+.venv/bin/pytest -o cache_dir="$cache" "$@"
+code=$?
+if [ "$code" -ne 1 ] || [ ! -f "$failed" ]; then
+    exit "$code"
 fi
 count=$(.venv/bin/python -c 'import json, sys; print(len(json.load(open(sys.argv[1]))))' "$failed") || exit 1
 if [ "$count" -gt 3 ]; then

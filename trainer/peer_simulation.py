@@ -57,8 +57,10 @@ def run(scene: Scene, start: Weights, rounds: int, progress: Progress) -> Simula
     StrategyError
         If updates are to be packed where none are sent.
     """
-    if scene.compression is not None and not scene.rule.one_model:
-        raise StrategyError(f"compression packs updates; {scene.strategy} sends none")
+    if scene.compression is not None:
+        if not scene.rule.one_model:
+            raise StrategyError(f"compression packs updates; {scene.strategy} sends none")
+        scene.compression.check_fits(readable=False)
     held = {site: Peer(start, len(data.train), start) for site, data in scene.datasets.items()}
     own: dict[str, Mapping[str, Array]] = {}
     records = []

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from trainer import strategies
+from trainer import peers
 from trainer.local_round import local_round
 from trainer.networks import initial_weights
 
@@ -231,7 +231,7 @@ def _timing(plan: Plan, dataset: Dataset, prepare_seconds: float, progress: Prog
     """Do a short round, as long as the first steps of a real one, and scale it up."""
     task, steps = plan.task, min(MEASURED_STEPS, plan.task.local.local_steps)
     short = replace(task, local=replace(task.local, local_steps=steps))
-    weights = strategies.get(plan.strategy.name).prepared(initial_weights(task, plan.seed))
+    weights = peers.terms(plan.strategy.name).prepared(initial_weights(task, plan.seed))
     watch = _Stopwatch(progress)
     local_round(
         short,

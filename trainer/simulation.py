@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import attendance, peers, strategies
 from trainer.compression import draw_of
 from trainer.compression.spec import taken_over
+from trainer.compression.steps import WayBack
 from trainer.datasets import Dataset, Samples
 from trainer.encryption.spec import check_strategy
 from trainer.errors import StrategyError
@@ -167,6 +168,7 @@ def simulate(  # noqa: PLR0913 - all that the same model depends on
     state: dict[str, Any] = {}
     own: dict[str, Weights] = {}
     sealed = _consortium(weights, strategy, parameters, compression) if encrypted else None
+    way_back = WayBack.of(compression, seed, readable=not encrypted)
     records = []
     for number in range(1, rounds + 1):
         started = time.perf_counter()
@@ -189,7 +191,10 @@ def simulate(  # noqa: PLR0913 - all that the same model depends on
             own[site] = update.own
             updates[site] = update
         if sealed is None:
-            weights, state, sites = _aggregated(chosen, weights, updates, state, parameters, sites)
+            after, state, sites = _aggregated(chosen, weights, updates, state, parameters, sites)
+            for site, came in way_back.bytes_to(sites).items():
+                sites[site] = replace(sites[site], model_bytes=came)
+            weights = way_back.moved(number, weights, after, sites)
         else:
             came = sealed.model_bytes
             weights, left = sealed.round(number, updates)

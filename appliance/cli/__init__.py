@@ -46,6 +46,8 @@ MODULES: Final = (
     "bench",
 )
 
+_ELSEWHERE: Final = {"query": "fetch", "leave": "join"}  # commands that another module registers
+
 DONE: Final = 0
 WORK_FAILED: Final = 1
 WRONG_USE: Final = 2
@@ -70,8 +72,14 @@ def read_settings(config: Path) -> Settings:
         raise typer.Exit(WRONG_USE) from error
 
 
-def build() -> typer.Typer:
-    """Build the command with all its subcommands."""
+def build(only: str | None = None) -> typer.Typer:
+    """Build the command with all its subcommands.
+
+    Parameters
+    ----------
+    only : str or None
+        A subcommand that is enough, so that no other's module is loaded; an unknown name means all.
+    """
     app = typer.Typer(
         name="cloister",
         help="Hospital edge appliance: DICOM in, de-identified training inside, results out.",
@@ -80,7 +88,8 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(lambda: None)
-    for name in MODULES:
+    home = _ELSEWHERE.get(only or "", only)
+    for name in MODULES if home not in MODULES else [home]:
         full = f"{__name__}.{name}"
         if find_spec(full) is not None:
             import_module(full).register(app)
@@ -90,7 +99,7 @@ def build() -> typer.Typer:
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the work failed, 2 wrong use."""
     try:
-        build()()
+        build(sys.argv[1] if len(sys.argv) > 1 else None)()
     except SettingsError as error:
         typer.echo(str(error), err=True)
         sys.exit(WRONG_USE)

@@ -118,30 +118,14 @@ def _open(config: Path) -> "Sharing":
 
 
 def _shown(sharing: "Sharing", row: "StudyShare") -> dict[str, Any]:
-    from appliance.consortium.selection import no_longer_here  # noqa: PLC0415 - other commands start without
+    from appliance.consortium import shown  # noqa: PLC0415 - other commands start without
     from appliance.db.engine import reading  # noqa: PLC0415 - as above
+    from appliance.federation import views  # noqa: PLC0415 - as above
 
-    zone, given = sharing.speaker.zone, row.giver == sharing.speaker.site
-    digests = [one["sha256"] for one in row.manifest["files"]]
+    zone = sharing.speaker.zone
     with reading(zone.engine) as session:
-        gone = no_longer_here(session, digests) if given else 0
-    return {
-        "id": row.id,
-        "manifest_sha256": row.manifest_sha256,
-        "giver": row.giver,
-        "receiver": row.receiver,
-        "step": row.step or "prepared",
-        "pending": row.pending["share"]["step"] if row.pending is not None else None,
-        "studies": row.manifest["studies"],
-        "subjects": row.manifest["subjects"],
-        "instances": len(digests),
-        "ethics_number": row.manifest["ethics_number"],
-        "purpose": row.manifest["purpose"],
-        "folder": str(zone.root / row.path) if row.path and row.step != "erased" else None,
-        "no_longer_here": gone,
-        "decided_by": row.decided_by,
-        "at": row.created_at.isoformat(),
-    }
+        one: dict[str, Any] = views.encode(shown.share(session, zone, row))
+    return one
 
 
 def _line(one: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 MAX_OFFER: Final = 384 * 1024
 MAX_BLOCKS: Final = 4096
+BROKEN: Final = "ledger_broken"  # a site's answer to an offer that does not continue what it holds
 
 
 @dataclass(frozen=True)

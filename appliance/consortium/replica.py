@@ -13,7 +13,7 @@ from appliance.consortium import own
 from appliance.consortium.block import Signed, Statement
 from appliance.consortium.chain import FINALIZE, Chain, Finding
 from appliance.consortium.errors import BlockFormError, ConsortiumError
-from appliance.consortium.offers import Countersignature, Offer
+from appliance.consortium.offers import BROKEN, Countersignature, Offer
 from appliance.db.base import now
 from appliance.db.engine import reading, writing
 from appliance.db.research import ConsortiumBlock, ConsortiumFinding, ConsortiumHead, Receipt
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from appliance.node import ResearchZone
 
 AGGREGATE: Final = "aggregate"
-BROKEN: Final = "ledger_broken"
+SEND: Final = "send"
 BEHIND: Final = "ledger_behind"
 FOUND: Final = "consortium.found"
 COUNTERSIGNED: Final = "consortium.countersigned"
@@ -69,8 +69,8 @@ class Replica:
         with writing(self.zone.engine) as session:
             if open_findings(session):
                 return Held(BROKEN, "the consortium's ledger is not what it was; a person must look")
-            if kind == AGGREGATE:
-                return None  # it comes with its updates; the worker compares it with what it trained
+            if kind in {AGGREGATE, SEND}:
+                return None  # it comes with more than a model, which the worker compares
             chain = Chain.replay(current(session))
             before = number if kind == FINALIZE else number - 1
             recorded = chain.models.get((plan, before))
@@ -215,6 +215,15 @@ def was_counted(session: Session, plan: str, number: int, site: str) -> bool | N
         block = blocks.read_block(signed.body)
         if (block.kind, block.plan, block.round) == (blocks.ROUND, plan, number):
             return any(one.site == site and one.accepted for one in block.contributions)
+    return None
+
+
+def model_of(session: Session, plan: str, number: int) -> str | None:
+    """Return the hash of the model that the ledger names after a plan's round; None before it does."""
+    for signed in reversed(current(session)):
+        block = blocks.read_block(signed.body)
+        if (block.plan, block.round) == (plan, number) and block.kind in {blocks.RUN, blocks.ROUND}:
+            return block.model_out
     return None
 
 

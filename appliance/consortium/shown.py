@@ -8,13 +8,15 @@ from sqlalchemy import select
 
 from appliance.consortium import block as blocks
 from appliance.consortium import replica
-from appliance.db.research import ConsortiumFinding, Protocol
+from appliance.consortium.selection import no_longer_here
+from appliance.db.research import ConsortiumFinding, Protocol, StudyShare
 from appliance.federation import views
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from appliance.consortium.block import Block, Signed
+    from appliance.node import ResearchZone
 
 NEWEST: Final = 200
 
@@ -40,6 +42,36 @@ def history(session: Session, limit: int = NEWEST) -> views.ConsortiumView:
             )
             for row in found
         ),
+    )
+
+
+def shares(session: Session, zone: ResearchZone) -> list[views.ShareView]:
+    """Return what this site gave and received, newest first."""
+    statement = select(StudyShare).order_by(StudyShare.created_at.desc(), StudyShare.id)
+    return [share(session, zone, row) for row in session.scalars(statement)]
+
+
+def share(session: Session, zone: ResearchZone, row: StudyShare) -> views.ShareView:
+    """Return one share as people see it."""
+    given = row.giver == zone.settings.federation.site
+    digests = [one["sha256"] for one in row.manifest["files"]]
+    return views.ShareView(
+        id=row.id,
+        manifest_sha256=row.manifest_sha256,
+        giver=row.giver,
+        receiver=row.receiver,
+        given=given,
+        step=row.step or "prepared",
+        pending=row.pending["share"]["step"] if row.pending is not None else None,
+        studies=row.manifest["studies"],
+        subjects=row.manifest["subjects"],
+        instances=len(digests),
+        ethics_number=row.manifest["ethics_number"],
+        purpose=row.manifest["purpose"],
+        folder=str(zone.root / row.path) if row.path and row.step != "erased" else None,
+        no_longer_here=no_longer_here(session, digests) if given else 0,
+        decided_by=row.decided_by,
+        at=row.created_at,
     )
 
 

@@ -10,7 +10,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
-from appliance.consortium.replica import BROKEN
+from appliance.consortium.offers import BROKEN
 from appliance.federation import messages, progress
 from appliance.federation.book import Counted
 from trainer.errors import TrainerError

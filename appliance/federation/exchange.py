@@ -92,15 +92,22 @@ class Exchange:
         begun = self.begin(asked, model, wait_s)
         return begun if isinstance(begun, Refused) else self.finish(begun)
 
-    def begin(self, asked: Mapping[str, Any], model: Content, wait_s: float) -> str | Refused:
-        """Ask for a round and store the model if it is wanted; return the round's id."""
+    def begin(
+        self, asked: Mapping[str, Any], model: Content, wait_s: float, mail: Content = b"", base: str = ""
+    ) -> str | Refused:
+        """Ask for a round and store the model, and its mail, if they are wanted; return the round's id.
+
+        ``base``: hash of the model before, where ``model`` is a packed step from that one.
+        """
         round_id = ""
 
         def begin() -> dict[str, Any]:
             nonlocal round_id
             answer = self._ask("POST", "/v1/rounds", asked)
             if answer["decision"]["standing"] == "wanted":
-                self._store(asked, model)
+                self._store("models", str(asked["model_sha256"]), asked, model, base)
+                if mail:
+                    self._store("mail", str(asked["mail_sha256"]), asked, mail)
                 answer = self._ask("POST", "/v1/rounds", asked)
             round_id = str((answer["round"] or {}).get("round_id", ""))
             return _mapping(answer["decision"])
@@ -131,11 +138,13 @@ class Exchange:
             statement=_mapping(self._ask("GET", f"/v1/rounds/{round_id}/statement")),
         )
 
-    def _store(self, asked: Mapping[str, Any], model: Content) -> None:
-        """Store the global model of a round that the site admits; unasked it would take none."""
-        query = urlencode({name: asked[name] for name in ("plan_sha256", "kind", "number")})
-        path = f"/v1/models/{asked['model_sha256']}?{query}"
-        self._retrying(lambda: self.client.send("PUT", path, model))
+    def _store(
+        self, where: str, digest: str, asked: Mapping[str, Any], content: Content, base: str = ""
+    ) -> None:
+        """Store what a round that the site admits begins with; unasked it would take none."""
+        names = ("plan_sha256", "kind", "number", "model_sha256")
+        query = urlencode({**{name: asked[name] for name in names}, **({"base": base} if base else {})})
+        self._retrying(lambda: self.client.send("PUT", f"/v1/{where}/{digest}?{query}", content))
 
     def _until_decided(self, ask: Callable[[], Mapping[str, Any]], wait_s: float) -> Refused | None:
         deadline, pause = time.monotonic() + wait_s, POLL_S

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,7 @@ from appliance.federation.errors import SiteServiceError
 from appliance.federation.exchange import AbortedError, Exchange, Finished, Refused
 from appliance.federation.unixclient import UnixClient
 from trainer.errors import TrainerError
+from trainer.federation.peering import MAIL
 from trainer.tensor_layout import pieces
 from trainer.weights_io import from_bytes
 
@@ -36,7 +38,7 @@ _TENSORS: Final = "DXO"  # where the engine keeps a message's arrays
 
 
 class SiteExecutor(Executor):  # type: ignore[misc]
-    """Runs ``admit``, ``train``, ``aggregate`` and ``finalize``; takes no argument: a job's are hostile."""
+    """Runs the tasks of :mod:`policy`; takes no argument: a job's are hostile."""
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
@@ -52,7 +54,7 @@ class SiteExecutor(Executor):  # type: ignore[misc]
             refused, countersignature = exchange.keep(order.ledger)
             if refused is not None or task_name == policy.TASK_LEDGER:
                 return _plain(refused, countersignature)
-            key = _key(shareable)
+            key = _text(shareable, messages.ENCRYPTION_KEY)
             if task_name == policy.TASK_ADMIT:
                 return _admit(exchange, order, key, countersignature)
             refused = exchange.take_key(order.plan_sha256, key) if key else None
@@ -73,13 +75,16 @@ class SiteExecutor(Executor):  # type: ignore[misc]
         shareable: Shareable,
         countersignature: Mapping[str, Any],
     ) -> Shareable:
+        model, mail = _model_of(shareable)
         asked = {
             "plan_sha256": order.plan_sha256,
             "kind": task_name,
             "number": order.number,
             "model_sha256": order.model_sha256,
+            "mail_sha256": sha256(b"".join(mail)).hexdigest() if mail else "",
         }
-        begun = exchange.begin(asked, _model_of(shareable), order.wait_s)
+        base = _text(shareable, messages.BASE_KEY)
+        begun = exchange.begin(asked, model, order.wait_s, mail, base)
         shareable.pop(_TENSORS, None)  # the site has it: this process need not hold two models
         answer = begun if isinstance(begun, Refused) else exchange.finish(begun)
         if isinstance(answer, Refused):
@@ -106,17 +111,20 @@ def _admit(
     return reply
 
 
-def _key(shareable: Shareable) -> str:
-    key = shareable.get(messages.ENCRYPTION_KEY, "")
-    if not isinstance(key, str):
-        raise messages.MessageError("encryption key: expected a text")
-    return key
+def _text(shareable: Shareable, name: str) -> str:
+    value = shareable.get(name, "")
+    if not isinstance(value, str):
+        raise messages.MessageError(f"{name}: expected a text")
+    return value
 
 
-def _model_of(shareable: Shareable) -> list[memoryview]:
-    """Return the global model as its file's content."""
+def _model_of(shareable: Shareable) -> tuple[list[memoryview], list[memoryview]]:
+    """Return the content of two files: the global model or a step to it, and what comes beside a record."""
     model = FLModelUtils.from_shareable(shareable)
-    return pieces({name: np.asarray(value) for name, value in model.params.items()})
+    arrays = {str(name): np.asarray(value) for name, value in model.params.items()}
+    mail = {name: array for name, array in arrays.items() if name.startswith(MAIL)}
+    rest = {name: array for name, array in arrays.items() if name not in mail}
+    return pieces(rest), pieces(mail) if mail else []
 
 
 def _tell_progress(fl_ctx: FLContext) -> None:
@@ -134,8 +142,8 @@ def _plain(refused: Refused | None, countersignature: Mapping[str, Any] | None =
 
 
 def _carrier(answer: Finished, task_name: str) -> Shareable:
-    """Pack an update as a difference of weights, an aggregate as weights: filters know what they see."""
-    if task_name not in {policy.TASK_TRAIN, policy.TASK_AGGREGATE}:
+    """Pack an update as a difference of weights, a model as weights: filters know what they see."""
+    if task_name not in {policy.TASK_TRAIN, policy.TASK_AGGREGATE, policy.TASK_SEND}:
         return make_reply(ReturnCode.OK)
     arrays: dict[str, Any] = from_bytes(answer.content)
     kind = ParamsType.DIFF if task_name == policy.TASK_TRAIN else ParamsType.FULL

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from trainer.weights_io import load, save, sha256
 
 def main() -> int:
     """Write the model; 1 when the plan's network cannot be built."""
+    gc.disable()  # this process ends before there is anything to collect
     try:
         plan = Plan.loads(sys.stdin.read())
         from trainer.first_model import first_model  # noqa: PLC0415 - torch, only for a readable plan

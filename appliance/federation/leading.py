@@ -63,14 +63,24 @@ def settle(
 
 
 def order(
-    plan: Plan, number: int, site: str, arrays: Mapping[str, Any]
+    plan: Plan,
+    number: int,
+    sites: frozenset[str],
+    arrays: Mapping[str, Any],
+    quiet: frozenset[str] = frozenset(),
 ) -> tuple[Shareable, messages.Order, Collection]:
-    """Return what is sent to the drawn site, and how long its answer is waited for."""
+    """Return what is sent to sites that are asked beside training, and how long their answers are waited for.
+
+    Parameters
+    ----------
+    quiet : frozenset of str
+        Who fell silent: it is asked and not waited for.
+    """
     told = messages.Order(plan.sha256, number, aggregation.fingerprint(arrays), plan.round_timeout_s)
     model = FLModel(params_type=ParamsType.FULL, params=dict(arrays), current_round=number)
-    one, at = frozenset({site}), time.monotonic()
-    limit_s = MOST_LEASES * plan.round_timeout_s
-    collection = Collection(one, one, 1, plan.round_timeout_s, 0.0, at, limit_s=limit_s)
+    at, limit_s = time.monotonic(), MOST_LEASES * plan.round_timeout_s
+    awaited, wait_s = sites - quiet, plan.straggler_wait_s if len(sites) > 1 else 0.0
+    collection = Collection(sites, awaited, 1, plan.round_timeout_s, wait_s, at, limit_s=limit_s)
     return FLModelUtils.to_shareable(model), told, collection
 
 

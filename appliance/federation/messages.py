@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ORDER_KEY: Final = "cloister_order"
 ANSWER_KEY: Final = "cloister_answer"
+BASE_KEY: Final = "cloister_base"  # hash of the model that a packed step leads on from
 ENCRYPTION_KEY: Final = "cloister_encryption_key"  # of sites, sealed for them: the coordinator hands it on
 MAX_TEXT: Final = 1024 * 1024
 MAX_METRICS: Final = 64

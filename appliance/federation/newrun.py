@@ -15,28 +15,53 @@ from appliance.db.coordinator import FinishedRound, MemberState
 from appliance.db.engine import reading
 from appliance.federation import coordinator, members, provision
 from appliance.federation.errors import CoordinatorError
-from trainer import strategies
+from trainer import peers
 from trainer.encryption import ENCRYPTED
 from trainer.errors import StrategyError
 from trainer.federation.errors import PlanError
+from trainer.federation.peering import record
 from trainer.federation.plan import Plan, default_expiry
 from trainer.weights_io import Stored, load
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from appliance.federation.book import Book
 
+    FirstModel = Callable[[Plan, Path, Path | None], dict[str, Any]]
 
-def add(root: Path, plan_file: Path) -> str:
+
+def initial_model(plan: Plan, folder: Path, earlier: Path | None) -> dict[str, Any]:
+    """Make the first model in a process of its own, so that torch is not loaded here."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target = folder / "initial.safetensors"
+    argv = [
+        sys.executable,
+        "-m",
+        "appliance.federation.initial",
+        str(target),
+        *([] if earlier is None else [str(earlier)]),
+    ]
+    made = subprocess.run(argv, input=plan.dumps().encode(), check=False, capture_output=True, timeout=300)
+    if made.returncode != 0:
+        raise CoordinatorError(f"no initial model: {made.stderr.decode(errors='replace').strip()[-300:]}")
+    return load(target)
+
+
+def add(root: Path, plan_file: Path, first_model: FirstModel = initial_model) -> str:
     """Read a plan, make its initial model, write the run down; return its id.
+
+    Parameters
+    ----------
+    first_model : callable
+        Makes the model of a plan in the run's folder, from an earlier model's file where the plan names one.
 
     Raises
     ------
     CoordinatorError
         If the plan cannot be read, needs more sites than there are, or asks for a strategy or parameters
-        that do not exist or that only simulations know.
+        that do not exist.
     """
     federation = provision.load(root)
     book = coordinator.open_book(federation)
@@ -45,11 +70,11 @@ def add(root: Path, plan_file: Path) -> str:
     if plan.min_sites > len(sites):
         raise CoordinatorError(f"min_sites: expected at most {len(sites)}, the federation's sites")
     try:
-        strategies.get(plan.strategy.name).check_parameters(plan.strategy.parameters)
+        peers.terms(plan.strategy.name).check_parameters(plan.strategy.parameters)
     except StrategyError as error:
         raise CoordinatorError(f"{plan_file.name}: strategy: {error}") from error
     earlier = _earlier(book, plan.initial_sha256) if plan.initial_sha256 else None
-    return book.add_run(plan, initial_model(plan, federation.runs / plan.run_id, earlier))
+    return book.add_run(plan, first_model(plan, federation.runs / plan.run_id, earlier))
 
 
 def _earlier(book: Book, digest: str) -> Path:
@@ -59,7 +84,10 @@ def _earlier(book: Book, digest: str) -> Path:
         path = session.scalars(query.order_by(FinishedRound.finished_at)).first()
     if path is None or not (book.root / path).is_file():
         raise CoordinatorError("initial_sha256: expected the model of a finished round of this coordinator")
-    if any(name.startswith(ENCRYPTED) for name in Stored(book.root / path)):
+    names = list(Stored(book.root / path))
+    if record.is_one(names):
+        raise CoordinatorError("initial_sha256: no model stands for that round; its sites keep their own")
+    if any(name.startswith(ENCRYPTED) for name in names):
         raise CoordinatorError("initial_sha256: that model is encrypted, and its sites alone can read it")
     return book.root / path
 
@@ -96,20 +124,3 @@ def read_plan(path: Path, recipients: Mapping[str, str]) -> Plan:
     if plan.encryption is not None and not plan.encryption.recipients.items() <= recipients.items():
         raise CoordinatorError("encryption.recipients: expected sites that take part, with their own keys")
     return plan
-
-
-def initial_model(plan: Plan, folder: Path, earlier: Path | None = None) -> dict[str, Any]:
-    """Make the first model in a process of its own, so that torch is not loaded here."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    target = folder / "initial.safetensors"
-    argv = [
-        sys.executable,
-        "-m",
-        "appliance.federation.initial",
-        str(target),
-        *([] if earlier is None else [str(earlier)]),
-    ]
-    made = subprocess.run(argv, input=plan.dumps().encode(), check=False, capture_output=True, timeout=300)
-    if made.returncode != 0:
-        raise CoordinatorError(f"no initial model: {made.stderr.decode(errors='replace').strip()[-300:]}")
-    return load(target)

@@ -22,9 +22,10 @@ TASK_ADMIT: Final = "admit"
 TASK_TRAIN: Final = "train"
 TASK_FINALIZE: Final = "finalize"
 TASK_AGGREGATE: Final = "aggregate"
+TASK_SEND: Final = "send"
 TASK_LEDGER: Final = "ledger"
 TOPIC_PROGRESS: Final = "cloister.progress"
-TASKS: Final = (TASK_ADMIT, TASK_TRAIN, TASK_AGGREGATE, TASK_FINALIZE, TASK_LEDGER)
+TASKS: Final = (TASK_ADMIT, TASK_TRAIN, TASK_AGGREGATE, TASK_SEND, TASK_FINALIZE, TASK_LEDGER)
 
 # Environment of the engine's processes: where its components find the rest of the appliance.
 SOCKET_VARIABLE: Final = "CLOISTER_FEDERATION_SOCKET"
@@ -34,6 +35,8 @@ ENROLMENT_VARIABLE: Final = "CLOISTER_ENROLMENT_SOCKET"
 EXECUTOR_CLASS: Final = "appliance.federation.executor.SiteExecutor"
 CONTROLLER_CLASS: Final = "appliance.federation.controller.RunWorkflow"
 SWEEPER_CLASS: Final = "appliance.federation.sweeper.AbandonedJobs"
+SITE_JOBS_CLASS: Final = "appliance.federation.launchers.SiteJobs"
+SERVER_JOBS_CLASS: Final = "appliance.federation.launchers.ServerJobs"
 
 # The engine reads these from the environment of its processes; seconds.
 ENGINE_VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
@@ -50,6 +53,7 @@ ENGINE_VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 SITE_HEARTBEAT_TIMEOUT_S: Final = 30
+JOB_OVER_CHECK_S: Final = 0.5  # 3: so late may a coordinator's job process notice that its work is done
 
 # Nobody may send code, look at files or read logs; the coordinator may submit, abort and delete jobs.
 _NOBODY: Final = "none"
@@ -99,7 +103,7 @@ def site_resources() -> dict[str, Any]:
             ),
             _component(
                 "process_launcher",
-                "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher",
+                SITE_JOBS_CLASS,
                 {},
             ),
         ],
@@ -118,6 +122,7 @@ def coordinator_resources(store: Path) -> dict[str, Any]:
                 "admin_storage": "transfer",
                 "max_num_clients": 100,
                 "heart_beat_timeout": SITE_HEARTBEAT_TIMEOUT_S,
+                "check_engine_frequency": JOB_OVER_CHECK_S,
                 "download_job_url": "http://download.server.com/",
                 "admin_timeout": 10.0,
             }
@@ -143,7 +148,7 @@ def coordinator_resources(store: Path) -> dict[str, Any]:
             {"id": "job_store", "path": storage},
             _component(
                 "process_launcher",
-                "nvflare.app_common.job_launcher.server_process_launcher.ServerProcessJobLauncher",
+                SERVER_JOBS_CLASS,
                 {},
             ),
             _component("abandoned_jobs", SWEEPER_CLASS, {}),

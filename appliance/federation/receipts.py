@@ -96,6 +96,8 @@ def lines(body: Mapping[str, Any]) -> list[str]:
         f"{body['size_bytes']} bytes, norm {body['update_norm']:.6g}",
         f"learned from {body['samples']} cases of data set {body['dataset_sha256'] or 'none'}",
     ]
+    if body.get("recipients"):
+        told.append(f"a message for {', '.join(body['recipients'])}")
     for one in body.get("tensors", ()):
         shape = " x ".join(map(str, one["shape"])) or "one number"
         size = f"{one['size_bytes']} bytes, norm {one['norm']:.6g}"

@@ -1,7 +1,8 @@
-"""Files of rounds in the research zone: global models that came, updates that left. Both are bounded."""
+"""Files of rounds in the research zone: models and mail that came, updates that left. All are bounded."""
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
@@ -11,13 +12,18 @@ from sqlalchemy import select
 from appliance.db.base import WorkState
 from appliance.db.research import Round
 from appliance.federation.errors import ReleaseError
-from trainer.errors import WeightsError
-from trainer.weights_io import from_bytes, save_pieces
+from trainer.compression import steps
+from trainer.errors import TrainerError, WeightsError
+from trainer.federation import aggregation
+from trainer.weights_io import from_bytes, load, save_pieces, to_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlalchemy.orm import Session
+
+    from trainer.federation.plan import Plan
+    from trainer.weights_io import Weights
 
 KEPT_MODELS: Final = 4
 KEPT_UPDATES: Final = 4  # of one run
@@ -33,17 +39,87 @@ def model_path(root: Path, sha256: str) -> Path:
     return root / "federation" / "models" / f"{sha256}.safetensors"
 
 
+def mail_path(root: Path, protocol_id: str, kind: str, number: int, sha256: str) -> Path:
+    """Return where lies what came beside the record of a round between peers."""
+    return _mail(root) / f"{protocol_id}-{kind}-{number}-{model_path(root, sha256).name}"
+
+
+def store_mail(path: Path, content: bytes, max_bytes: int) -> None:
+    """Keep the mail of a round in place of the protocol's last; raises ReleaseError as for a model."""
+    digest = path.stem.rpartition("-")[2]
+    _store(path, digest, content, max_bytes, "mail")
+    for other in path.parent.glob(f"{path.name.partition('-')[0]}-*.safetensors"):
+        if other != path:
+            other.unlink(missing_ok=True)
+
+
+def read_mail(root: Path, row: Round) -> Weights:
+    """Return what came beside a round's record, nothing where nothing did.
+
+    Raises
+    ------
+    WeightsError
+        If it is not what was stored.
+    """
+    for path in _mail(root).glob(f"{row.protocol_id}-{row.kind}-{row.number}-*.safetensors"):
+        content = path.read_bytes()  # at once: a later mail may take its place
+        if hashlib.sha256(content).hexdigest() != path.stem.rpartition("-")[2]:
+            raise WeightsError("what came beside the round's record differs from its hash")
+        return from_bytes(content)
+    return {}
+
+
+def remove_mail(root: Path, protocol_id: str) -> None:
+    """Remove the mail of a protocol whose final model was made."""
+    for path in _mail(root).glob(f"{protocol_id}-*.safetensors"):
+        path.unlink(missing_ok=True)
+
+
+def _mail(root: Path) -> Path:
+    return root / "federation" / "mail"
+
+
 def store_model(root: Path, sha256: str, content: bytes, max_bytes: int) -> Path:
     """Keep a global model by its hash; raises ReleaseError when the bytes are others or too many."""
     path = model_path(root, sha256)
+    _store(path, sha256, content, max_bytes, "model")
+    return path
+
+
+def followed(root: Path, plan: Plan, number: int, base: str, content: bytes) -> bytes:
+    """Return the file of the global model that a packed step leads to from one that lies here.
+
+    Parameters
+    ----------
+    number : int
+        Of the finished round whose step it is.
+
+    Raises
+    ------
+    ReleaseError
+        If the plan sends no steps, the model before is not here, or the content is no step from it.
+    """
+    path = model_path(root, base)
+    if plan.compression is None or not plan.compression.both_ways:
+        raise ReleaseError("the model came as a step; the plan has no such thing")
+    if not path.is_file():
+        raise ReleaseError("the model that the step is from is not here")
+    try:
+        before, arrays = load(path), from_bytes(content)
+        arrays = aggregation.fitted(steps.template(plan.compression, before), arrays)
+        return to_bytes(steps.follow(plan.compression, steps.drawn(plan.seed, number), before, arrays))
+    except (TrainerError, WeightsError) as error:
+        raise ReleaseError(f"the model's step cannot be followed: {error}") from error
+
+
+def _store(path: Path, sha256: str, content: bytes, max_bytes: int, what: str) -> None:
     if len(content) > max_bytes:
-        raise ReleaseError(f"the model is too large; expected at most {max_bytes} bytes")
+        raise ReleaseError(f"the {what} is too large; expected at most {max_bytes} bytes")
     try:
         from_bytes(content)
         save_pieces(path, [content], sha256)
     except WeightsError as error:
-        raise ReleaseError(f"the model cannot be stored: {error}") from error
-    return path
+        raise ReleaseError(f"the {what} cannot be stored: {error}") from error
 
 
 def remove_old_models(session: Session, root: Path) -> None:

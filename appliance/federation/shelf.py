@@ -59,6 +59,10 @@ class Shelf:
         (folder / name).mkdir(mode=0o700, parents=True)
         return cls(folder / name, carriage)
 
+    def beside(self, name: str) -> Shelf:
+        """Return a shelf of the same round for answers of another kind; it is cleared with this one."""
+        return Shelf(self.folder / name, self.carriage)
+
     def keep(self, answer: Answer) -> Answer:
         """Return an answer whose update lies on disk, unpacked; what can be none becomes a refusal.
 

@@ -17,14 +17,15 @@ from sqlalchemy import ColumnElement, Select, select
 from appliance import logs
 from appliance.db.base import WorkState, now
 from appliance.db.engine import reading, writing
-from appliance.db.research import DatasetVersion, Protocol, Receipt, ResearchLedgerEntry, Round
-from appliance.federation import budget, protocols, refusals, roundfiles, roundrows, sitekeys
+from appliance.db.research import Protocol, Receipt, ResearchLedgerEntry, Round
+from appliance.federation import budget, departures, protocols, refusals, roundfiles, roundrows, sitekeys
+from appliance.federation.departures import FINALIZE, TRAIN
 from appliance.federation.errors import ReleaseError
 from trainer import strategies
 from trainer.errors import TrainerError
 from trainer.federation import gate, receipt
+from trainer.federation.peering.site import PULLS
 from trainer.federation.plan import Plan
-from trainer.weights_io import from_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,23 +38,26 @@ if TYPE_CHECKING:
 ROUND_REQUESTED: Final = "round.requested"
 ROUND_RELEASED: Final = "round.released"
 ROUND_OTHER_MODEL: Final = "round.other_model"
-TRAIN: Final = "train"
-FINALIZE: Final = "finalize"
 AGGREGATE: Final = "aggregate"
-KINDS: Final = (TRAIN, AGGREGATE, FINALIZE)
-MAX_AGGREGATES: Final = 8  # of one round
+SEND: Final = "send"
+KINDS: Final = (TRAIN, AGGREGATE, SEND, FINALIZE)
+MAX_AGGREGATES: Final = 8  # of one round, and models sent in one
 
 _LOG = logs.logger(__name__)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a coordinator asks for: one round of one plan on one global model."""
+    """What a coordinator asks for: one round of one plan on one global model.
+
+    ``mail_sha256`` is of what comes beside a record between peers, empty where nothing does.
+    """
 
     plan_sha256: str
     kind: str
     number: int
     model_sha256: str
+    mail_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class SiteService:
             protocol, plan, decision = self._admitted(session, asked)
             if protocol is None or plan is None:
                 return decision, None
-            if not roundfiles.model_path(self.zone.root, asked.model_sha256).is_file():
+            if not all(path.is_file() for path in self._files(protocol, asked)):
                 return Decision("wanted", "no_model", "the global model is not here"), None
             row, is_new = self._row(session, protocol, plan, asked)
             view = roundrows.view(row)
@@ -122,8 +126,10 @@ class SiteService:
         with writing(self.zone.engine) as session:
             return self._admitted(session, asked)[-1]
 
-    def store_model(self, asked: Asked, content: bytes) -> Path:
+    def store_model(self, asked: Asked, content: bytes, base: str = "") -> Path:
         """Keep the global model of a round that the gate admits; older ones make room.
+
+        ``base``: hash of the model that ``content`` is a packed step from; empty where it is a model.
 
         Raises
         ------
@@ -131,14 +137,32 @@ class SiteService:
             If the gate does not admit the round on this model, or the bytes are others or too many.
         """
         with writing(self.zone.engine) as session:
-            protocol, _, decision = self._admitted(session, asked)
-        if protocol is None:
+            protocol, plan, decision = self._admitted(session, asked)
+        if protocol is None or plan is None:
             raise ReleaseError(f"no model is wanted: {decision.code or decision.standing}")
         max_bytes = self.zone.settings.federation.max_model_mib * 2**20
+        if base:
+            number = asked.number - (asked.kind == TRAIN)
+            content = roundfiles.followed(self.zone.root, plan, number, base, content)
         path = roundfiles.store_model(self.zone.root, asked.model_sha256, content, max_bytes)
         with reading(self.zone.engine) as session:
             roundfiles.remove_old_models(session, self.zone.root)
         return path
+
+    def store_mail(self, asked: Asked, content: bytes) -> None:
+        """Keep what comes beside a record between peers; raises ReleaseError as :meth:`store_model` does."""
+        with writing(self.zone.engine) as session:
+            protocol, _, decision = self._admitted(session, asked)
+        if protocol is None or not asked.mail_sha256:
+            raise ReleaseError(f"no mail is wanted: {decision.code or decision.standing}")
+        max_bytes = self.zone.settings.federation.max_model_mib * 2**20
+        roundfiles.store_mail(self._files(protocol, asked)[-1], content, max_bytes)
+
+    def _files(self, protocol: Protocol, asked: Asked) -> list[Path]:
+        """Return what has to be here before a round begins: its model, and its mail where it has some."""
+        root, digest = self.zone.root, asked.mail_sha256
+        mail = [roundfiles.mail_path(root, protocol.id, asked.kind, asked.number, digest)] if digest else []
+        return [roundfiles.model_path(root, asked.model_sha256), *mail]
 
     def _admitted(
         self, session: Session, asked: Asked
@@ -152,13 +176,13 @@ class SiteService:
             unknown = Decision("refused", gate.Refusal.NOT_APPROVED.value, "the plan is not known here")
             return None, None, unknown
         plan = Plan.from_json(protocol.plan)
-        if asked.kind == AGGREGATE and not _is_led_by_sites(plan):
-            return None, None, self._refused(refusals.UNKNOWN_KIND, "no site aggregates this plan", session)
+        if not _knows(plan, asked):
+            return None, None, self._refused(refusals.UNKNOWN_KIND, "no site does this in this plan", session)
         others = session.scalars(
             _rounds(protocol, asked).where(~_on_model(asked)).limit(MAX_AGGREGATES)
         ).all()
         # Asked again after an abnormal end, a round to aggregate may have other updates.
-        free = MAX_AGGREGATES - 1 if asked.kind == AGGREGATE else 0
+        free = MAX_AGGREGATES - 1 if asked.kind in {AGGREGATE, SEND} else 0
         other = others[0] if len(others) > free else None
         known = session.scalar(_rounds(protocol, asked).where(_on_model(asked)))
         decision = self._decide(
@@ -209,7 +233,7 @@ class SiteService:
             if known is not None:
                 return content, receipt.SignedReceipt(known.body, known.body_sha256, known.signature)
             signed = receipt.sign(
-                receipt.build(_departure(session, row, content, norm), now()), self.zone.keys.signing
+                receipt.build(departures.of_round(session, row, content, norm), now()), self.zone.keys.signing
             )
             stored = Receipt(
                 round_id=row.id,
@@ -308,7 +332,7 @@ class SiteService:
             self.zone.ledger.append(session, kind=ROUND_OTHER_MODEL, subject_id=row.id, body=body)
 
     def _output(self, session: Session, row: Round) -> tuple[bytes, float]:
-        """Read what the worker wrote, with its norm: no update of an evaluation, no bound of an aggregate."""
+        """Read what the worker wrote, with its norm: an evaluation has no update, an aggregate no bound."""
         if row.kind == FINALIZE:
             return b"", 0.0
         if row.output_path is None or row.output_sha256 is None:
@@ -324,7 +348,7 @@ class SiteService:
             raise ReleaseError("the update differs from what the worker wrote")
         protocol = session.get(Protocol, row.protocol_id)
         plan = None if protocol is None else Plan.from_json(protocol.plan)
-        norm = math.inf if plan is None else _norm(plan, row, content)
+        norm = math.inf if plan is None else departures.norm(plan, row, content)
         if plan is None or (row.kind == TRAIN and not norm <= plan.max_update_norm):
             raise ReleaseError("the update is larger than the plan allows")
         return content, norm
@@ -337,47 +361,18 @@ def _rounds(protocol: Protocol, asked: Asked) -> Select[Round]:
     )
 
 
-def _is_led_by_sites(plan: Plan) -> bool:
+def _knows(plan: Plan, asked: Asked) -> bool:
+    """Whether sites do what is asked for in rounds of this plan's strategy."""
     rule = strategies.STRATEGIES.get(plan.strategy.name)
-    return rule is not None and rule.led_by_site
+    if asked.mail_sha256 and not plan.own_models:
+        return False
+    if asked.kind == SEND:
+        return plan.strategy.name == PULLS
+    return asked.kind != AGGREGATE or (rule is not None and rule.led_by_site)
 
 
 def _on_model(asked: Asked) -> ColumnElement[bool]:
     return Round.global_model_sha256 == asked.model_sha256
-
-
-def _departure(session: Session, row: Round, content: bytes, norm: float) -> receipt.Departure:
-    dataset = session.get(DatasetVersion, row.dataset_version_id) if row.dataset_version_id else None
-    protocol = session.get(Protocol, row.protocol_id)
-    if protocol is None:
-        raise ReleaseError("the round's protocol is not known here")
-    plan = Plan.from_json(protocol.plan)
-    try:
-        cost = budget.spent(session, plan, row) if row.kind == TRAIN else None
-    except budget.BudgetError as error:
-        raise ReleaseError(str(error)) from error
-    return receipt.Departure(
-        run_id=row.run_id,
-        number=row.number,
-        kind=row.kind,
-        site=row.site,
-        plan_sha256=row.plan_sha256,
-        global_model_sha256=row.global_model_sha256,
-        update_sha256=row.output_sha256 or "" if row.kind != FINALIZE else "",
-        size_bytes=len(content),
-        tensors=receipt.tensors_of(content),
-        samples=row.samples,
-        dataset_sha256=dataset.content_sha256 if dataset is not None else "",
-        metric_names=tuple(row.metrics),
-        update_norm=norm,
-        eligible=int(row.cases.get("eligible", 0)),
-        used=int(row.cases.get("used", 0)),
-        skipped=dict(row.cases.get("skipped", {})),
-        protocol_id=protocol.id,
-        approved_by=protocol.decided_by or "",
-        ethics_number=plan.ethics_number,
-        privacy=cost,
-    )
 
 
 def _seen(session: Session, row: Round) -> RoundView:
@@ -385,10 +380,3 @@ def _seen(session: Session, row: Round) -> RoundView:
     protocol = session.get(Protocol, row.protocol_id)
     halted = gate.Refusal.NOT_APPROVED if protocol is None else protocols.halted(protocol, now())
     return roundrows.view(row, halted or "")
-
-
-def _norm(plan: Plan, row: Round, content: bytes) -> float:
-    """Return the norm of an update as it counts; where that is not what leaves, the worker measured it."""
-    if row.kind != TRAIN or (plan.compression is None and plan.encryption is None):
-        return strategies.update_norm(from_bytes(content))
-    return math.inf if row.update_norm is None else row.update_norm

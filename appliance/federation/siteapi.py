@@ -46,15 +46,6 @@ def routes(service: SiteService) -> list[Route]:
             raise RequestError(400, "expected plan and plan_sha256")
         return asdict(service.propose(plan, digest))
 
-    def store(request: Request) -> object:
-        query, digest = request.query, request.parameters["sha256"]
-        number = query.get("number", "")
-        if not number.isascii() or not number.isdigit() or len(number) > 9:
-            raise RequestError(400, "expected plan_sha256, kind and number in the query")
-        asked = {**query, "number": int(number), "model_sha256": digest}
-        service.store_model(_asked(asked), request.content)
-        return {}
-
     def begin(request: Request) -> object:
         return _begin(service, replica, _asked(request.json()))
 
@@ -70,15 +61,33 @@ def routes(service: SiteService) -> list[Route]:
         return Answer(content, headers=headers)
 
     replica = Replica(service.zone)
-    max_bytes = service.zone.settings.federation.max_model_mib * 2**20
     return [
         Route("POST", "/v1/plans", propose),
         *_keys(service.zone),
-        Route("PUT", "/v1/models/{sha256}", store, max_bytes),
+        *_files(service),
         Route("POST", "/v1/rounds", begin),
         Route("GET", "/v1/rounds/{round_id}", watch),
         *_ledger(replica),
         Route("POST", "/v1/rounds/{round_id}/update", release),
+    ]
+
+
+def _files(service: SiteService) -> list[Route]:
+    """Return the routes by which what a round begins with comes."""
+
+    def store(request: Request) -> object:
+        base = request.query.get("base", "")
+        service.store_model(_named(request, "model_sha256"), request.content, base)
+        return {}
+
+    def store_mail(request: Request) -> object:
+        service.store_mail(_named(request, "mail_sha256"), request.content)
+        return {}
+
+    max_bytes = service.zone.settings.federation.max_model_mib * 2**20
+    return [
+        Route("PUT", "/v1/models/{sha256}", store, max_bytes),
+        Route("PUT", "/v1/mail/{sha256}", store_mail, max_bytes),
     ]
 
 
@@ -137,9 +146,17 @@ def _ledger(replica: Replica) -> list[Route]:
     ]
 
 
+def _named(request: Request, name: str) -> Asked:
+    """Read the round that a file is for from the query, and the file's hash from the path."""
+    number = request.query.get("number", "")
+    if not number.isascii() or not number.isdigit() or len(number) > 9:
+        raise RequestError(400, "expected plan_sha256, kind and number in the query")
+    return _asked({**request.query, "number": int(number), name: request.parameters["sha256"]})
+
+
 def _asked(body: Mapping[str, Any]) -> Asked:
-    number = body.get("number")
-    texts = [body.get(name) for name in ("plan_sha256", "kind", "model_sha256")]
+    number, mail = body.get("number"), body.get("mail_sha256", "")
+    texts = [*(body.get(name) for name in ("plan_sha256", "kind", "model_sha256")), mail]
     if not isinstance(number, int) or isinstance(number, bool) or not all(isinstance(t, str) for t in texts):
         raise RequestError(400, "expected plan_sha256, kind, number and model_sha256")
-    return Asked(str(texts[0]), str(texts[1]), number, str(texts[2]))
+    return Asked(str(texts[0]), str(texts[1]), number, str(texts[2]), str(mail))

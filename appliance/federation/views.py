@@ -295,6 +295,32 @@ class ConsortiumView:
 
 
 @dataclass(frozen=True)
+class ShareView:
+    """De-identified studies that went to another site, or came from one.
+
+    ``pending``: a step that the coordinator does not know yet. ``no_longer_here``: of what this site gave,
+    how many instances are gone from it, or of people who opted out. ``folder``: where received files lie.
+    """
+
+    id: str
+    manifest_sha256: str
+    giver: str
+    receiver: str
+    given: bool  # by this site
+    step: str
+    pending: str | None
+    studies: int
+    subjects: int
+    instances: int
+    ethics_number: str
+    purpose: str
+    folder: str | None
+    no_longer_here: int
+    decided_by: str
+    at: datetime
+
+
+@dataclass(frozen=True)
 class LedgerReport:
     """Outcome of a check of the ledger."""
 

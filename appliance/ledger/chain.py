@@ -15,9 +15,6 @@ from sqlalchemy import Engine, event, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from appliance import logs
-from appliance.db.clinical import ClinicalLedgerEntry
-from appliance.db.coordinator import CoordinatorLedgerEntry
-from appliance.db.research import ResearchLedgerEntry
 from appliance.errors import ApplianceError
 from appliance.ledger import heads
 
@@ -27,7 +24,11 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from sqlalchemy.orm import Session
 
-LedgerModel = type[ClinicalLedgerEntry] | type[ResearchLedgerEntry] | type[CoordinatorLedgerEntry]
+    from appliance.db.clinical import ClinicalLedgerEntry
+    from appliance.db.coordinator import CoordinatorLedgerEntry
+    from appliance.db.research import ResearchLedgerEntry
+
+    LedgerModel = type[ClinicalLedgerEntry | ResearchLedgerEntry | CoordinatorLedgerEntry]
 
 GENESIS: Final = "0" * 64
 HEAD_NOT_STORED: Final = "ledger.head_not_stored"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
+from typer.core import TyperGroup as Group
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from appliance import cli, node
@@ -28,6 +30,19 @@ def config(tmp_path: Path) -> str:
     result = cloister("init", str(tmp_path / "n"), "--name", "ward-7", "--port", "0", "--web-port", "0")
     assert result.exit_code == 0, result.output
     return str(tmp_path / "n" / "cloister.toml")
+
+
+def test_a_command_that_is_built_alone_is_the_one_of_the_whole_program() -> None:
+    whole = get_command(cli.build())
+    assert isinstance(whole, Group)
+    for name, command in whole.commands.items():
+        alone = get_command(cli.build(name))
+        assert isinstance(alone, Group)
+        assert alone.commands[name].help == command.help
+        assert len(alone.commands) <= 2
+    unknown = get_command(cli.build("no-such-command"))
+    assert isinstance(unknown, Group)
+    assert unknown.commands.keys() == whole.commands.keys()
 
 
 def test_init_makes_a_node_that_can_be_opened(config: str, tmp_path: Path) -> None:

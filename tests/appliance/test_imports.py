@@ -13,6 +13,7 @@ WORKER = HEAVY | {"pynetdicom", "fastapi", "uvicorn", "alembic", "numpy", "pydic
 
 BUDGETS = {
     "appliance.cli": (HEAVY | {"celery", "sqlalchemy", "numpy", "pydicom"}, 700),
+    "appliance.research_client": (WORKER | {"celery", "sqlalchemy", "structlog"}, 300),
     "appliance.worker": (WORKER, 900),
     "appliance.tasks.clinical": (WORKER, 1300),
     "appliance.tasks.inference": (WORKER, 1300),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance import node
+from appliance.federation import jobhost
 from tests.appliance.federation.ring import until
 from tests.benchmarks.footprint import Footprint
 from tests.benchmarks.measured import COORDINATOR, Measured
@@ -77,11 +78,11 @@ def _role(pid: int, names: dict[int, str], side: str) -> str:
         line = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
     except OSError:
         return "ended"
-    if "_process" in line and "nvflare" in line:
+    if jobhost.MODULE in line:
         return f"{side} engine job"
     return f"{side} engine" if "enginehost" in line else "research_worker child"
 
 
 def _job_processes(ring: Ring) -> list[int]:
     programs = [ring.coordinator, *(member.program for member in ring.members.values())]
-    return [pid for program in programs for pid in program.find("nvflare.private.fed.app", "_process")]
+    return [pid for program in programs for pid in program.find(jobhost.MODULE)]

@@ -144,7 +144,7 @@ def test_nginx_accepts_the_proxy(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("script", ["deploy/install.sh", "tests/peers.sh", "tests/several.sh", ".ci/run"])
+@pytest.mark.parametrize("script", ["deploy/install.sh", "tests/peers.sh", "tests/twice.sh", ".ci/run"])
 def test_shellcheck_accepts_the_script(script: str) -> None:
     done = _run(_tool("shellcheck"), str(ROOT / script))
     assert done.returncode == 0, done.stdout

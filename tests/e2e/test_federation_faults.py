@@ -74,10 +74,10 @@ def own(program: Program) -> list[int]:
 PROCESSES: Final[dict[str, Callable[[Ring], list[int]]]] = {
     "coordinator": lambda ring: own(ring.coordinator),
     "coordinator-engine": lambda ring: ring.coordinator.find("enginehost", "server"),
-    "coordinator-job": lambda ring: ring.coordinator.find("runner_process"),
+    "coordinator-job": lambda ring: ring.coordinator.find("jobhost server"),
     "node": lambda ring: own(ring.members[VICTIM].program),
     "site-engine": lambda ring: standing(ring, "federation_site"),
-    "site-job": lambda ring: ring.members[VICTIM].program.find("client.worker_process"),
+    "site-job": lambda ring: ring.members[VICTIM].program.find("jobhost site"),
     "agent": lambda ring: standing(ring, "research_agent"),
     "worker": lambda ring: standing(ring, "research_worker"),
     "worker-child": worker_children,
@@ -269,7 +269,7 @@ def test_the_run_goes_on_when_a_wire_fails_in_mid_round(ring: Ring, plan: Plan, 
 
 def test_after_all_that_every_round_was_counted_once(ring: Ring, plan: Plan) -> None:
     cloister("coordinator", "stop", ring.federation.root, plan.run_id)
-    until(lambda: not ring.coordinator.find("runner_process"), WITHIN_S, "the run's job has ended")
+    until(lambda: not ring.coordinator.find("jobhost server"), WITHIN_S, "the run's job has ended")
     view = ring.view(plan)
     assert [one.number for one in view.rounds] == list(range(1, view.finished_rounds + 1))
     assert view.engine_jobs >= len(PROCESSES)

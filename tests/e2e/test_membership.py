@@ -78,7 +78,7 @@ def test_a_site_joins_a_running_federation_and_takes_part_from_the_next_job_on(r
     ring.until_round(plan, 1)
     decide_at(ring.members["south"], plan, "pause")  # the run is not over before the new site is ready
     running = {pid for program in [ring.coordinator] for pid in program.find("enginehost", "server")}
-    east = join_member(ring.folder / "east", "east", ring.federation, 7)
+    east = join_member(ring.folder / "east", "east", ring.federation, 7, by_command=True)
     ring.members["east"] = east
     short = nearly_ended(ring, east)
 

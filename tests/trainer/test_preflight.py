@@ -12,6 +12,7 @@ from tests.trainer.samples import small_task
 from trainer.datasets import Dataset, Samples
 from trainer.federation.plan import Strategy
 from trainer.local_round import use_threads
+from trainer.peers import OWN_MODELS
 from trainer.ports import silent
 from trainer.preflight import Repeats, Report, difference_hashes, examine, repeats
 
@@ -62,6 +63,13 @@ def test_the_time_is_measured_and_scaled_to_the_plans_rounds() -> None:
     expected = 0.5 + timing.evaluate_seconds + TASK.local.local_steps * timing.step_seconds
     assert timing.round_seconds == pytest.approx(expected, abs=0.02 + 0.0001 * TASK.local.local_steps)
     assert timing.run_hours == pytest.approx(timing.round_seconds * 300 / 3600, abs=0.001)
+
+
+@pytest.mark.parametrize("name", sorted(OWN_MODELS))
+def test_the_time_is_measured_of_sites_that_keep_models_of_their_own_too(name: str) -> None:
+    timing = examined(strategy=Strategy(name, {})).timing
+    assert timing is not None
+    assert timing.round_seconds > 0
 
 
 def test_a_strategy_that_trains_two_models_takes_both_into_account() -> None:

@@ -36,6 +36,7 @@ _DEFAULTS: Final[dict[str, dict[str, float]]] = {
     "turns": {"count": 4.0},
 }
 _BOUNDS: Final = {"share": (1e-6, 1.0), "bits": (1.0, 8.0), "count": (1.0, 64.0)}
+_BOTH_WAYS: Final = "both_ways"
 _WHOLE: Final = frozenset({"bits", "count"})
 RESIDUAL_NORM: Final = 20.0  # the most that a site keeps for later, in units of the largest norm
 
@@ -43,6 +44,9 @@ RESIDUAL_NORM: Final = 20.0  # the most that a site keeps for later, in units of
 @dataclass(frozen=True)
 class Compression:
     """How updates are packed; ``parameters`` are those of the codec, all of them after construction.
+
+    ``both_ways``: the global model travels packed, too, as a step from the one before
+    (:mod:`trainer.compression.steps`).
 
     Raises
     ------
@@ -52,6 +56,7 @@ class Compression:
 
     name: str
     parameters: Mapping[str, float] = field(default_factory=dict)
+    both_ways: bool = False
 
     def __post_init__(self) -> None:
         """Check, and fill in what is not given."""
@@ -72,29 +77,44 @@ class Compression:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; :meth:`from_json` reads them back."""
-        return {"name": self.name, "parameters": dict(self.parameters)}
+        both_ways = {_BOTH_WAYS: True} if self.both_ways else {}
+        return {"name": self.name, "parameters": dict(self.parameters), **both_ways}
 
     @classmethod
     def from_json(cls, value: object) -> Compression:
         """Read JSON values; raises CompressionError."""
-        if not isinstance(value, Mapping) or set(value) != {"name", "parameters"}:
+        if not isinstance(value, Mapping) or set(value) - {_BOTH_WAYS} != {"name", "parameters"}:
             raise CompressionError("compression: expected an object of name and parameters")
+        if value.get(_BOTH_WAYS, True) is not True:
+            raise CompressionError(f"compression.{_BOTH_WAYS}: expected true, or no such field")
         if not isinstance(value["name"], str) or not isinstance(value["parameters"], Mapping):
             raise CompressionError("compression: expected a name and an object of numbers")
-        return cls(value["name"], value["parameters"])
+        return cls(value["name"], value["parameters"], _BOTH_WAYS in value)
 
     @classmethod
     def parse(cls, text: str) -> Compression:
-        """Read ``NAME`` or ``NAME:PARAMETER=NUMBER,...``; raises CompressionError."""
+        """Read ``NAME`` or ``NAME:PARAMETER=NUMBER,...,both_ways``; raises CompressionError."""
         name, _, rest = text.partition(":")
-        parameters = {}
-        for part in filter(None, rest.split(",")):
+        parameters, parts = {}, [part for part in rest.split(",") if part]
+        for part in parts:
+            if part == _BOTH_WAYS:
+                continue
             key, _, number = part.partition("=")
             try:
                 parameters[key] = float(number)
             except ValueError as error:
                 raise CompressionError("compression: expected NAME or NAME:PARAMETER=NUMBER,...") from error
-        return cls(name, parameters)
+        return cls(name, parameters, _BOTH_WAYS in parts)
+
+    def check_fits(self, *, readable: bool) -> None:
+        """Raise CompressionError where no step of a global model can be packed, but is to be.
+
+        ``readable``: the coordinator makes the global model and can read it.
+        """
+        if self.both_ways and not readable:
+            raise CompressionError(
+                "compression.both_ways: expected a global model that the coordinator makes and can read"
+            )
 
     def pack(
         self, update: Mapping[str, Array], kept: Mapping[str, Array], max_norm: float, draw: Draw

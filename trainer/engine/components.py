@@ -22,6 +22,7 @@ from nvflare.app_common.workflows.model_controller import ModelController
 
 from trainer import attendance, strategies, weights_io
 from trainer.compression import draw_of
+from trainer.compression.steps import WayBack
 from trainer.engine.exchange import MODEL, RECORDS, TASK_NAME, Order, load_dataset, load_own, save_own
 from trainer.errors import StrategyError
 
@@ -43,6 +44,7 @@ class SimulationController(ModelController):  # type: ignore[misc]
         strategy = strategies.get(order.strategy)
         weights = weights_io.load(self._folder / MODEL)
         state: dict[str, Any] = {}
+        way_back = WayBack.of(order.compression, order.seed)
         records = []
         for number in range(1, order.rounds + 1):
             started = time.perf_counter()
@@ -59,11 +61,14 @@ class SimulationController(ModelController):  # type: ignore[misc]
                 delta = _unpacked(order, site, number, result.params, weights)
                 contributions.append(strategies.Contribution(site, delta, int(record["samples"])))
                 sites[site] = record
-            weights, state = strategy.aggregate(weights, contributions, state, order.parameters)
+            after, state = strategy.aggregate(weights, contributions, state, order.parameters)
             for site, score in strategies.anomaly_scores(contributions).items():
                 sites[site]["anomaly_score"] = score
             for site, share in strategies.site_weights(state).items():
                 sites[site]["weight"] = share
+            for site, came in way_back.bytes_to(sites).items():
+                sites[site]["model_bytes"] = came
+            weights = way_back.moved(number, weights, after, sites)
             seconds = time.perf_counter() - started
             records.append({"number": number, "seconds": seconds, "sites": sites, "away": gone})
         weights_io.save(self._folder / MODEL, weights)

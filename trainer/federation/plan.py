@@ -13,9 +13,10 @@ from typing import Any, Final, TypeVar
 from trainer.compression import Compression, CompressionError
 from trainer.encryption import Encryption, EncryptionError
 from trainer.errors import TrainerError
+from trainer.federation.combining import check_together
 from trainer.federation.errors import PlanError
-from trainer.peers import SIMULATED
-from trainer.privacy.promise import PrivacyError, Promise, check_promised
+from trainer.peers import OWN_MODELS
+from trainer.privacy.promise import PrivacyError, Promise
 from trainer.task import TaskSpec
 
 T = TypeVar("T")
@@ -134,38 +135,9 @@ class Plan:
             object.__setattr__(self, "max_hours", float(self.max_hours))
         if self.expires_at.tzinfo is None:
             raise PlanError("expires_at: expected a moment with a time zone")
-        if self.strategy.name in SIMULATED:
-            raise PlanError(f"strategy: {self.strategy.name} runs in simulations alone (cloister simulate)")
-        self._check_privacy()
-        self._check_encryption()
+        check_together(self)
         for name in _FLOATS:
             object.__setattr__(self, name, float(getattr(self, name)))
-
-    def _check_privacy(self) -> None:
-        """Check that a promise goes with the task and holds for all rounds."""
-        try:
-            check_promised(self.strategy.name, self.privacy)
-            if self.privacy is None:
-                return
-            self.privacy.check_fits(self.task, self.strategy.name)
-        except PrivacyError as error:
-            raise PlanError(f"privacy: {error}") from error
-        cost = self.privacy.run_epsilon(self.task, self.total_rounds)
-        if cost > self.privacy.epsilon:
-            raise PlanError(
-                f"privacy.epsilon: {self.total_rounds} rounds cost {cost:.3g}; expected at least that, "
-                "fewer rounds or more noise"
-            )
-
-    def _check_encryption(self) -> None:
-        """Check that the coordinator can do its part without reading anything."""
-        if self.encryption is None:
-            return
-        compression = None if self.compression is None else self.compression.name
-        try:
-            self.encryption.check_fits(self.strategy.name, compression, self.min_sites, self.max_update_norm)
-        except EncryptionError as error:
-            raise PlanError(str(error)) from error
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; :meth:`from_json` reads them back unchanged.
@@ -173,9 +145,8 @@ class Plan:
         What is not set is left out, so that a plan of an earlier version keeps its hash and its approval.
         """
         unset = {"ethics_number": "", "max_hours": None, "initial_sha256": ""}
-        optional = {
-            name: getattr(self, name) for name, empty in unset.items() if getattr(self, name) != empty
-        }
+        given = {name: getattr(self, name) for name in unset}
+        optional = {name: value for name, value in given.items() if value != unset[name]}
         if self.privacy is not None:
             optional["privacy"] = self.privacy.to_json()
         for name in ("compression", "encryption"):
@@ -203,6 +174,11 @@ class Plan:
     def bounds(self) -> Bounds:
         """What one site may do in one round."""
         return Bounds(self.max_update_norm, self.max_samples_per_site)
+
+    @property
+    def own_models(self) -> bool:
+        """Whether each site keeps a model of its own, and nobody holds a global one."""
+        return self.strategy.name in OWN_MODELS
 
     @property
     def turns(self) -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-VERSION: Final = 3
+VERSION: Final = 4
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class Departure:
     norm zero. The metrics named leave too, and no noise protects them. ``privacy`` is None where the plan
     promises nothing. ``approved_by`` is the row of the user who decided on the protocol, or the account
     at the command line. ``eligible``, ``used`` and ``skipped`` (by reason) count instances of the task's
-    modalities; they stay with the receipt at the site.
+    modalities; they stay with the receipt at the site. ``recipients`` are the peers that a site's message is
+    for, which the coordinator hands on; where one of them does not answer, the next in the graph gets it.
     """
 
     run_id: str
@@ -83,6 +84,7 @@ class Departure:
     eligible: int = 0
     used: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
+    recipients: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ def build(departure: Departure, at: datetime) -> dict[str, Any]:
     """Return the receipt's body."""
     fields = asdict(departure)
     fields["tensors"] = [{**asdict(one), "shape": list(one.shape)} for one in departure.tensors]
+    fields["recipients"] = sorted(departure.recipients)
     fields["skipped"] = dict(sorted(departure.skipped.items()))
     fields["metric_names"] = sorted(departure.metric_names)
     return {"version": VERSION, "at": at.astimezone(UTC).isoformat(), **fields}

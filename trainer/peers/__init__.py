@@ -1,6 +1,6 @@
-"""Learning between peers, without a coordinator that aggregates: for simulations.
+"""Learning between peers, without a coordinator that aggregates.
 
-``PEERS`` names the rules. Real runs know ``swarm`` alone; a plan that names one of the others is refused.
+``PEERS`` names the rules. Under ``swarm`` all sites hold one model; under the others each keeps its own.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 PEERS: Final[Mapping[str, PeerRule]] = MappingProxyType(
     {"swarm": Swarm(), "dfedavgm": DFedAvgM(), "braintorrent": BrainTorrent()}
 )
-SIMULATED: Final = frozenset(PEERS) - frozenset(STRATEGIES)
-"""What no real run knows."""
-NAMES: Final = (*STRATEGIES, *(name for name in PEERS if name in SIMULATED))
-"""What a simulation can run: every strategy, then what runs in simulations alone."""
+OWN_MODELS: Final = frozenset(name for name, rule in PEERS.items() if not rule.one_model)
+"""Rules by which each site keeps a model of its own, and nobody holds a global one."""
+NAMES: Final = (*STRATEGIES, *(name for name in PEERS if name not in STRATEGIES))
+"""Every strategy, then the rules between peers that are none."""
 
 
 class Terms(Protocol):
@@ -55,8 +55,8 @@ def terms(name: str) -> Terms:
 
 __all__ = [
     "NAMES",
+    "OWN_MODELS",
     "PEERS",
-    "SIMULATED",
     "Call",
     "Exchange",
     "Message",

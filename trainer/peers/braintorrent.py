@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from trainer.peers.base import Call, Peer, Trained
+    from trainer.strategies.base import Contribution
 
 
 class BrainTorrent(Alone):
@@ -59,13 +60,18 @@ class BrainTorrent(Alone):
     def spread(self, call: Call, peers: Mapping[str, Peer], trained: Sequence[Trained]) -> Exchange:
         """Keep what was trained, as the next version; nothing is sent before somebody asks."""
         del call
-        held = {}
-        for one in trained:
-            peer = peers[one.contribution.site]
-            checked(peer.weights, [one.contribution])
-            weights = apply_step(peer.weights, one.contribution.delta)
-            held[one.contribution.site] = replace(peer, weights=weights, version=peer.version + 1)
-        return Exchange(held)
+        return Exchange(
+            {
+                one.contribution.site: advanced(peers[one.contribution.site], one.contribution)
+                for one in trained
+            }
+        )
+
+
+def advanced(peer: Peer, contribution: Contribution) -> Peer:
+    """Return a site with what it trained, as its next version; raises UpdateError for what does not fit."""
+    checked(peer.weights, [contribution])
+    return replace(peer, weights=apply_step(peer.weights, contribution.delta), version=peer.version + 1)
 
 
 def merged(peer: Peer, newer: Mapping[str, Replica], samples: Mapping[str, int]) -> Peer:

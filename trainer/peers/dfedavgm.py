@@ -12,10 +12,10 @@ from trainer.strategies.base import apply_step, checked, number, only
 from trainer.weights_io import difference
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from trainer.peers.base import Call, Peer, Trained
-    from trainer.strategies.base import Array
+    from trainer.strategies.base import Array, Contribution
 
 WHOLE: Final = 32
 _FEWEST_BITS: Final = 4
@@ -59,17 +59,18 @@ class DFedAvgM(Alone):
         """Send each neighbour the difference to what it holds, and mix."""
         bits = bits_of(call.parameters)
         sites = sorted(one.contribution.site for one in trained)
-        links = graph.edges(sites, number(call.parameters, "density", 0.0, 0.0, 1.0), call.seed)
-        matrix = graph.mixing_matrix(sites, links)
-        said = {one.contribution.site: _said(peers, one, call.number, bits) for one in trained}
+        said = {
+            one.contribution.site: speak(peers[one.contribution.site], one.contribution, call.number, bits)
+            for one in trained
+        }
         messages, held = [], {}
-        for place, site in enumerate(sites):
+        for site in sites:
+            parts = shares(site, sites, call.parameters, call.seed)
             heard = {site: said[site].now}
-            for other in (one for one in sites if (one, site) in links or (site, one) in links):
+            for other in (one for one in parts if one != site):
                 arrays, heard[other] = _heard(peers[site].replica(other), said[other], bits)
                 messages.append(Message(other, site, arrays))
-            shares = {one: float(matrix[place, at]) for at, one in enumerate(sites) if one in heard}
-            held[site] = _mixed(peers[site], heard, shares, call.number)
+            held[site] = mix(peers[site], heard, parts, call.number)
         return Exchange(held, tuple(messages))
 
 
@@ -82,38 +83,59 @@ def bits_of(parameters: Mapping[str, Any]) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class _Said:
-    """What one site tells: what neighbours held of it, a packed difference, and what they hold then."""
+class Said:
+    """What one site tells: the version that neighbours held of it, a message, and what they hold then."""
 
     before: int
-    packed: Mapping[str, Array]
+    message: Mapping[str, Array]
     now: Replica
 
 
-def _said(peers: Mapping[str, Peer], trained: Trained, version: int, bits: int) -> _Said:
-    """Make a site's message of its trained model."""
-    peer, site = peers[trained.contribution.site], trained.contribution.site
-    checked(peer.weights, [trained.contribution])
-    weights, public = apply_step(peer.weights, trained.contribution.delta), peer.replica(site)
+def shares(site: str, sites: Collection[str], parameters: Mapping[str, Any], seed: int) -> dict[str, float]:
+    """Return what a site's own model and those of its neighbours weigh in its mean, by name and in its order.
+
+    Parameters
+    ----------
+    sites : Collection of str
+        All that take part in the round, ``site`` among them.
+    """
+    names = sorted(sites)
+    links = graph.edges(names, number(parameters, "density", 0.0, 0.0, 1.0), seed)
+    row = graph.mixing_matrix(names, links)[names.index(site)]
+    linked = {one for pair in links for one in pair if site in pair} | {site}
+    return {one: float(row[at]) for at, one in enumerate(names) if one in linked}
+
+
+def speak(peer: Peer, contribution: Contribution, version: int, bits: int) -> Said:
+    """Make a site's message of what training changed; raises UpdateError for what does not fit its model."""
+    checked(peer.weights, [contribution])
+    weights, public = apply_step(peer.weights, contribution.delta), peer.replica(contribution.site)
     if bits == WHOLE:
-        return _Said(public.version, weights, Replica(version, weights))
+        return Said(public.version, weights, Replica(version, weights))
     packed = quantised.pack(difference(weights, public.weights), bits)
-    return _Said(public.version, packed, Replica(version, _moved(public, packed, bits)))
+    return Said(public.version, packed, Replica(version, moved(public, packed, bits)))
 
 
-def _heard(held: Replica, said: _Said, bits: int) -> tuple[Mapping[str, Array], Replica]:
-    """Return what is sent to a neighbour, and what it makes of it with what it holds of the sender."""
-    if bits == WHOLE or held.version != said.before:
-        return said.now.weights, said.now
-    return said.packed, Replica(said.now.version, _moved(held, said.packed, bits))
-
-
-def _moved(held: Replica, packed: Mapping[str, Array], bits: int) -> Mapping[str, Array]:
+def moved(held: Replica, packed: Mapping[str, Array], bits: int) -> Mapping[str, Array]:
+    """Return what a packed message makes of what is held of its sender; raises UpdateError for no message."""
     return apply_step(held.weights, quantised.unpack(packed, held.weights, bits))
 
 
-def _mixed(peer: Peer, heard: Mapping[str, Replica], shares: Mapping[str, float], version: int) -> Peer:
-    """Mix a site's model, as others hold it, with those of its neighbours."""
-    models = [heard[site].weights for site in sorted(heard)]
-    weights = blend(peer.weights, models, [shares[site] for site in sorted(heard)])
+def mix(peer: Peer, heard: Mapping[str, Replica], parts: Mapping[str, float], version: int) -> Peer:
+    """Mix a site's model, as others hold it, with those of its neighbours; ``parts`` are :func:`shares`.
+
+    Raises
+    ------
+    UpdateError
+        If a model does not fit the site's, or is not finite.
+    """
+    names = sorted(heard)
+    weights = blend(peer.weights, [heard[one].weights for one in names], [parts[one] for one in names])
     return replace(peer, weights=weights, version=version, known={**peer.known, **heard})
+
+
+def _heard(held: Replica, said: Said, bits: int) -> tuple[Mapping[str, Array], Replica]:
+    """Return what is sent to a neighbour, and what it makes of it with what it holds of the sender."""
+    if bits == WHOLE or held.version != said.before:
+        return said.now.weights, said.now
+    return said.message, Replica(said.now.version, moved(held, said.message, bits))

@@ -57,6 +57,9 @@ def unpack(arrays: Mapping[str, Array], reference: Mapping[str, Array], bits: in
     if scales.dtype != np.float32 or scales.shape != (len(names),):
         raise UpdateError("shape", "message: expected a scale for each array")
     check_finite(scales, "message")
+    for name in exact:
+        if arrays[name].shape != reference[name].shape or arrays[name].dtype != reference[name].dtype:
+            raise UpdateError("shape", f"message: {name}: another shape or type")
     unpacked = np.unpackbits(codes, count=count * bits).reshape(count, bits)
     wide = np.zeros((count, 8), dtype=np.uint8)
     wide[:, 8 - bits :] = unpacked
@@ -65,7 +68,9 @@ def unpack(arrays: Mapping[str, Array], reference: Mapping[str, Array], bits: in
     result: Weights = {name: arrays[name] for name in exact}
     for name, scale in zip(names, scales, strict=True):
         product = found[name].astype(np.float64) * float(scale)
-        result[name] = np.asarray(product).astype(reference[name].dtype)
+        with np.errstate(over="ignore"):
+            result[name] = np.asarray(product).astype(reference[name].dtype)
+        check_finite(result[name], "message")
     return {name: result[name] for name in reference}
 
 

@@ -16,12 +16,12 @@ from appliance.web.panel.parts import (
     badge,
     button,
     code,
-    link,
     nothing,
     notice,
     page_head,
     table,
 )
+from appliance.web.panel.records_tabs import tabs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,14 +63,7 @@ def draw(view: ConsortiumPage, viewer: Viewer) -> Drawing:
     )
     sections: dict[str, Markup] = {
         "head": page_head("Consortium", lead=lead),
-        "zones": el(
-            "nav",
-            link("/ledger", "Clinical zone"),
-            link("/ledger?zone=research", "Research zone"),
-            el("a", "Consortium", href="/consortium", aria_current="page"),
-            class_="tabs",
-            aria_label="Zones",
-        ),
+        "zones": tabs("/consortium"),
     }
     if view.found is None:
         return {**sections, "list": research.away()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import func, select
@@ -27,6 +26,7 @@ from appliance.db.clinical import (
 from appliance.db.engine import reading
 from appliance.space import Grade, grade_of
 from appliance.web.panel import research, study_rows
+from appliance.web.panel.job_names import JOB_NAMES
 from appliance.web.panel.markup import DASH, count, el, join, size, when, zone_name
 from appliance.web.panel.page import Drawing, Page, Query
 from appliance.web.panel.parts import (
@@ -48,7 +48,6 @@ from appliance.web.panel.shell import CHECK, CROSS
 from appliance.web.panel.sources import draw_alarms
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import datetime
 
     from markupsafe import Markup
@@ -57,22 +56,6 @@ if TYPE_CHECKING:
     from appliance.federation import views
     from appliance.sources import AlarmRow
     from appliance.web.desk import Desk, Viewer
-
-JOB_NAMES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "deidentify": "De-identification",
-        "infer": "Inference",
-        "deliver": "Delivery",
-        "erase": "Deletion of files",
-        "fetch": "Fetch",
-        "report": "Report of commitment",
-        "evaluate": "Evaluation",
-        "train": "Local round",
-        "aggregate": "Aggregation",
-        "finalize": "Final evaluation",
-        "export": "Model export",
-    }
-)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from appliance.db.base import WorkState
 from appliance.db.clinical import ClinicalJob, Delivery, Result, StudyRevision
 from appliance.db.engine import reading, writing
 from appliance.web.panel import research, study_rows
-from appliance.web.panel.home import JOB_NAMES
+from appliance.web.panel.job_names import JOB_NAMES
 from appliance.web.panel.markup import count, el, join, when
 from appliance.web.panel.page import Action, ActionRefusedError, Drawing, Page, Query
 from appliance.web.panel.parts import (

@@ -31,6 +31,7 @@ from appliance.web.panel.parts import (
     table,
     url,
 )
+from appliance.web.panel.records_tabs import tabs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -139,14 +140,7 @@ def draw(view: LedgerView, viewer: Viewer) -> Drawing:
     )
     sections = {
         "head": page_head("Ledger", verify_button, lead=lead),
-        "zones": el(
-            "nav",
-            _tab("/ledger", "Clinical zone", current=view.zone == "clinical"),
-            _tab("/ledger?zone=research", "Research zone", current=view.zone == "research"),
-            _tab("/consortium", "Consortium", current=False),
-            class_="tabs",
-            aria_label="Zones",
-        ),
+        "zones": tabs("/ledger" if view.zone == "clinical" else "/ledger?zone=research"),
     }
     if not view.reachable:
         return {**sections, "list": research.away()}
@@ -154,10 +148,6 @@ def draw(view: LedgerView, viewer: Viewer) -> Drawing:
         kinds = [("", "All kinds"), *((kind, kind) for kind in view.kinds)]
         sections["filter"] = filters("/ledger", select_field("kind", "Kind", kinds, view.kind, prefix=""))
     return {**sections, "list": el("div", _table(view), _further(view), class_="alone")}
-
-
-def _tab(href: str, text: str, *, current: bool) -> Markup:
-    return el("a", text, href=href, aria_current="page" if current else None)
 
 
 def _table(view: LedgerView) -> Markup:

@@ -27,6 +27,7 @@ from appliance.web.panel import (
     review,
     rules,
     run,
+    shares,
     sources,
     studies,
     study,
@@ -63,6 +64,7 @@ PAGES: Final[tuple[Page[Any], ...]] = (
     retention.PAGE,
     ledger.PAGE,
     consortium.PAGE,
+    shares.PAGE,
     vault.PAGE,
     users.PAGE,
 )

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from appliance.web.desk import Desk, Viewer
 
 
-_KINDS: Final = {"finalize": "evaluation", "aggregate": "aggregation"}
+_KINDS: Final = {"finalize": "evaluation", "aggregate": "aggregation", "send": "model for a peer"}
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ def _purpose(row: views.ReceiptView, people: Mapping[str, str]) -> list[tuple[st
         ("Plan", _hash(body.get("plan_sha256"))),
         ("Global model", _hash(body.get("global_model_sha256"))),
         ("Update", _hash(body.get("update_sha256"))),
+        ("For", ", ".join(body.get("recipients") or ()) or "the coordinator"),
         ("Data set", _hash(body.get("dataset_sha256"))),
         ("Receipt", _hash(row.body_sha256)),
     ]

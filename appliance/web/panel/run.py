@@ -123,6 +123,13 @@ def _bare(points: tuple[charts.Point, ...]) -> tuple[charts.Point, ...]:
     return tuple(charts.Point(point.x, point.y) for point in points)
 
 
+_KINDS: Final = {
+    "finalize": " · evaluation",
+    "aggregate": " · aggregation",
+    "send": " · model for a peer",
+}
+
+
 def _rounds(run: views.RunView) -> Markup:
     columns = (
         Column("Round", "tight"),
@@ -136,7 +143,7 @@ def _rounds(run: views.RunView) -> Markup:
     )
     rows = [
         (
-            f"{one.number}{' · evaluation' if one.kind == 'finalize' else ''}",
+            f"{one.number}{_KINDS.get(one.kind, '')}",
             stack(
                 badge(one.state),
                 _progress(one),

@@ -17,13 +17,14 @@ from appliance.consortium.chronicle import Entry
 from appliance.consortium.errors import BlockFormError, ConsortiumError
 from appliance.consortium.merkle import Tree
 from appliance.consortium.offers import (
+    BROKEN,
     Countersignature,
     Offer,
     read_countersignature,
     read_offer,
     write_offer,
 )
-from appliance.consortium.replica import BEHIND, BROKEN, Held, Replica, current, open_findings, was_counted
+from appliance.consortium.replica import BEHIND, Held, Replica, current, open_findings, was_counted
 from appliance.db import coordinator as tables
 from appliance.db.engine import reading, writing
 from appliance.db.research import ConsortiumBlock, ResearchLedgerEntry

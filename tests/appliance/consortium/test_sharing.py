@@ -11,7 +11,7 @@ import pytest
 from pydicom import dcmread
 from sqlalchemy import select, update
 
-from appliance import node
+from appliance import node, research_api, research_client
 from appliance.consortium import block as blocks
 from appliance.consortium import chronicle, parcel, replica
 from appliance.consortium.chain import audit
@@ -33,6 +33,7 @@ from appliance.db.research import (
 )
 from appliance.federation import joining
 from appliance.federation.errors import CoordinatorAwayError, EnrolmentError
+from appliance.research_client import ResearchRefusedError
 from tests.appliance.federation.doorway import Doorway, running_doorway
 from tests.cxr import write_studies
 from trainer.folders import read_site_folder
@@ -41,6 +42,7 @@ from trainer.weights_io import sha256
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from appliance.node import ResearchZone
     from appliance.settings import Settings
 
 SUBJECTS = 3
@@ -125,6 +127,13 @@ def scene(make_node: Callable[..., Settings], tmp_path: Path) -> Iterator[Scene]
 
 def received_folder(row: StudyShare, sharing: Sharing) -> Path:
     return sharing.speaker.zone.root / row.path
+
+
+def joined(sharing: Sharing) -> ResearchZone:
+    """Return a site's zone with settings that name the workspace, as those of a process that starts do."""
+    zone = sharing.speaker.zone
+    federation = zone.settings.federation.model_copy(update={"workspace": sharing.speaker.workspace})
+    return replace(zone, settings=zone.settings.model_copy(update={"federation": federation}))
 
 
 def test_what_is_given_arrives_whole_and_every_step_stands_in_everybodys_ledger(scene: Scene) -> None:
@@ -276,6 +285,35 @@ def test_a_member_that_left_cannot_be_the_receiver(scene: Scene) -> None:
 
     with pytest.raises(SharingError, match="another active member"):
         scene.give()
+
+
+def test_the_panels_questions_take_the_same_steps(scene: Scene) -> None:
+    given, path = scene.give()
+    received = scene.south.receive(path, "user-2")
+    zones = [joined(sharing) for sharing in (scene.north, scene.south)]
+    services = [research_api.start_api(zone) for zone in zones]
+    north, south = (research_client.connect(zone.settings) for zone in zones)
+    try:
+        assert [one.step for one in north.announce_shares()] == ["received"]
+        with pytest.raises(ResearchRefusedError, match="that this site received"):
+            north.share_step(given.id, "erase", "user-1")
+        assert north.share_step(given.id, "withdraw", "user-1").step == "withdrawn"
+        [asked] = south.announce_shares()
+        assert (asked.step, asked.given, asked.folder) == (
+            "withdrawn",
+            False,
+            str(received_folder(received, scene.south)),
+        )
+        assert south.share_step(received.id, "erase", "user-2").step == "erased"
+        assert [one.folder for one in south.shares()] == [None]
+        with pytest.raises(ResearchRefusedError, match="no share of this id"):
+            south.share_step("0" * 32, "erase", "user-2")
+        with pytest.raises(ResearchRefusedError, match="withdraw or erase"):
+            south.share_step(received.id, "give", "user-2")
+    finally:
+        for service in services:
+            service.stop()
+    assert scene.steps()[-2:] == [("north", "withdrawn"), ("south", "erased")]
 
 
 def test_sharing_is_off_unless_it_was_switched_on(make_node: Callable[..., Settings], scene: Scene) -> None:

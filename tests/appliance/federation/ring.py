@@ -20,16 +20,19 @@ from sqlalchemy import select
 
 from appliance import node, research_client
 from appliance.children import descendants_of
-from appliance.db.engine import reading
+from appliance.db.engine import make_engine, reading
 from appliance.db.research import Receipt, Round
-from appliance.federation import coordinator, invitations, progress, provision
+from appliance.federation import coordinator, invitations, joining, newrun, progress, provision, workspaces
 from appliance.settings import Settings, load_settings
 from tests.appliance.federation.wire import Wire
 from tests.appliance.training_node import add_cases
 from tests.trainer.federation.plans import make_plan
+from trainer.weights_io import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Engine
 
     from appliance.federation.provision import Federation
     from appliance.research_client import ResearchClient
@@ -146,24 +149,21 @@ class Member:
         """Client of its research zone."""
         return research_client.connect(self.settings)
 
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """Its research zone's database, for reading: tests ask many times a second."""
+        return make_engine(node.database_url(self.settings, "research"), read_only=True)
+
     def rounds(self, run_id: str) -> list[Round]:
         """Return its rounds of a run."""
-        zone = node.open_research(self.settings)
-        with reading(zone.engine) as session:
-            found = list(session.scalars(select(Round).where(Round.run_id == run_id).order_by(Round.number)))
-        zone.engine.dispose()
-        return found
+        with reading(self.engine) as session:
+            return list(session.scalars(select(Round).where(Round.run_id == run_id).order_by(Round.number)))
 
     def receipts(self, run_id: str) -> list[Receipt]:
         """Return its receipts of a run."""
-        zone = node.open_research(self.settings)
-        with reading(zone.engine) as session:
-            statement = (
-                select(Receipt).join(Round, Round.id == Receipt.round_id).where(Round.run_id == run_id)
-            )
-            found = list(session.scalars(statement.order_by(Round.number)))
-        zone.engine.dispose()
-        return found
+        statement = select(Receipt).join(Round, Round.id == Receipt.round_id).where(Round.run_id == run_id)
+        with reading(self.engine) as session:
+            return list(session.scalars(statement.order_by(Round.number)))
 
 
 @dataclass
@@ -190,6 +190,13 @@ class Ring:
             program.ask_to_end()
         for program in programs:
             program.stop()
+        for engine in (self.book, *(member.engine for member in self.members.values())):
+            engine.dispose()
+
+    @functools.cached_property
+    def book(self) -> Engine:
+        """The coordinator's database, for reading."""
+        return make_engine(self.federation.database_url, read_only=True)
 
     def plan(self, **changes: Any) -> Plan:
         """Return a new plan."""
@@ -202,26 +209,27 @@ class Ring:
         }
         return make_plan(**{**values, **changes})
 
-    def submit(self, **changes: Any) -> Plan:
-        """Write a new run down through the command line; return its plan."""
+    def submit(self, *, by_command: bool = False, **changes: Any) -> Plan:
+        """Write a new run down; return its plan. The command does it in two processes."""
         plan = self.plan(**changes)
         path = self.folder / f"plan-{self.runs}.json"
         path.write_text(plan.dumps())
-        answer = json.loads(cloister("coordinator", "run", self.federation.root, path, "--json"))
-        assert answer == {"run_id": plan.run_id}
+        if by_command:
+            answer = json.loads(cloister("coordinator", "run", self.federation.root, path, "--json"))
+            assert answer == {"run_id": plan.run_id}
+        else:
+            assert newrun.add(self.federation.root, path, _first_model_here) == plan.run_id
         return plan
 
-    def approve(self, plan: Plan, timeout_s: float = 60.0) -> None:
-        """Approve a plan at every site, through the command line, as soon as it was proposed there."""
+    def approve(self, plan: Plan, timeout_s: float = 60.0, *, by_command: bool = False) -> None:
+        """Approve a plan at every site as soon as it was proposed there."""
         for member in self.members.values():
             until(functools.partial(is_known, member, plan), timeout_s, f"{member.name} knows the plan")
-            approve_at(member, plan)
+            approve_at(member, plan, by_command=by_command)
 
     def view(self, plan: Plan) -> progress.RunProgress:
         """Return how far a run is."""
-        engine = coordinator.open_book(self.federation).engine
-        found = progress.run(engine, plan.run_id)
-        engine.dispose()
+        found = progress.run(self.book, plan.run_id)
         assert found is not None
         return found
 
@@ -235,10 +243,23 @@ class Ring:
         return self.view(plan)
 
 
-def approve_at(member: Member, plan: Plan) -> None:
+def _first_model_here(plan: Plan, folder: Path, earlier: Path | None) -> dict[str, Any]:
+    """Make a first model in this process, where torch is loaded once for all runs."""
+    from trainer.first_model import first_model  # noqa: PLC0415 - other tests use this module without torch
+
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    before = None if earlier is None else load(earlier)
+    return first_model(plan.task, plan.strategy.name, plan.seed, before)
+
+
+def approve_at(member: Member, plan: Plan, *, by_command: bool = False) -> None:
     """Approve a plan at one site as it is shown there: it may differ from one that was approved before."""
-    shown = member.client.protocol(plan.sha256).shown_sha256
-    cloister("protocol", "approve", plan.sha256, "--shown", shown, "--config", member.config)
+    view = member.client.protocol(plan.sha256)
+    if by_command:
+        words = ("approve", plan.sha256, "--shown", view.shown_sha256)
+        cloister("protocol", *words, "--config", member.config)
+    else:
+        member.client.decide(view.id, "approve", "user-1", None, view.shown_sha256)
 
 
 def decide_at(member: Member, plan: Plan, decision: str) -> None:
@@ -266,13 +287,19 @@ def is_known(member: Member, plan: Plan) -> bool:
 
 
 @contextlib.contextmanager
-def running_ring(folder: Path, sites: tuple[str, ...] = SITES, *, wired: bool = False) -> Iterator[Ring]:
+def running_ring(
+    folder: Path, sites: tuple[str, ...] = SITES, *, wired: bool = False, by_commands: bool = False
+) -> Iterator[Ring]:
     """Provision, join and run a federation; everything is gone afterwards.
 
-    ``wired``: each site speaks to the coordinator over a wire of the test's own.
+    ``wired``: each site speaks to the coordinator over a wire of the test's own. ``by_commands``: set up
+    as people do it, by the command line.
     """
     root = folder / "coordinator"
-    cloister("coordinator", "init", root)
+    if by_commands:
+        cloister("coordinator", "init", root)
+    else:
+        provision.create(root, "localhost", 0)
     federation = provision.load(root)
     up = Program(
         [sys.executable, "-m", "appliance.cli", "coordinator", "up", str(root)], folder / "coordinator.log"
@@ -284,7 +311,9 @@ def running_ring(folder: Path, sites: tuple[str, ...] = SITES, *, wired: bool = 
         for seed, name in enumerate(sites):
             if wired:
                 ring.wires[name] = Wire((federation.host, federation.port))
-            ring.members[name] = join_member(folder / name, name, federation, seed, ring.wires.get(name))
+            ring.members[name] = join_member(
+                folder / name, name, federation, seed, ring.wires.get(name), by_command=by_commands
+            )
             ring.members[name].program.start()
         yield ring
     finally:
@@ -302,7 +331,13 @@ def answers(federation: Federation) -> bool:
 
 
 def join_member(
-    folder: Path, name: str, federation: Federation, seed: int, wire: Wire | None = None
+    folder: Path,
+    name: str,
+    federation: Federation,
+    seed: int,
+    wire: Wire | None = None,
+    *,
+    by_command: bool = False,
 ) -> Member:
     """Make a node and let it join with a code of the running coordinator."""
     folder.mkdir()
@@ -315,7 +350,11 @@ def join_member(
     opened.engine.dispose()
     if wire is not None:
         code = replace(code, port=wire.port)
-    cloister("join", str(code), "--config", config)
+    if by_command:
+        cloister("join", str(code), "--config", config)
+    else:
+        joined = joining.join(str(code), load_settings(config))
+        workspaces.enable(config, joined.site, joined.workspace)
     settings = load_settings(config)
     zone = node.open_research(settings)
     add_cases(zone, CASES, seed)

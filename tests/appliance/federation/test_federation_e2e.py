@@ -52,7 +52,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
-    with running_ring(tmp_path_factory.mktemp("ring")) as running:
+    with running_ring(tmp_path_factory.mktemp("ring"), by_commands=True) as running:
         yield running
 
 
@@ -136,7 +136,7 @@ def _is_ahead(ring: Ring, plan: Plan, view: RunProgress) -> bool:
 
 def check_engine_processes(member: Member) -> None:
     """The engine's processes at a site load neither torch nor a database driver nor SQLAlchemy."""
-    engine = [*member.program.find("enginehost", "site"), *member.program.find("client.worker_process")]
+    engine = [*member.program.find("enginehost", "site"), *member.program.find("jobhost site")]
     assert len(engine) == 2
     for pid in engine:
         loaded = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
@@ -144,8 +144,8 @@ def check_engine_processes(member: Member) -> None:
 
 
 def test_three_sites_train_and_every_update_has_its_receipt(ring: Ring) -> None:
-    plan = ring.submit(total_rounds=3, min_sites=3)
-    ring.approve(plan)
+    plan = ring.submit(total_rounds=3, min_sites=3, by_command=True)
+    ring.approve(plan, by_command=True)
     for member in ring.members.values():  # their engine jobs run, since they showed the plan
         check_engine_processes(member)
 
@@ -217,7 +217,7 @@ def test_a_killed_job_process_and_a_killed_coordinator_cost_no_finished_round(ri
     ring.coordinator.start()
     ring.until_round(plan, len(kept) + 1)
     north = ring.members["north"]
-    for pid in north.program.find("client.worker_process"):
+    for pid in north.program.find("jobhost site"):
         os.kill(pid, signal.SIGKILL)
 
     view = ring.until_over(plan)
@@ -264,7 +264,7 @@ def _order(view: RunProgress) -> list[str]:
 def test_people_look_before_they_approve_and_pause_a_round_that_is_under_way(ring: Ring) -> None:
     """The preflight is the research worker's. The others' round goes on; nothing of the paused one leaves."""
     task = small_task(local=LocalSpec(batch_size=8, local_steps=600, learning_rate=1e-3))
-    plan = ring.submit(task=task, total_rounds=3, min_sites=2, straggler_wait_s=1.0, round_timeout_s=300.0)
+    plan = ring.submit(task=task, total_rounds=3, min_sites=2, straggler_wait_s=10.0, round_timeout_s=300.0)
     north = ring.members["north"]
     until(partial(is_known, north, plan), 60, "north knows the plan")
     cloister("protocol", "preflight", plan.sha256, "--config", north.config)

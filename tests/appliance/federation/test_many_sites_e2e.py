@@ -68,7 +68,7 @@ STARTS_ANEW = [name for name in CHOSEN if not strategies.get(name).needs_initial
 
 @pytest.fixture(scope="module")
 def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
-    with running_ring(tmp_path_factory.mktemp("ring")) as running:
+    with running_ring(tmp_path_factory.mktemp("ring"), wired=True) as running:
         yield running
 
 
@@ -155,7 +155,7 @@ def test_a_real_federation_comes_to_the_simulators_model(ring: Ring, strategy: s
     assert (strategy == "feddis") == (shared == SHAPE)
 
 
-@pytest.mark.parametrize("name", ["int8", "top-k", "sketch", "turns"])
+@pytest.mark.parametrize("name", ["top-k", "sketch", "turns"])
 def test_with_packed_updates_too_and_far_fewer_bytes_leave(ring: Ring, name: str, tmp_path: Path) -> None:
     """Three rounds: what the first update leaves out must be in the next ones."""
     plan = ring.submit(total_rounds=3, min_sites=3, compression=Compression(name))
@@ -168,6 +168,25 @@ def test_with_packed_updates_too_and_far_fewer_bytes_leave(ring: Ring, name: str
         for row in member.receipts(plan.run_id)[:3]:
             assert row.body["size_bytes"] < 0.7 * whole  # a small model's file is half names
             assert sum(one["size_bytes"] for one in row.body["tensors"]) < 0.3 * whole
+
+
+def test_packed_both_ways_the_global_model_comes_as_steps_after_the_first_round(
+    ring: Ring, tmp_path: Path
+) -> None:
+    network = NetworkSpec("resnet", {"features": [16, 32, 64, 128], "groups": 4, "norm": "batch"})
+    packing = Compression("int8", both_ways=True)
+    plan = ring.submit(task=small_task(network=network), total_rounds=4, min_sites=3, compression=packing)
+    before = {name: (ring.wires[name].bytes_down, ring.wires[name].bytes_up) for name in SITES}
+    approve(ring, plan)
+
+    check_equal(ring, plan, tmp_path)
+
+    whole = len(to_bytes(final_weights(ring, plan)))
+    for name in SITES:
+        wire, (down, up) = ring.wires[name], before[name]
+        assert whole < wire.bytes_down - down < 3 * whole  # four rounds and the final model: one is whole
+        said = sum(row.body["size_bytes"] for row in ring.members[name].receipts(plan.run_id))
+        assert whole < said < wire.bytes_up - up < 1.2 * said  # all that left is in the receipts
 
 
 def test_a_round_lasts_as_long_as_its_sites_come_on(ring: Ring) -> None:
@@ -235,7 +254,7 @@ def test_a_site_whose_job_process_fails_ends_nothing_for_the_others(ring: Ring) 
     plan = ring.submit(total_rounds=6, min_sites=3, straggler_wait_s=2.0)
     approve(ring, plan)
     ring.until_round(plan, 1, 120.0)
-    for pid in ring.members["east"].program.find("client.worker_process"):
+    for pid in ring.members["east"].program.find("jobhost site"):
         os.kill(pid, signal.SIGINT)
 
     view = ring.until_over(plan, 240.0)

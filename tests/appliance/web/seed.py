@@ -45,7 +45,7 @@ from appliance.demo.hospitals import HOSPITALS
 from appliance.node import open_clinical, open_research
 from inference.results import sc
 from tests.appliance.training_node import make_plan
-from tests.appliance.web import seed_fetches, seed_pictures
+from tests.appliance.web import seed_fetches, seed_pictures, seed_shares
 from tests.inference.material import make_context, make_instance
 from tests.trainer.samples import small_task
 from trainer.federation import receipt as receipts
@@ -421,6 +421,7 @@ def _research(zone: ResearchZone) -> dict[str, Any]:
         session.flush()
         dead = _rounds(session, zone, running, at)
         _preflight(session, pending.id)
+        seed_shares.plant(session, zone.settings.federation.site, at)
         zone.ledger.append(session, kind="protocol.proposed", subject_id=pending.id)
         shown = session.scalars(select(Receipt.id).order_by(Receipt.created_at)).first()
         return {

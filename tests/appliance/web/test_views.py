@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from appliance.web.panel import (
     receipt,
     results,
     run,
+    shares,
     studies,
     study,
 )
@@ -278,6 +280,25 @@ def test_a_person_sets_the_privacy_budget(desk: Desk) -> None:
     desk.research.set_budget(7.5, 1e-6, "cli:officer")
     change(desk, NOBODY_IN_PARTICULAR, {"reason": "8"})
     assert desk.research.budget().delta == 1e-6
+
+
+def test_every_share_shows_with_the_one_step_that_is_this_sites(desk: Desk) -> None:
+    officer = replace(NOBODY_IN_PARTICULAR, rights=frozenset(Right))
+    view = shares.load(desk, officer, Query({}))
+
+    assert view.found is not None
+    drawn = str(join(shares.draw(view, officer).values()))
+    assert drawn.count(">Withdraw<") == 2
+    assert drawn.count(">Erase<") == 2
+    assert "EK 2026/7" in drawn
+    assert "3 shares to look at" in drawn
+    assert "given: not in the ledger yet" in drawn
+    watcher = replace(NOBODY_IN_PARTICULAR, rights=frozenset({Right.VIEW}))
+    watching = shares.draw(shares.load(desk, watcher, Query({})), watcher)
+    assert ">Erase<" not in join(watching.values())
+    for step in ("withdraw", "erase", "announce"):
+        with pytest.raises(ActionRefusedError, match="not joined"):
+            shares.PAGE.actions[step].run(desk, officer, {"id": view.found[0].id})
 
 
 def test_an_unknown_run_is_not_there(desk: Desk) -> None:

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from tests.trainer.peers.groups import Arrays, group, model, pairs, played, step
 from trainer.errors import StrategyError, UpdateError
-from trainer.peers import NAMES, PEERS, SIMULATED, Call, Peer, blend, terms
+from trainer.peers import NAMES, OWN_MODELS, PEERS, Call, Peer, blend, terms
 from trainer.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def test_an_unknown_parameter_is_refused_and_where_nobody_is_there_is_no_round(n
 
 def test_names_are_those_of_strategies_and_then_those_between_peers() -> None:
     assert (*STRATEGIES, "dfedavgm", "braintorrent") == NAMES
-    assert {"dfedavgm", "braintorrent"} == SIMULATED
+    assert {"dfedavgm", "braintorrent"} == OWN_MODELS
     assert set(STRATEGIES) & set(PEERS) == {"swarm"}
     assert [terms(name).needs_initial for name in PEERS] == [False] * 3
     with pytest.raises(StrategyError, match=", ".join(NAMES)):

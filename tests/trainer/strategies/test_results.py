@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import bench_claims
 from tests.benchmarks.bench_strategies import NAMES, interval, markdown, summary
+from tests.benchmarks.claims import CLAIMS
 from tests.benchmarks.skewed_sites import SETS
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "results.md"
@@ -37,3 +39,33 @@ def test_better_and_worse_are_said_where_the_interval_leaves_zero_out() -> None:
     lines = markdown(figures).splitlines()
     for name, verdict in (("fedprox", "better"), ("krum", "worse")):
         assert len([line for line in lines if line.startswith(f"| {name} ") and verdict in line]) == 3
+
+
+def test_claims_are_tuned_on_other_seeds_than_they_are_measured_on() -> None:
+    tuned = bench_claims.tuning_orders(2)
+    scores = {order: 0.5 + 0.1 * (order[3] == 1) for order in tuned}
+
+    chosen = bench_claims.choose(scores)
+    orders = bench_claims.final_orders(chosen, 3)
+
+    assert set(chosen) == {(claim.title, name) for claim in CLAIMS for name in claim.entrants}
+    for (title, name), trial in chosen.items():
+        [claim] = [one for one in CLAIMS if one.title == title]
+        assert trial == (1 if len(claim.entrants[name]) > 1 else 0)
+    assert not {order[2] for order in tuned} & {order[2] for order in orders}
+
+
+def test_a_claims_rows_are_beside_the_one_to_beat() -> None:
+    chosen = {(claim.title, name): 0 for claim in CLAIMS for name in claim.entrants}
+    gain = {"scaffold": 0.1, "transfer": -0.1}
+    found = {
+        order: 0.7 + 0.01 * order[2] + gain.get(order[1], 0.0)
+        for order in bench_claims.final_orders(chosen, 3)
+    }
+
+    table = bench_claims.summary(found, chosen)
+    page = bench_claims.markdown({"seeds": 3, "tuning": 2, "minutes": 1.0, "claims": table})
+
+    assert table["Label skew, 40 steps a round"]["scaffold"]["beside"]["mean"] == pytest.approx(0.1)
+    assert page.count("| better |") == 2
+    assert page.count("| worse |") == 2
