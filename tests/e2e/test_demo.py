@@ -139,7 +139,7 @@ def test_ctrl_c_ends_every_process_and_leaves_nothing_behind(tmp_path: Path) -> 
         assert len(below) > 20
         assert list(sockets.iterdir())
         os.killpg(child.pid, signal.SIGINT)
-        child.wait(timeout=60)
+        child.wait(timeout=150)  # three hospitals end, on a machine that does other work
     finally:
         _kill(child, descendants(child.pid))
     wait_until(lambda: not _alive(below), "no process is left", 60)
