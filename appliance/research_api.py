@@ -9,6 +9,7 @@ from appliance import crossing, ledger, node, preflight, work
 from appliance.consortium import shown
 from appliance.consortium.errors import ConsortiumError
 from appliance.consortium.replica import Replica
+from appliance.consortium.selection import still_here
 from appliance.consortium.sharing import Sharing
 from appliance.consortium.speaking import Speaker
 from appliance.db.engine import reading, writing
@@ -156,7 +157,7 @@ def _sharing(zone: ResearchZone) -> list[Route]:
         take = sharing.withdraw if taken == "withdraw" else sharing.erase
         row = take(request.parameters["id"], _actor(request.json()))
         with reading(zone.engine) as session:
-            return views.encode(shown.share(session, zone, row))
+            return views.encode(shown.share(zone, row, still_here(session)))
 
     def announce(request: Request) -> object:
         del request

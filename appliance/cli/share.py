@@ -119,12 +119,13 @@ def _open(config: Path) -> "Sharing":
 
 def _shown(sharing: "Sharing", row: "StudyShare") -> dict[str, Any]:
     from appliance.consortium import shown  # noqa: PLC0415 - other commands start without
+    from appliance.consortium.selection import still_here  # noqa: PLC0415 - as above
     from appliance.db.engine import reading  # noqa: PLC0415 - as above
     from appliance.federation import views  # noqa: PLC0415 - as above
 
     zone = sharing.speaker.zone
     with reading(zone.engine) as session:
-        one: dict[str, Any] = views.encode(shown.share(session, zone, row))
+        one: dict[str, Any] = views.encode(shown.share(zone, row, still_here(session)))
     return one
 
 

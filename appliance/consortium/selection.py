@@ -109,12 +109,11 @@ def _labels(session: Session, pseudonyms: set[str], studies: set[str]) -> Iterat
             yield SharedLabel(*key, *said)
 
 
-def no_longer_here(session: Session, digests: Collection[str]) -> int:
-    """Return how many shared files are gone from here, or of subjects who opted out since."""
+def still_here(session: Session) -> set[str]:
+    """Return the hashes of all files that are here, but for those of subjects who opted out."""
     rows = session.execute(
         select(ResearchInstance.sha256, Subject.opted_out).join(
             Subject, ResearchInstance.subject_id == Subject.id
         )
     )
-    here = {digest for digest, opted_out in rows if not opted_out}
-    return len(set(digests) - here)
+    return {digest for digest, opted_out in rows if not opted_out}

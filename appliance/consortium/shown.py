@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from appliance.consortium import block as blocks
 from appliance.consortium import replica
-from appliance.consortium.selection import no_longer_here
+from appliance.consortium.selection import still_here
 from appliance.db.research import ConsortiumFinding, Protocol, StudyShare
 from appliance.federation import views
 
@@ -48,11 +48,13 @@ def history(session: Session, limit: int = NEWEST) -> views.ConsortiumView:
 def shares(session: Session, zone: ResearchZone) -> list[views.ShareView]:
     """Return what this site gave and received, newest first."""
     statement = select(StudyShare).order_by(StudyShare.created_at.desc(), StudyShare.id)
-    return [share(session, zone, row) for row in session.scalars(statement)]
+    rows = list(session.scalars(statement))
+    here = still_here(session) if rows else set()
+    return [share(zone, row, here) for row in rows]
 
 
-def share(session: Session, zone: ResearchZone, row: StudyShare) -> views.ShareView:
-    """Return one share as people see it."""
+def share(zone: ResearchZone, row: StudyShare, here: set[str]) -> views.ShareView:
+    """Return one share as people see it; ``here``: of :func:`still_here`."""
     given = row.giver == zone.settings.federation.site
     digests = [one["sha256"] for one in row.manifest["files"]]
     return views.ShareView(
@@ -69,7 +71,7 @@ def share(session: Session, zone: ResearchZone, row: StudyShare) -> views.ShareV
         ethics_number=row.manifest["ethics_number"],
         purpose=row.manifest["purpose"],
         folder=str(zone.root / row.path) if row.path and row.step != "erased" else None,
-        no_longer_here=no_longer_here(session, digests) if given else 0,
+        no_longer_here=len(set(digests) - here) if given else 0,
         decided_by=row.decided_by,
         at=row.created_at,
     )

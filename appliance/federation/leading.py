@@ -6,12 +6,10 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
-from nvflare.app_common.utils.fl_model_utils import FLModelUtils
-
 from appliance import logs
 from appliance.federation import messages, progress
 from appliance.federation.collection import MOST_LEASES, Collection
+from appliance.federation.wayback import whole
 from trainer import strategies
 from trainer.errors import UpdateError
 from trainer.federation import aggregation, rounds, swarming
@@ -77,11 +75,10 @@ def order(
         Who fell silent: it is asked and not waited for.
     """
     told = messages.Order(plan.sha256, number, aggregation.fingerprint(arrays), plan.round_timeout_s)
-    model = FLModel(params_type=ParamsType.FULL, params=dict(arrays), current_round=number)
     at, limit_s = time.monotonic(), MOST_LEASES * plan.round_timeout_s
     awaited, wait_s = sites - quiet, plan.straggler_wait_s if len(sites) > 1 else 0.0
     collection = Collection(sites, awaited, 1, plan.round_timeout_s, wait_s, at, limit_s=limit_s)
-    return FLModelUtils.to_shareable(model), told, collection
+    return whole(arrays, number), told, collection
 
 
 def lead(

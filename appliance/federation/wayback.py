@@ -9,6 +9,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from appliance.federation import messages
+from appliance.federation.book import Checkpoint
 from trainer.compression import steps
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from nvflare.apis.shareable import Shareable
 
-    from appliance.federation.book import Checkpoint
     from trainer.federation.aggregation import Aggregate
     from trainer.federation.plan import Plan
     from trainer.weights_io import Weights
@@ -40,14 +40,11 @@ class WayBack:
     def taken(self, number: int, standing: Checkpoint, result: Aggregate) -> Checkpoint:
         """Return what a round comes to: the aggregate, or where a packed step in its direction leads to."""
         if self._packing is None:
-            return replace(
-                standing, number=number, weights=result.weights, state=result.state, model_sha256=""
-            )
+            return Checkpoint(number, result.weights, result.state, "")
         draw = steps.drawn(self._seed, number)
         step = steps.take(self._packing, draw, standing.weights, result.weights, standing.state)
         self._arrays = step.arrays
-        state = {**result.state, **step.left}
-        return replace(standing, number=number, weights=step.weights, state=state, model_sha256="")
+        return Checkpoint(number, step.weights, {**result.state, **step.left}, "")
 
     def reached(self, standing: Checkpoint, finished: Checkpoint, sites: Iterable[str]) -> None:
         """Take note of who was given the model before the step that was taken last."""

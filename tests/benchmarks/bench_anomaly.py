@@ -20,7 +20,7 @@ import numpy as np
 
 from inference.preprocessing import PreprocessingSpec
 from tests.benchmarks.bench_segmentation import MACHINES, SITES, with_section
-from tests.benchmarks.bench_strategies import interval
+from tests.benchmarks.bench_strategies import interval, told
 from tests.trainer.healthy import healthy_task, with_anomalies, write_healthy, write_sick
 from tests.trainer.masked import hippocampus, hippocampus_names
 from trainer.anomaly.building import build
@@ -188,8 +188,7 @@ def _row(name: str, row: Mapping[str, Any]) -> str:
     cells = [name]
     for figure in ("dice", "precision"):
         beside = row[f"{figure}_beside"]
-        difference = f"{beside['mean']:+.3f} [{beside['low']:+.3f}, {beside['high']:+.3f}]"
-        verdict = "better" if beside["low"] > 0 else "worse" if beside["high"] < 0 else "no difference shown"
+        difference, verdict = told(beside)
         cells += [f"{mean(row[figure]):.3f}", *(("", "") if name == "fedavg" else (difference, verdict))]
     sent = row["kib_per_round_and_site"]
     return "| " + " | ".join([*cells, "" if sent is None else f"{sent:.0f}"]) + " |"

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.benchmarks.bench_strategies import interval
+from tests.benchmarks.bench_strategies import interval, told
 from tests.benchmarks.claims import CLAIMS
 from trainer.local_round import use_threads
 
@@ -113,8 +113,7 @@ def _row(position: int, item: tuple[str, Mapping[str, Any]]) -> str:
     start = f"| {name} | {row['trial']} | {mean(row['auc']):.3f} |"
     if position == 0:
         return f"{start} | |"
-    difference = f"{beside['mean']:+.3f} [{beside['low']:+.3f}, {beside['high']:+.3f}]"
-    verdict = "better" if beside["low"] > 0 else "worse" if beside["high"] < 0 else "no difference shown"
+    difference, verdict = told(beside)
     return f"{start} {difference} | {verdict} |"
 
 

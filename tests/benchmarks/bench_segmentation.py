@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from inference.preprocessing import PreprocessingSpec
-from tests.benchmarks.bench_strategies import interval
+from tests.benchmarks.bench_strategies import interval, told
 from tests.trainer.masked import SEGMENTS, hippocampus, hippocampus_names, hippocampus_task, write
 from trainer.baselines import cross_evaluate, train_local, train_pooled
 from trainer.datasets import Dataset, Samples
@@ -165,8 +165,7 @@ def _dice(metrics: Iterable[AnyMetrics]) -> float:
 
 def _row(name: str, row: Mapping[str, Any]) -> str:
     beside = row["beside_fedavg"]
-    difference = f"{beside['mean']:+.3f} [{beside['low']:+.3f}, {beside['high']:+.3f}]"
-    verdict = "better" if beside["low"] > 0 else "worse" if beside["high"] < 0 else "no difference shown"
+    difference, verdict = told(beside)
     if name == "fedavg":
         difference = verdict = ""
     return f"| {name} | {mean(row['dice']):.3f} | {difference} | {verdict} |"

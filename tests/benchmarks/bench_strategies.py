@@ -27,7 +27,7 @@ from trainer.strategies import STRATEGIES
 from trainer.task import NetworkSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from trainer.simulation import Simulation
 
@@ -135,6 +135,13 @@ def interval(differences: list[float]) -> dict[str, float]:
     return {"mean": centre, "low": centre - half, "high": centre + half}
 
 
+def told(beside: Mapping[str, float]) -> tuple[str, str]:
+    """Return a difference with its interval, and what it says, in words."""
+    difference = f"{beside['mean']:+.3f} [{beside['low']:+.3f}, {beside['high']:+.3f}]"
+    verdict = "better" if beside["low"] > 0 else "worse" if beside["high"] < 0 else "no difference shown"
+    return difference, verdict
+
+
 def markdown(figures: dict[str, Any]) -> str:
     """Return the figures as a page."""
     changed = "; ".join(
@@ -158,8 +165,7 @@ def row_of(name: str, row: dict[str, Any]) -> str:
     if name == "fedavg":
         difference, verdict = "", ""
     else:
-        difference = f"{beside['mean']:+.3f} [{beside['low']:+.3f}, {beside['high']:+.3f}]"
-        verdict = "better" if beside["low"] > 0 else "worse" if beside["high"] < 0 else "no difference shown"
+        difference, verdict = told(beside)
     cells = [name, f"{mean(row['auc']):.3f}", f"{mean(row['worst']):.3f}", difference, verdict]
     return f"| {' | '.join(cells)} | {row['kib_per_round_and_site']:.0f} |"
 

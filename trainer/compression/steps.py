@@ -10,13 +10,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from trainer.compression.base import MARK
 from trainer.compression.spec import draw_of
 from trainer.errors import UpdateError
 from trainer.strategies.base import apply_step, is_statistic
-from trainer.weights_io import to_bytes
+from trainer.weights_io import difference, to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -93,7 +91,7 @@ def take(
     state : Mapping
         Where the last step's ``left`` is.
     """
-    exact, coarse = _apart({name: _moved(after[name], array) for name, array in before.items()})
+    exact, coarse = _apart(difference(after, before))
     kept = {name.removeprefix(LEFT): array for name, array in state.items() if name.startswith(LEFT)}
     packed = compression.pack(coarse, kept, math.inf, draw)
     weights = apply_step(before, {**packed.update, **exact})
@@ -142,7 +140,3 @@ def _apart(arrays: Mapping[str, Array]) -> tuple[Weights, Weights]:
     """Return running statistics, which travel whole, and the rest."""
     exact = {name: array for name, array in arrays.items() if is_statistic(name)}
     return exact, {name: array for name, array in arrays.items() if name not in exact}
-
-
-def _moved(after: Array, before: Array) -> Array:
-    return np.asarray(np.subtract(after, before), dtype=before.dtype)
