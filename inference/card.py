@@ -8,13 +8,26 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from inference.errors import PackageError, PreprocessingError
+from inference.fields import check_code, check_text, is_number, read_list, read_mapping, read_object
 from inference.preprocessing import PreprocessingSpec
+from inference.segments import (
+    MAX_VOXELS,
+    Segment,
+    VolumeSpec,
+    check_segments,
+    read_segments,
+    read_volume_spec,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FORMAT: Final = "cloister-model/1"
-TASKS: Final = ("classification-2d",)
+SEGMENTS_FORMAT: Final = "cloister-model/2"  # what marks segments; a reader of the first alone refuses it
+CLASSIFICATION: Final = "classification-2d"
+SEGMENTATION_2D: Final = "segmentation-2d"
+SEGMENTATION_3D: Final = "segmentation-3d"
+TASKS: Final = (CLASSIFICATION, SEGMENTATION_2D, SEGMENTATION_3D)
 ACTIVATIONS: Final = ("none", "sigmoid")
 MAX_CARD_BYTES: Final = 1 << 20
 
@@ -30,49 +43,63 @@ class Finding:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        _text(self.code, "finding.code", 16)
-        _text(self.scheme, "finding.scheme", 16)
-        _text(self.meaning, "finding.meaning", 64)
-        _text(self.label, "finding.label", 64)
-        if not _is_number(self.threshold) or not 0 <= self.threshold <= 1:
+        check_code(self.code, self.scheme, self.meaning, "finding")
+        check_text(self.label, "finding.label", 64)
+        if not is_number(self.threshold) or not 0 <= self.threshold <= 1:
             raise PackageError("card", "finding.threshold: expected 0 to 1")
 
 
 @dataclass(frozen=True)
 class ModelInput:
-    """What the model takes: one float32 tensor (n, 1, rows, columns) made by ``preprocessing``."""
+    """What the model takes: one float32 tensor (n, 1, *size) made by ``preprocessing``.
+
+    With ``volume`` a whole series is one input, else each instance is.
+    """
 
     modalities: tuple[str, ...]
     preprocessing: PreprocessingSpec
     sop_classes: tuple[str, ...] = ()  # empty: any picture of these modalities
     name: str = "image"
+    volume: VolumeSpec | None = None
 
     def __post_init__(self) -> None:
         if not self.modalities:
             raise PackageError("card", "input.modalities: expected at least one")
         for modality in self.modalities:
-            _text(modality, "input.modalities", 16)
+            check_text(modality, "input.modalities", 16)
         for uid in self.sop_classes:
-            _text(uid, "input.sop_classes", 64)
-        _text(self.name, "input.name", 64)
+            check_text(uid, "input.sop_classes", 64)
+        check_text(self.name, "input.name", 64)
+        if self.volume is not None and self.preprocessing.intensity != "percentile":
+            raise PackageError("card", "input.preprocessing.intensity: expected percentile for a volume")
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """(rows, columns), or (slices, rows, columns) of a volume."""
+        plane = (self.preprocessing.rows, self.preprocessing.columns)
+        return plane if self.volume is None else (self.volume.slices, *plane)
 
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What the model answers: one float32 tensor (n, findings).
+    """What the model answers: float32 (n, findings), or (n, 1 + segments, *size) of a segmenting one.
 
-    ``activation`` is applied after the model: ``none`` to probabilities, ``sigmoid`` to logits.
+    ``activation`` is applied after the model: ``none`` to probabilities, ``sigmoid`` to logits of findings.
+    Of segments the first plane is what is none of them; probabilities of a voxel sum to 1.
     """
 
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...] = ()
     name: str = "probability"
     activation: str = "none"
+    segments: tuple[Segment, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.findings) <= 32:
-            raise PackageError("card", "output.findings: expected 1 to 32")
-        _text(self.name, "output.name", 64)
-        if self.activation not in ACTIVATIONS:
+        if self.segments:
+            check_segments(self.segments)
+        if self.findings if self.segments else not 1 <= len(self.findings) <= 32:
+            raise PackageError("card", "output.findings: expected 1 to 32, none beside segments")
+        check_text(self.name, "output.name", 64)
+        if self.activation not in ACTIVATIONS or (self.segments and self.activation != "none"):
             raise PackageError("card", f"output.activation: expected {' or '.join(ACTIVATIONS)}")
 
 
@@ -85,35 +112,57 @@ class ModelCard:
     input: ModelInput
     output: ModelOutput
     intended_use: str
-    task: str = "classification-2d"
+    task: str = CLASSIFICATION
     provenance: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _text(self.name, "name", 64)
-        _text(self.version, "version", 64)
-        _text(self.intended_use, "intended_use", 1024)
+        check_text(self.name, "name", 64)
+        check_text(self.version, "version", 64)
+        check_text(self.intended_use, "intended_use", 1024)
         if self.task not in TASKS:
             raise PackageError("card", f"task: expected {' or '.join(TASKS)}")
+        if bool(self.output.segments) != self.segmenting:
+            raise PackageError("card", "output: expected segments of a segmentation, findings of no other")
+        if (self.input.volume is not None) != (self.task == SEGMENTATION_3D):
+            raise PackageError("card", f"input.volume: expected one of {SEGMENTATION_3D}, of no other task")
+        if self.segmenting and math.prod(self.input.size) > MAX_VOXELS:
+            raise PackageError("card", f"input: expected at most {MAX_VOXELS} voxels")
+
+    @property
+    def segmenting(self) -> bool:
+        """Whether the model marks segments."""
+        return self.task in (SEGMENTATION_2D, SEGMENTATION_3D)
+
+    @property
+    def answer_shape(self) -> tuple[int, ...]:
+        """Shape of the answer to one input."""
+        if not self.segmenting:
+            return (len(self.output.findings),)
+        return (1 + len(self.output.segments), *self.input.size)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object that :meth:`from_json` reads back."""
+        source: dict[str, Any] = {
+            "name": self.input.name,
+            "modalities": list(self.input.modalities),
+            "sop_classes": list(self.input.sop_classes),
+            "preprocessing": self.input.preprocessing.to_json(),
+        }
+        answer: dict[str, Any] = {"name": self.output.name}
+        if self.segmenting:
+            source["volume"] = None if self.input.volume is None else self.input.volume.to_json()
+            answer["segments"] = [segment.to_json() for segment in self.output.segments]
+        else:
+            answer["activation"] = self.output.activation
+            answer["findings"] = [vars(finding) for finding in self.output.findings]
         return {
-            "format": FORMAT,
+            "format": SEGMENTS_FORMAT if self.segmenting else FORMAT,
             "name": self.name,
             "version": self.version,
             "task": self.task,
-            "input": {
-                "name": self.input.name,
-                "modalities": list(self.input.modalities),
-                "sop_classes": list(self.input.sop_classes),
-                "preprocessing": self.input.preprocessing.to_json(),
-            },
-            "output": {
-                "name": self.output.name,
-                "activation": self.output.activation,
-                "findings": [vars(finding) for finding in self.output.findings],
-            },
+            "input": source,
+            "output": answer,
             "intended_use": self.intended_use,
             "provenance": dict(self.provenance),
             "metrics": dict(self.metrics),
@@ -133,34 +182,19 @@ class ModelCard:
         PackageError
             ``card``, naming the field.
         """
-        top = _object(value, "card", _CARD_FIELDS)
-        if top["format"] != FORMAT:
-            raise PackageError("card", f"format: expected {FORMAT}")
-        source = _object(top["input"], "input", _INPUT_FIELDS)
-        answer = _object(top["output"], "output", _OUTPUT_FIELDS)
-        try:
-            preprocessing = PreprocessingSpec.from_json(source["preprocessing"])
-        except PreprocessingError as error:
-            raise PackageError("card", error.message) from error
-        findings = [
-            _object(item, "finding", _FINDING_FIELDS) for item in _list(answer["findings"], "output.findings")
-        ]
+        top = read_object(value, "card", _CARD_FIELDS)
+        if top["format"] not in (FORMAT, SEGMENTS_FORMAT):
+            raise PackageError("card", f"format: expected {FORMAT} or {SEGMENTS_FORMAT}")
+        segmenting = top["format"] == SEGMENTS_FORMAT
         return cls(
             name=top["name"],
             version=top["version"],
             task=top["task"],
-            input=ModelInput(
-                modalities=tuple(_list(source["modalities"], "input.modalities")),
-                preprocessing=preprocessing,
-                sop_classes=tuple(_list(source["sop_classes"], "input.sop_classes")),
-                name=source["name"],
-            ),
-            output=ModelOutput(
-                tuple(Finding(**item) for item in findings), answer["name"], answer["activation"]
-            ),
+            input=_read_input(top["input"], segmenting=segmenting),
+            output=_read_output(top["output"], segmenting=segmenting),
             intended_use=top["intended_use"],
-            provenance=_mapping(top["provenance"], "provenance"),
-            metrics=_mapping(top["metrics"], "metrics"),
+            provenance=read_mapping(top["provenance"], "provenance"),
+            metrics=read_mapping(top["metrics"], "metrics"),
         )
 
     @classmethod
@@ -191,6 +225,33 @@ _OUTPUT_FIELDS: Final = frozenset({"name", "activation", "findings"})
 _FINDING_FIELDS: Final = frozenset({"code", "scheme", "meaning", "label", "threshold"})
 
 
+def _read_input(value: object, *, segmenting: bool) -> ModelInput:
+    source = read_object(value, "input", _INPUT_FIELDS | {"volume"} if segmenting else _INPUT_FIELDS)
+    try:
+        preprocessing = PreprocessingSpec.from_json(source["preprocessing"])
+    except PreprocessingError as error:
+        raise PackageError("card", error.message) from error
+    return ModelInput(
+        modalities=tuple(read_list(source["modalities"], "input.modalities")),
+        preprocessing=preprocessing,
+        sop_classes=tuple(read_list(source["sop_classes"], "input.sop_classes")),
+        name=source["name"],
+        volume=read_volume_spec(source["volume"]) if segmenting else None,
+    )
+
+
+def _read_output(value: object, *, segmenting: bool) -> ModelOutput:
+    if segmenting:
+        answer = read_object(value, "output", frozenset({"name", "segments"}))
+        return ModelOutput(name=answer["name"], segments=read_segments(answer["segments"]))
+    answer = read_object(value, "output", _OUTPUT_FIELDS)
+    findings = [
+        Finding(**read_object(item, "finding", _FINDING_FIELDS))
+        for item in read_list(answer["findings"], "output.findings")
+    ]
+    return ModelOutput(tuple(findings), answer["name"], answer["activation"])
+
+
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
@@ -199,35 +260,4 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         raise ValueError("a field stands twice")
-    return value
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _text(value: object, name: str, limit: int) -> None:
-    if not isinstance(value, str) or not value.strip() or len(value) > limit or not value.isprintable():
-        raise PackageError("card", f"{name}: expected 1 to {limit} printable characters")
-
-
-def _object(value: object, name: str, wanted: frozenset[str]) -> dict[str, Any]:
-    found = _mapping(value, name)
-    if set(found) != wanted:
-        odd = min(set(found) ^ wanted)
-        raise PackageError(
-            "card", f"{name}: field {odd[:40]!r} is {'missing' if odd in wanted else 'unknown'}"
-        )
-    return found
-
-
-def _mapping(value: object, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise PackageError("card", f"{name}: expected an object")
-    return value
-
-
-def _list(value: object, name: str) -> list[Any]:
-    if not isinstance(value, list) or len(value) > 64:
-        raise PackageError("card", f"{name}: expected a list of at most 64")
     return value

@@ -7,6 +7,7 @@ output, ``{}`` when the package is good, else ``{"code", "message"}``.
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 from pathlib import Path
@@ -73,10 +74,10 @@ def _try(package: Any) -> None:
 
     from inference.session import ModelSession  # noqa: PLC0415
 
-    spec = package.card.input.preprocessing
+    size = package.card.input.size
     session = ModelSession(package)
-    ramp = np.linspace(-1, 1, 2 * spec.rows * spec.columns, dtype=np.float32)
-    batch = ramp.reshape(2, 1, spec.rows, spec.columns)
+    ramp = np.linspace(-1, 1, 2 * math.prod(size), dtype=np.float32)
+    batch = ramp.reshape(2, 1, *size)
     together = session.run(batch)
     if not np.allclose(together[1:], session.run(batch[1:]), atol=1e-4):
         raise PackageError("model.output", "an answer depends on the other pictures of its batch")

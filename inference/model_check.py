@@ -76,15 +76,19 @@ def _check_interface(graph: Any, card: ModelCard) -> None:
         tensor.values.name for tensor in graph.sparse_initializer
     }
     inputs = [value for value in graph.input if value.name not in weights]
-    spec = card.input.preprocessing
+    size = card.input.size
     if [value.name for value in inputs] != [card.input.name]:
         raise PackageError("model.input", "the graph's inputs are not the one that the card declares")
-    if not _is_tensor(inputs[0], (1, spec.rows, spec.columns)):
-        raise PackageError("model.input", f"expected float32 of shape (n, 1, {spec.rows}, {spec.columns})")
+    if not _is_tensor(inputs[0], (1, *size)):
+        raise PackageError("model.input", f"expected float32 of shape {_shape((1, *size))}")
     if [value.name for value in graph.output] != [card.output.name]:
         raise PackageError("model.output", "the graph's outputs are not the one that the card declares")
-    if not _is_tensor(graph.output[0], (len(card.output.findings),)):
-        raise PackageError("model.output", f"expected float32 of shape (n, {len(card.output.findings)})")
+    if not _is_tensor(graph.output[0], card.answer_shape):
+        raise PackageError("model.output", f"expected float32 of shape {_shape(card.answer_shape)}")
+
+
+def _shape(sizes: tuple[int, ...]) -> str:
+    return f"(n, {', '.join(map(str, sizes))})"
 
 
 def _is_tensor(value: Any, sizes: tuple[int, ...]) -> bool:

@@ -36,6 +36,8 @@ _RUNTIME_ERRORS: Final = (  # the runtime's own errors share no base class
     MemoryError,
 )
 RUN_TIMEOUT_S: Final = 120.0
+_ROUNDING: Final = 1e-6
+_SUM_ROUNDING: Final = 1e-3
 
 
 class ModelSession:
@@ -78,17 +80,18 @@ class ModelSession:
             ) from error
 
     def run(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return the probability of each finding of the card.
+        """Return the probability of each finding of the card, or of each class at every voxel.
 
         Parameters
         ----------
         batch : ndarray
-            float32, shape (n, 1, rows, columns), from :func:`inference.preprocessing.prepare`.
+            float32, shape (n, 1, *size), from :func:`inference.preprocessing.prepare` or
+            :func:`inference.volumes.prepare_volume`.
 
         Returns
         -------
         ndarray
-            float32, shape (n, findings), 0.0 to 1.0.
+            float32, shape (n, findings) or (n, 1 + segments, *size), 0.0 to 1.0.
 
         Raises
         ------
@@ -96,11 +99,9 @@ class ModelSession:
             ``session.input``, ``session.timeout``, ``session.run``, or ``session.output``: not what the card
             declares.
         """
-        spec = self.card.input.preprocessing
-        if batch.dtype != np.float32 or batch.ndim != 4 or batch.shape[1:] != (1, spec.rows, spec.columns):
-            raise SessionError(
-                "session.input", f"expected float32 of shape (n, 1, {spec.rows}, {spec.columns})"
-            )
+        wanted = (1, *self.card.input.size)
+        if batch.dtype != np.float32 or batch.shape[1:] != wanted:
+            raise SessionError("session.input", f"expected float32 of shape (n, *{wanted})")
         options = ort.RunOptions()
         watch = threading.Timer(self._timeout_s, setattr, (options, "terminate", True))
         watch.daemon = True
@@ -116,14 +117,23 @@ class ModelSession:
         return self._probabilities(answer, len(batch))
 
     def _probabilities(self, answer: Any, count: int) -> npt.NDArray[np.float32]:
-        wanted = (count, len(self.card.output.findings))
+        wanted = (count, *self.card.answer_shape)
         if not isinstance(answer, np.ndarray) or answer.shape != wanted or answer.dtype != np.float32:
             raise SessionError("session.output", f"expected float32 of shape {wanted}")
         if not np.isfinite(answer).all():
             raise SessionError("session.output", "expected finite numbers")
+        if self.card.segmenting:
+            return _shares(answer)
         if self.card.output.activation == "sigmoid":
             wide = np.clip(answer.astype(np.float64), -80.0, 80.0)
             return np.asarray(1.0 / (1.0 + np.exp(-wide)), dtype=np.float32)
         if (answer < 0).any() or (answer > 1).any():
             raise SessionError("session.output", "expected probabilities, 0 to 1")
         return answer
+
+
+def _shares(answer: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return probabilities of classes, checked to be such: a model may also answer logits."""
+    if answer.min(initial=0) < -_ROUNDING or np.abs(answer.sum(axis=1) - 1).max(initial=0) > _SUM_ROUNDING:
+        raise SessionError("session.output", "expected probabilities that sum to 1 at every voxel")
+    return answer.clip(0, 1)

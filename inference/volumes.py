@@ -246,6 +246,20 @@ def prepare_volume(volume: Volume, target: Grid, spec: PreprocessingSpec) -> npt
     return ((placed - spec.mean) / spec.standard_deviation).astype(np.float32)[np.newaxis]
 
 
+def likeliest(shares: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.uint8]:
+    """Return the class with the largest share of each voxel: 1 for the first array; 0 has what is left."""
+    total = np.zeros_like(shares[0], dtype=np.float32)
+    for share in shares:
+        total += share
+    largest = 1 - total
+    found = np.zeros(total.shape, dtype=np.uint8)
+    for number, share in enumerate(shares, start=1):
+        more = share > largest
+        found[more] = number
+        largest[more] = share[more]
+    return found
+
+
 def _numbers(value: Any, count: int) -> Floats:
     numbers = np.array([float(item) for item in value], dtype=np.float64)
     if numbers.shape != (count,) or not np.isfinite(numbers).all():

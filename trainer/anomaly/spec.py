@@ -59,14 +59,14 @@ class AnomalySpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; :meth:`from_json` reads them back."""
-        return {**asdict(self), "segments": [asdict(segment) for segment in self.segments]}
+        return {**asdict(self), "segments": [segment.to_json() for segment in self.segments]}
 
     @classmethod
     def from_json(cls, content: object) -> AnomalySpec:
         """Read plain JSON values; raises TaskError, and TypeError for an unknown field."""
         if not isinstance(content, Mapping) or not isinstance(content.get("segments"), list):
             raise TaskError("task: anomaly: expected an object with a list of segments")
-        segments = tuple(Segment(**segment) for segment in content["segments"])
+        segments = tuple(map(Segment.from_json, content["segments"]))
         return cls(**{**content, "segments": segments})
 
 

@@ -18,7 +18,15 @@ from pydicom import dcmread
 from inference.errors import PreprocessingError
 from inference.pixels import pixel_aspect
 from inference.preprocessing import placed, prepare
-from inference.volumes import Plane, plane_of, prepare_volume, read_volume, resample, target_grid
+from inference.volumes import (
+    Plane,
+    likeliest,
+    plane_of,
+    prepare_volume,
+    read_volume,
+    resample,
+    target_grid,
+)
 from trainer.datasets import UNREADABLE, Dataset, Entry, Samples, split, split_salt
 from trainer.ports import silent
 from trainer.segmentation.cases import gather, weight
@@ -178,7 +186,7 @@ def _picture_cases(
             placed(np.where(mask == number, _FULL, 0).astype(np.uint16), pixel_aspect(ds), task.preprocessing)
             for number in range(1, spec.classes)
         ]
-        y.append(_highest(np.stack(levels).astype(np.float32) / np.float32(_FULL)))
+        y.append(likeliest([level.astype(np.float32) / np.float32(_FULL) for level in levels]))
     if not x:
         return Prepared(*_nothing(task), dict(skipped))
     return Prepared(np.stack(x), np.stack(y), dict(skipped))
@@ -231,13 +239,7 @@ def _marked(masks: Sequence[Instance], planes: Sequence[Plane], task: TaskSpec) 
 
 
 def _resampled(marked: NDArray[np.uint8], source: Grid, target: Grid, classes: int) -> NDArray[np.uint8]:
-    return _highest(np.stack([resample(marked == number, source, target) for number in range(1, classes)]))
-
-
-def _highest(shares: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return the class with the largest share of each voxel; the background has what is left."""
-    background = 1 - shares.sum(axis=0, keepdims=True)
-    return np.asarray(np.concatenate([background, shares]).argmax(axis=0), dtype=np.uint8)
+    return likeliest([resample(marked == number, source, target) for number in range(1, classes)])
 
 
 def _read(one: Stored) -> Instance:

@@ -15,12 +15,41 @@ MAX_SPACING_MM: Final = 50.0
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A structure by its code: what Segmented Property Type Code Sequence (0062,000F) says of a segment."""
+class Category:
+    """What kind of thing a segment is: Segmented Property Category Code Sequence (0062,0003), CID 7150."""
 
     code: str
     scheme: str
     meaning: str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A structure by its code: what Segmented Property Type Code Sequence (0062,000F) says of a segment.
+
+    Masks are found by the type alone; ``category`` is written into what the model marks, an anatomical
+    structure without one.
+    """
+
+    code: str
+    scheme: str
+    meaning: str
+    category: Category | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; :meth:`from_json` reads them back."""
+        content = asdict(self)
+        if self.category is None:  # left out, so that earlier tasks keep their hashes
+            del content["category"]
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Segment:
+        """Read plain JSON values; raises TypeError for an unknown field."""
+        values = dict(content)
+        if values.get("category") is not None:
+            values["category"] = Category(**values["category"])
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -61,7 +90,7 @@ class SegmentationSpec:
         """Return plain JSON values; :meth:`from_json` reads them back."""
         content: dict[str, Any] = {
             "spatial_dimensions": self.spatial_dimensions,
-            "segments": [asdict(segment) for segment in self.segments],
+            "segments": [segment.to_json() for segment in self.segments],
         }
         if self.spatial_dimensions == 3:
             content |= {"slices": self.slices, "spacing_mm": list(self.spacing_mm)}
@@ -73,7 +102,7 @@ class SegmentationSpec:
         if not isinstance(content, Mapping) or not isinstance(content.get("segments"), list):
             raise TaskError("task: segmentation: expected an object with a list of segments")
         values = dict(content)
-        values["segments"] = tuple(Segment(**segment) for segment in values["segments"])
+        values["segments"] = tuple(map(Segment.from_json, values["segments"]))
         spacing = values.get("spacing_mm", [])
         if not isinstance(spacing, list):
             raise TaskError("task: segmentation: spacing_mm: expected a list")
@@ -89,7 +118,7 @@ def _checks(spec: SegmentationSpec) -> tuple[tuple[bool, str], ...]:
         (len(set(names)) == len(names), "segments: expected each code once"),
         (
             all(map(is_segment, spec.segments)),
-            "segments: expected code and scheme (16 characters), meaning (64)",
+            "segments: expected code and scheme (16 characters), meaning (64), of a category, too",
         ),
         (
             _is_whole(spec.slices, 8, MAX_SLICES) if solid else spec.slices == 0,
@@ -103,10 +132,12 @@ def _checks(spec: SegmentationSpec) -> tuple[tuple[bool, str], ...]:
 
 
 def is_segment(segment: Segment) -> bool:
-    """Whether code, scheme and meaning are as long as their attributes allow."""
-    limits = ((segment.code, 16), (segment.scheme, 16), (segment.meaning, 64))
+    """Whether code, scheme and meaning, its category's as well, are as long as their attributes allow."""
+    codes = (segment,) if segment.category is None else (segment, segment.category)
     return all(
-        isinstance(text, str) and 0 < len(text) <= limit and text.isprintable() for text, limit in limits
+        isinstance(text, str) and len(text) <= limit and bool(text.strip()) and text.isprintable()
+        for one in codes
+        for text, limit in ((one.code, 16), (one.scheme, 16), (one.meaning, 64))
     )
 
 

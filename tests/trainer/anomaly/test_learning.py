@@ -154,7 +154,7 @@ def test_feddis_goes_with_noise_on_the_update_but_not_with_dp_sgd() -> None:
 
 
 def test_an_anomaly_task_has_no_model_package_and_says_so() -> None:
-    with pytest.raises(ExportError, match="model package"):
+    with pytest.raises(ExportError, match="an anomaly task has no model package"):
         export_onnx(TASK, initial_weights(TASK), SITE.validation)
 
 

@@ -13,8 +13,7 @@ from inference.preprocessing import PreprocessingSpec
 from tests.trainer import masked
 from trainer.baselines import train_local
 from trainer.engine import simulator
-from trainer.errors import ExportError, StrategyError, TaskError
-from trainer.export import export_onnx
+from trainer.errors import StrategyError, TaskError
 from trainer.first_model import ANOMALY_ALONE
 from trainer.local_round import evaluate, local_round, predict, use_threads
 from trainer.networks import Form, build, head_names, initial_weights
@@ -22,12 +21,14 @@ from trainer.objectives import Masks
 from trainer.optimisation import augment_both
 from trainer.privacy.promise import Promise
 from trainer.segmentation.dice import SegmentationMetrics
+from trainer.segmentation.spec import Category
 from trainer.simulation import simulate
 from trainer.strategies import STRATEGIES
 from trainer.task import CLASSIFICATION, SEGMENTATION, LocalSpec, NetworkSpec, TaskSpec
 
 use_threads(1)
 VOLUMES, PICTURES = masked.small_masks_task(), masked.pictures_task()
+ONE = {"code": "1", "scheme": "SCT", "meaning": "x"}
 BATCH = NetworkSpec("unet", {"features": [4, 8], "groups": 2, "norm": "batch"})
 
 
@@ -42,6 +43,18 @@ def test_a_task_survives_json_and_says_what_it_is(task: TaskSpec) -> None:
     assert "finding" not in content
     assert TaskSpec.from_json(content) == task
     assert TaskSpec.from_json(content).sha256 == task.sha256
+
+
+def test_a_category_survives_json_and_one_without_is_left_out() -> None:
+    plain, spec = VOLUMES.to_json(), VOLUMES.segmentation
+    assert spec is not None
+    assert set(plain["segmentation"]["segments"][0]) == {"code", "scheme", "meaning"}
+    altered = Category("49755003", "SCT", "Morphologically Altered Structure")
+    changed = replace(
+        VOLUMES, segmentation=replace(spec, segments=(replace(spec.segments[0], category=altered),))
+    )
+    assert TaskSpec.from_json(changed.to_json()) == changed
+    assert changed.sha256 != VOLUMES.sha256
 
 
 @pytest.mark.parametrize(
@@ -73,6 +86,9 @@ def test_a_wrong_task_is_refused_by_field(change: dict[str, Any], message: str) 
         ({"segments": [{"code": "1", "scheme": "SCT", "meaning": "x"}] * 2}, "each code once"),
         ({"segments": [{"code": "", "scheme": "SCT", "meaning": "x"}]}, "expected code and scheme"),
         ({"segments": [{"code": "1"}]}, "of another type"),
+        ({"segments": [{"code": "1", "scheme": "SCT", "meaning": " "}]}, "expected code and scheme"),
+        ({"segments": [{**ONE, "category": {"code": "1"}}]}, "of another type"),
+        ({"segments": [{**ONE, "category": {**ONE, "code": "1" * 17}}]}, "of a category"),
         ({"slices": 4}, "slices: expected 8"),
         ({"spacing_mm": [1, 1]}, "expected three numbers"),
         ({"spacing_mm": [1, 1, float("nan")]}, "expected three numbers"),
@@ -189,11 +205,6 @@ def test_losses_of_cases_do_not_depend_on_their_neighbours() -> None:
     whole = Masks().losses(outputs, samples.y)
     single = [Masks().losses(outputs[i : i + 1], samples.y[i : i + 1]) for i in range(4)]
     assert torch.allclose(whole, torch.cat(single))
-
-
-def test_a_segmentation_has_no_model_package_and_says_so() -> None:
-    with pytest.raises(ExportError, match="only a classification"):
-        export_onnx(VOLUMES, initial_weights(VOLUMES), masked.drawn_masks(0, 1, VOLUMES))
 
 
 @pytest.mark.slow
