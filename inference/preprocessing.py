@@ -190,11 +190,38 @@ def placed(
     white: npt.NDArray[np.uint16], pixel_aspect: float, spec: PreprocessingSpec
 ) -> npt.NDArray[np.uint16]:
     """Return the picture in the size of the model input, in its shape and centred on 0."""
-    rows, columns = fit(white.shape[0], white.shape[1], spec.rows, spec.columns, pixel_aspect)
+    top, left, rows, columns = _inside(white.shape[0], white.shape[1], pixel_aspect, spec)
     canvas = np.zeros((spec.rows, spec.columns), dtype=np.uint16)
-    top, left = (spec.rows - rows) // 2, (spec.columns - columns) // 2
     canvas[top : top + rows, left : left + columns] = resize(white, rows, columns, spec.interpolation)
     return canvas
+
+
+def unplaced(
+    levels: npt.NDArray[np.uint16], rows: int, columns: int, pixel_aspect: float, spec: PreprocessingSpec
+) -> npt.NDArray[np.uint16]:
+    """Return what stands in the size of the model input on the picture's own rows and columns, interpolated.
+
+    Parameters
+    ----------
+    levels : ndarray
+        uint16, shape (spec.rows, spec.columns).
+    rows, columns : int
+        Of the picture, which :func:`placed` put there.
+    pixel_aspect : float
+        Height of its pixels over their width.
+    spec : PreprocessingSpec
+        What it was placed by.
+    """
+    top, left, inner_rows, inner_columns = _inside(rows, columns, pixel_aspect, spec)
+    return resize(levels[top : top + inner_rows, left : left + inner_columns], rows, columns)
+
+
+def _inside(
+    rows: int, columns: int, pixel_aspect: float, spec: PreprocessingSpec
+) -> tuple[int, int, int, int]:
+    """Return where a picture lies in the model input: top, left, rows, columns."""
+    high, wide = fit(rows, columns, spec.rows, spec.columns, pixel_aspect)
+    return (spec.rows - high) // 2, (spec.columns - wide) // 2, high, wide
 
 
 def _finish(

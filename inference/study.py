@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from inference.card import ModelCard
-    from inference.results.context import ResultContext
+    from inference.results.context import Marked, ResultContext, SegmentContext
     from inference.session import ModelSession
 
 _READ_ERRORS: Final = (InvalidDicomError, OSError, ValueError, TypeError, KeyError, AttributeError, EOFError)
@@ -33,6 +33,14 @@ class Outcome:
 
     answers: tuple[Answer, ...]
     paths: tuple[Path, ...]
+    unreadable: tuple[tuple[Path, str], ...]
+
+
+@dataclass(frozen=True)
+class SegmentOutcome:
+    """What a model marked in a study; ``unreadable`` is (path, reason code), once of a series or picture."""
+
+    marked: tuple[Marked, ...]
     unreadable: tuple[tuple[Path, str], ...]
 
 
@@ -102,6 +110,80 @@ def answer_study(session: ModelSession, paths: Sequence[Path], alive: Callable[[
         answers.append(Answer(ds, tuple(float(value) for value in probabilities)))
         answered.append(path)
     return Outcome(tuple(answers), tuple(answered), tuple(unreadable))
+
+
+def segment_study(session: ModelSession, paths: Sequence[Path], alive: Callable[[], None]) -> SegmentOutcome:
+    """Run a segmenting model on each series of a study, or on each picture; of one series at a time.
+
+    Parameters
+    ----------
+    session : ModelSession
+        A model whose card has segments.
+    paths : sequence of Path
+        Instances that fit.
+    alive : callable
+        Called before each series or picture.
+
+    Raises
+    ------
+    SessionError
+        If the model fails.
+    """
+    from inference import marking  # noqa: PLC0415 - loads what volumes need
+
+    unreadable: list[tuple[Path, str]] = []
+    if session.card.input.volume is None:
+        pictures = []
+        for path in paths:
+            alive()
+            try:
+                ds = read_instance(path, with_pixels=True)
+                labels = marking.mark_picture(session, ds)
+            except PreprocessingError as error:
+                unreadable.append((path, error.code))
+                continue
+            del ds.PixelData
+            pictures.append((path, ds, labels))
+        return SegmentOutcome(tuple(marking.joined(pictures)), tuple(unreadable))
+    marked = []
+    for group in _by_series(paths, unreadable):
+        alive()
+        try:
+            instances = {path: read_instance(path, with_pixels=True) for path in group}
+            marked.append(marking.mark_series(session, instances))
+        except PreprocessingError as error:
+            unreadable.append((group[0], error.code))
+    return SegmentOutcome(tuple(marked), tuple(unreadable))
+
+
+def _by_series(paths: Sequence[Path], unreadable: list[tuple[Path, str]]) -> list[list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        try:
+            series = str(read_instance(path, with_pixels=False).get("SeriesInstanceUID", ""))
+        except PreprocessingError as error:
+            unreadable.append((path, error.code))
+            continue
+        found.setdefault(series, []).append(path)
+    return [found[series] for series in sorted(found)]
+
+
+def build_segment_results(context: SegmentContext) -> list[tuple[str, Dataset]]:
+    """Make a segmentation (``seg``) of each series, and of volumes the report (``sr``) that measures them.
+
+    Raises
+    ------
+    InferenceError
+        If a result cannot be made.
+    """
+    from inference.results.measured import build_measurements  # noqa: PLC0415  highdicom is slow to import
+    from inference.results.seg import build_segmentation  # noqa: PLC0415
+
+    segmentations = [build_segmentation(context, marked) for marked in context.marked]
+    results = [("seg", ds) for ds in segmentations]
+    if context.card.input.volume is not None:
+        results.append(("sr", build_measurements(context, segmentations)))
+    return results
 
 
 def build_results(context: ResultContext, paths: Sequence[Path]) -> dict[str, Dataset]:

@@ -30,6 +30,7 @@ TOLERANCE: Final = 0.01  # of the distance of slices, of a direction cosine
 MIN_SPACING_MM: Final = 0.001
 MAX_SLICES: Final = 4096
 MAX_VOXELS: Final = 200_000_000
+_PART_VOXELS: Final = 8_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,6 +245,30 @@ def prepare_volume(volume: Volume, target: Grid, spec: PreprocessingSpec) -> npt
     shown = np.where(volume.valid, 1.0 - unit if volume.inverted else unit, 0.0)
     placed = resample(shown, volume.grid, target)
     return ((placed - spec.mean) / spec.standard_deviation).astype(np.float32)[np.newaxis]
+
+
+def marked_on(shares: Sequence[npt.NDArray[np.float32]], model: Grid, source: Grid) -> npt.NDArray[np.uint8]:
+    """Return the likeliest class of each voxel of the source, from shares on the model's grid.
+
+    Shares are interpolated, as :func:`resample` does with masks for training, before the likeliest class is
+    taken: nearest neighbours of a label map would leave steps of the model's voxel. Outside the model's grid
+    there is none.
+
+    Parameters
+    ----------
+    shares : sequence of ndarray
+        Of class 1 onwards, shape of the model's grid.
+    model, source : Grid
+        Both in the same patient's coordinates.
+    """
+    found = np.zeros(source.shape, dtype=np.uint8)
+    step = max(1, _PART_VOXELS // (source.shape[1] * source.shape[2]))
+    for first in range(0, source.shape[0], step):
+        affine = source.affine.copy()
+        affine[:3, 3] += first * affine[:3, 0]
+        part = Grid((min(step, source.shape[0] - first), *source.shape[1:]), affine)
+        found[first : first + step] = likeliest([resample(share, model, part) for share in shares])
+    return found
 
 
 def likeliest(shares: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.uint8]:

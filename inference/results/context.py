@@ -10,10 +10,14 @@ from inference.errors import ResultError
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
+    from pathlib import Path
 
+    import numpy as np
+    import numpy.typing as npt
     from pydicom import Dataset
 
     from inference.card import Finding, ModelCard
+    from inference.segments import Segment
 
 MANUFACTURER: Final = "Cloister"
 DEVICE: Final = "Cloister inference"
@@ -38,14 +42,12 @@ class Predecessor:
     sop_instance_uid: str
 
 
-@dataclass(frozen=True)
-class ResultContext:
-    """One model's answers for one study revision.
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """What every result of one model for one study revision says of where it comes from.
 
     Parameters
     ----------
-    answers : sequence of Answer
-        At least one; all of one study and one patient.
     card : ModelCard
         The model.
     package_sha256 : str
@@ -57,12 +59,11 @@ class ResultContext:
     software_version : str
         Of this product.
     unreadable : int
-        How many further pictures of the study the model should have seen but could not.
+        How many further pictures, or series, of the study the model should have seen but could not.
     predecessors : sequence of Predecessor
         Reports that this one replaces.
     """
 
-    answers: tuple[Answer, ...]
     card: ModelCard
     package_sha256: str
     revision_id: str
@@ -70,6 +71,13 @@ class ResultContext:
     software_version: str
     unreadable: int = 0
     predecessors: Sequence[Predecessor] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultContext(Making):
+    """One model's answers for one study revision: at least one, all of one study and one patient."""
+
+    answers: tuple[Answer, ...]
 
     def __post_init__(self) -> None:
         if not self.answers:
@@ -88,3 +96,61 @@ class ResultContext:
     def leading(self) -> Answer:
         """The picture with the highest probability of the first finding, the first such in the study."""
         return max(self.answers, key=lambda answer: answer.probabilities[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Marked:
+    """What a model marked in a series, or in pictures of one size that lie alike.
+
+    Parameters
+    ----------
+    sources : tuple of Dataset
+        The instances without their pixels, in order.
+    paths : tuple of Path
+        Where they lie.
+    labels : ndarray
+        uint8, shape (sources, rows, columns): the number of the segment, 0 for none.
+    voxel_mm3 : float
+        Of one voxel; 0 of single pictures, whose pixels have no volume.
+    """
+
+    sources: tuple[Dataset, ...]
+    paths: tuple[Path, ...]
+    labels: npt.NDArray[np.uint8]
+    voxel_mm3: float = 0.0
+
+    @property
+    def series_instance_uid(self) -> str:
+        """Of the series that was marked."""
+        return str(self.sources[0].SeriesInstanceUID)
+
+    def voxels(self, segment: Segment) -> int:
+        """Return how many voxels a segment has."""
+        return int((self.labels == segment.number).sum())
+
+    def volume_ml(self, segment: Segment) -> float:
+        """Return the volume of a segment."""
+        return self.voxels(segment) * self.voxel_mm3 / 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentContext(Making):
+    """What one model marked in one study revision: at least one series, all of one study and patient."""
+
+    marked: tuple[Marked, ...]
+
+    def __post_init__(self) -> None:
+        if not self.marked:
+            raise ResultError("result.empty", "expected at least one series in which segments were marked")
+        if len({str(source.StudyInstanceUID) for one in self.marked for source in one.sources}) != 1:
+            raise ResultError("result.study", "expected series of one study")
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """What the model marks."""
+        return self.card.output.segments
+
+    @property
+    def sources(self) -> list[Dataset]:
+        """All instances that were marked."""
+        return [source for one in self.marked for source in one.sources]

@@ -7,7 +7,7 @@ DICOM PS3.3 A.8.1 (Secondary Capture Image IOD), C.8.6, C.7.6.1 (General Image).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from highdicom.sc import SCImage
 from pydicom import Dataset
@@ -16,6 +16,7 @@ from pydicom.multival import MultiValue
 from inference.errors import ResultError
 from inference.results.context import DEVICE, MANUFACTURER, RESEARCH_USE
 from inference.results.identity import check_same_patient, copy_identity, settle_time
+from inference.results.loss import is_lossy
 from inference.results.picture import render
 from inference.results.uids import result_uid
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 KIND: Final = "sc"
 _SERIES_NUMBER: Final = 9002
 _PLACEHOLDER: Final = ("L", "F")
-_LOSSY_SYNTAXES: Final = frozenset(
-    {"50", "51", "81", "91", "93", "203"}  # 1.2.840.10008.1.2.4.N (PS3.5 section 8.2)
-)
 
 
 def build_capture(context: ResultContext) -> Dataset:
@@ -109,11 +107,7 @@ def _reference(source: Dataset) -> Dataset:
 
 
 def _tell_of_loss(capture: Dataset, source: Dataset) -> None:
-    """Once lossy, always lossy (PS3.3 C.7.6.1.1.5)."""
-    meta: Any = getattr(source, "file_meta", None)
-    syntax = str(meta.get("TransferSyntaxUID", "")) if meta is not None else ""
-    by_syntax = syntax.startswith("1.2.840.10008.1.2.4.") and syntax.rpartition(".")[2] in _LOSSY_SYNTAXES
-    if not by_syntax and str(source.get("LossyImageCompression") or "") != "01":
+    if not is_lossy(source):
         return
     capture.LossyImageCompression = "01"
     for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):

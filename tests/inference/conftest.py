@@ -38,7 +38,9 @@ class IODChecker:
     def errors(self, path: Path) -> list[str]:
         done = subprocess.run([DCIODVFY, path], capture_output=True, check=False, timeout=60)
         lines = (done.stdout + done.stderr).decode("utf-8", errors="replace").splitlines()
-        assert any(line in ("ComprehensiveSR", "SCImage") for line in lines), "dciodvfy did not know the IOD"
+        assert any(line in ("ComprehensiveSR", "SCImage", "Segmentation") for line in lines), (
+            "dciodvfy did not know the IOD"
+        )
         return [line for line in lines if line.startswith("Error")]
 
 

@@ -89,7 +89,7 @@ def test_the_package_serves_the_trained_model_with_its_card(task: TaskSpec, tmp_
 def test_a_category_of_the_task_stands_on_the_card() -> None:
     spec = VOLUMES.segmentation
     assert spec is not None
-    altered = Category("49755003", "SCT", "Morphologically Altered Structure")
+    altered = Category("49755003", "SCT", "Morphologically Abnormal Structure")
     segments = (replace(spec.segments[0], category=altered), spec.segments[1])
     task = replace(VOLUMES, segmentation=replace(spec, segments=segments))
     found = export.model_card(task, "1", {}, {}).output.segments

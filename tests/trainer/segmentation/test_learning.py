@@ -49,7 +49,7 @@ def test_a_category_survives_json_and_one_without_is_left_out() -> None:
     plain, spec = VOLUMES.to_json(), VOLUMES.segmentation
     assert spec is not None
     assert set(plain["segmentation"]["segments"][0]) == {"code", "scheme", "meaning"}
-    altered = Category("49755003", "SCT", "Morphologically Altered Structure")
+    altered = Category("49755003", "SCT", "Morphologically Abnormal Structure")
     changed = replace(
         VOLUMES, segmentation=replace(spec, segments=(replace(spec.segments[0], category=altered),))
     )
