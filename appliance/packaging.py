@@ -55,7 +55,7 @@ def export(zone: ResearchZone, work: Work, built: Built, metrics: dict[str, Any]
         report = sign_report(
             exported.package_sha256,
             metrics,
-            {**facts, "parity_max_abs": exported.parity_max_abs},
+            {**facts, **_parity(work, exported)},
             zone.keys.signing,
         )
         durable.write_whole(spool / f"{work.plan.run_id}.json", report, crossing.FILE_MODE)
@@ -63,6 +63,14 @@ def export(zone: ResearchZone, work: Work, built: Built, metrics: dict[str, Any]
     finally:
         shutil.rmtree(folder)
     return exported
+
+
+def _parity(work: Work, exported: Exported) -> dict[str, float]:
+    """Say how far the served model strays; of a segmentation also at how many of its voxels."""
+    found = {"parity_max_abs": exported.parity_max_abs}
+    if work.plan.task.segmentation is not None:
+        found["parity_voxels"] = exported.parity_voxels
+    return found
 
 
 def keep(zone: ResearchZone, work: Work) -> str:

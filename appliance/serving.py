@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
@@ -16,10 +17,18 @@ from appliance.db.engine import reading, writing
 from appliance.models import trusted_signers
 from inference.errors import InferenceError, PackageError, ResultError
 from inference.results.identity import check_same_patient
-from inference.study import answer_study, build_results, fits, is_own_result, read_instance
+from inference.study import (
+    answer_study,
+    build_results,
+    build_segment_results,
+    fits,
+    is_own_result,
+    read_instance,
+    segment_study,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from pydicom import Dataset
@@ -27,14 +36,14 @@ if TYPE_CHECKING:
     from appliance.node import ClinicalZone
     from appliance.serving_rows import Facts, Made, Model, Source
     from appliance.work import Claim
+    from inference.results.context import ResultContext, SegmentContext
     from inference.session import ModelSession
-    from inference.study import Outcome
 
 MODEL_FAILED: Final = "inference.model_failed"
 PICTURE_UNREADABLE: Final = "inference.picture_unreadable"
 DONE: Final = "inference.done"
 _SESSIONS: Final = 4
-_PERMANENT: Final = ("identity.", "pixel.", "instance.", "result.")
+_PERMANENT: Final = ("identity.", "pixel.", "volume.", "instance.", "result.")
 
 _LOG = logs.logger(__name__)
 
@@ -44,6 +53,16 @@ class _Picture:
     source: Source
     path: Path
     header: Dataset
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a model said: results by kind, what it could not read and why, what was found as plain values."""
+
+    results: Sequence[tuple[str, Dataset]]
+    unreadable: Sequence[tuple[Path, str]]
+    probability: float | None
+    finding: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -139,33 +158,58 @@ def _run_model(
     if facts.has_result(model, sources_sha256):
         return None
     check_identity(facts, [picture.header for picture in pictures])
-    outcome = answer_study(loaded, [picture.path for picture in fitting], claim.heartbeat)
-    _tell_unreadable(model, fitting, outcome)
+    paths = [picture.path for picture in fitting]
+    origin = _origin(facts, model, loaded)
+    ask = _segments if loaded.card.segmenting else _findings
+    said = ask(loaded, paths, origin, claim.heartbeat)
+    _tell_unreadable(model, fitting, said.unreadable)
+    if not said.results:
+        raise ResultError(said.unreadable[0][1], "no picture or series of the study could be read")
+    return serving_rows.Made(
+        model=model,
+        files=tuple(_write_all(zone, facts, model, said.results)),
+        probability=said.probability,
+        finding={**said.finding, "unreadable": len(said.unreadable), "sources_sha256": sources_sha256},
+    )
+
+
+def _findings(
+    loaded: ModelSession, paths: Sequence[Path], origin: dict[str, Any], alive: Callable[[], None]
+) -> _Said:
+    from inference.results.context import ResultContext  # noqa: PLC0415
+
+    outcome = answer_study(loaded, paths, alive)
     if not outcome.answers:
-        raise ResultError(outcome.unreadable[0][1], "no picture of the study could be read")
-    return _make(zone, facts, model, loaded, outcome, sources_sha256)
+        return _Said((), outcome.unreadable, None, {})
+    context = ResultContext(answers=outcome.answers, unreadable=len(outcome.unreadable), **origin)
+    results = list(build_results(context, outcome.paths).items())
+    return _Said(results, outcome.unreadable, context.leading.probabilities[0], _finding(context))
 
 
-def _make(
-    zone: ClinicalZone,
-    facts: Facts,
-    model: Model,
-    loaded: ModelSession,
-    outcome: Outcome,
-    sources_sha256: str,
-) -> Made:
-    from inference.results.context import Predecessor, ResultContext  # noqa: PLC0415
+def _segments(
+    loaded: ModelSession, paths: Sequence[Path], origin: dict[str, Any], alive: Callable[[], None]
+) -> _Said:
+    from inference.results.context import SegmentContext  # noqa: PLC0415
+
+    outcome = segment_study(loaded, paths, alive)
+    if not outcome.marked:
+        return _Said((), outcome.unreadable, None, {})
+    context = SegmentContext(marked=outcome.marked, unreadable=len(outcome.unreadable), **origin)
+    return _Said(build_segment_results(context), outcome.unreadable, None, segment_rows(context))
+
+
+def _origin(facts: Facts, model: Model, loaded: ModelSession) -> dict[str, Any]:
+    """Return what every result says of where it comes from: fields of ``Making``."""
+    from inference.results.context import Predecessor  # noqa: PLC0415
     from inference.results.uids import result_uid  # noqa: PLC0415
 
-    context = ResultContext(
-        answers=outcome.answers,
-        card=loaded.card,
-        package_sha256=model.package_sha256,
-        revision_id=facts.revision_id,
-        made_at=facts.assembled_at,
-        software_version=version("cloister"),
-        unreadable=len(outcome.unreadable),
-        predecessors=tuple(
+    return {
+        "card": loaded.card,
+        "package_sha256": model.package_sha256,
+        "revision_id": facts.revision_id,
+        "made_at": facts.assembled_at,
+        "software_version": version("cloister"),
+        "predecessors": tuple(
             Predecessor(
                 study_instance_uid=facts.study_instance_uid,
                 series_instance_uid=result_uid(previous.revision_id, previous.package_sha256, "sr.series"),
@@ -174,26 +218,52 @@ def _make(
             )
             for previous in facts.predecessors(model)
         ),
-    )
-    files = tuple(
-        serving_rows.MadeFile(
+    }
+
+
+def _write_all(
+    zone: ClinicalZone, facts: Facts, model: Model, results: Sequence[tuple[str, Dataset]]
+) -> Iterator[serving_rows.MadeFile]:
+    """Save results; of several of one kind each has a number."""
+    seen: Counter[str] = Counter()
+    for kind, ds in results:
+        seen[kind] += 1
+        suffix = kind if seen[kind] == 1 else f"{kind}-{seen[kind]}"
+        relative = f"results/{facts.revision_id}/{model.package_sha256[:32]}.{suffix}.dcm"
+        yield serving_rows.MadeFile(
             kind=kind,
             sop_class_uid=str(ds.SOPClassUID),
             sop_instance_uid=str(ds.SOPInstanceUID),
-            path=_save(zone.root, ds, f"results/{facts.revision_id}/{model.package_sha256[:32]}.{kind}.dcm"),
+            path=_save(zone.root, ds, relative),
         )
-        for kind, ds in build_results(context, outcome.paths).items()
-    )
-    leading = context.leading
-    return serving_rows.Made(
-        model=model,
-        files=files,
-        probability=leading.probabilities[0],
-        finding=_finding(context, sources_sha256),
-    )
 
 
-def _finding(context: Any, sources_sha256: str) -> dict[str, Any]:
+def segment_rows(context: SegmentContext) -> dict[str, Any]:
+    """Return what was marked, as plain JSON values: a row for each segment of each series.
+
+    ``volume_ml`` is None of single pictures.
+    """
+    measured = context.card.input.volume is not None
+    return {
+        "segments": [
+            {
+                "series": number,
+                "number": segment.number,
+                "code": segment.code,
+                "scheme": segment.scheme,
+                "meaning": segment.meaning,
+                "voxels": marked.voxels(segment),
+                "volume_ml": round(marked.volume_ml(segment), 3) if measured else None,
+            }
+            for number, marked in enumerate(context.marked, start=1)
+            for segment in context.segments
+        ],
+        "series": len(context.marked),
+        "pictures": len(context.sources),
+    }
+
+
+def _finding(context: ResultContext) -> dict[str, Any]:
     rows = [
         {
             "code": finding.code,
@@ -209,8 +279,6 @@ def _finding(context: Any, sources_sha256: str) -> dict[str, Any]:
         **rows[0],
         "findings": rows,
         "pictures": len(context.answers),
-        "unreadable": context.unreadable,
-        "sources_sha256": sources_sha256,
     }
 
 
@@ -236,9 +304,11 @@ def patient_id(header: Dataset) -> str:
     return (value if isinstance(value, str) else "\\".join(value)).strip()
 
 
-def _tell_unreadable(model: Model, fitting: Sequence[_Picture], outcome: Outcome) -> None:
+def _tell_unreadable(
+    model: Model, fitting: Sequence[_Picture], unreadable: Sequence[tuple[Path, str]]
+) -> None:
     ids = {picture.path: picture.source.id for picture in fitting}
-    for path, code in outcome.unreadable:
+    for path, code in unreadable:
         _LOG.warning(PICTURE_UNREADABLE, model_version_id=model.id, instance_id=ids[path], reason=code)
 
 

@@ -143,7 +143,7 @@ class Made:
 
     model: Model
     files: tuple[MadeFile, ...]
-    probability: float
+    probability: float | None  # None of what marks segments
     finding: dict[str, Any]
 
 

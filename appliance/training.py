@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 ROUND_TRAINED: Final = "round.trained"
 MODEL_EXPORTED: Final = "model.exported"
-MODEL_KEPT: Final = "model.kept"  # a segmentation's, for which there is no package yet
+MODEL_KEPT: Final = "model.kept"  # an anomaly task's, for which there is no package
 TRAIN: Final = "train"
 FINALIZE: Final = "finalize"
 BEAT_EVERY_S: Final = 1.0
@@ -252,7 +252,7 @@ def _finalize(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat)
         work = replace(work, weights=rule.deployed(plan.task, work.weights, own, trained=True))
     metrics = evaluate(plan.task, work.weights, built.dataset, progress).to_json()
     progress("export", 0, 1)
-    if plan.task.finding is None:
+    if plan.task.anomaly is not None:
         kept = packaging.keep(zone, work)
         with writing(zone.engine) as session:
             _evaluated(session, row.id, built, metrics)

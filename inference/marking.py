@@ -14,7 +14,7 @@ from inference.results.context import Marked
 from inference.volumes import likeliest, marked_on, plane_of, prepare_volume, read_volume, target_grid
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 _FULL: Final = 65535
 
 
-def mark_series(session: ModelSession, instances: Mapping[Path, Dataset]) -> Marked:
+def mark_series(
+    session: ModelSession, instances: Mapping[Path, Dataset], alive: Callable[[], None]
+) -> Marked:
     """Run a model of volumes on a series.
 
     Parameters
@@ -34,6 +36,8 @@ def mark_series(session: ModelSession, instances: Mapping[Path, Dataset]) -> Mar
         A model whose card has a volume.
     instances : Mapping
         All of the series with their pixels, which are taken out.
+    alive : callable
+        Called between the steps, none of which is longer than the model's run.
 
     Raises
     ------
@@ -56,11 +60,13 @@ def mark_series(session: ModelSession, instances: Mapping[Path, Dataset]) -> Mar
     target = target_grid(grid, (spec.slices, preparation.rows, preparation.columns), spec.spacing_mm)
     x = prepare_volume(volume, target, preparation)
     del volume
+    alive()
     shares = session.run(x[np.newaxis])[0]
+    alive()
     return Marked(
         tuple(instances[path] for path in order),
         tuple(order),
-        marked_on(shares[1:], target, grid),
+        marked_on(shares[1:], target, grid, alive),
         abs(float(np.linalg.det(grid.affine[:3, :3]))),
     )
 

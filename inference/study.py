@@ -122,7 +122,7 @@ def segment_study(session: ModelSession, paths: Sequence[Path], alive: Callable[
     paths : sequence of Path
         Instances that fit.
     alive : callable
-        Called before each series or picture.
+        Called before each series or picture, and between the steps of a series.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def segment_study(session: ModelSession, paths: Sequence[Path], alive: Callable[
         alive()
         try:
             instances = {path: read_instance(path, with_pixels=True) for path in group}
-            marked.append(marking.mark_series(session, instances))
+            marked.append(marking.mark_series(session, instances, alive))
         except PreprocessingError as error:
             unreadable.append((group[0], error.code))
     return SegmentOutcome(tuple(marked), tuple(unreadable))

@@ -19,7 +19,7 @@ from inference.errors import PreprocessingError
 from inference.pixels import read_grey
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pydicom import Dataset
 
@@ -247,7 +247,12 @@ def prepare_volume(volume: Volume, target: Grid, spec: PreprocessingSpec) -> npt
     return ((placed - spec.mean) / spec.standard_deviation).astype(np.float32)[np.newaxis]
 
 
-def marked_on(shares: Sequence[npt.NDArray[np.float32]], model: Grid, source: Grid) -> npt.NDArray[np.uint8]:
+def marked_on(
+    shares: Sequence[npt.NDArray[np.float32]],
+    model: Grid,
+    source: Grid,
+    alive: Callable[[], None] = lambda: None,
+) -> npt.NDArray[np.uint8]:
     """Return the likeliest class of each voxel of the source, from shares on the model's grid.
 
     Shares are interpolated, as :func:`resample` does with masks for training, before the likeliest class is
@@ -260,10 +265,13 @@ def marked_on(shares: Sequence[npt.NDArray[np.float32]], model: Grid, source: Gr
         Of class 1 onwards, shape of the model's grid.
     model, source : Grid
         Both in the same patient's coordinates.
+    alive : callable
+        Called before each part of the source.
     """
     found = np.zeros(source.shape, dtype=np.uint8)
     step = max(1, _PART_VOXELS // (source.shape[1] * source.shape[2]))
     for first in range(0, source.shape[0], step):
+        alive()
         affine = source.affine.copy()
         affine[:3, 3] += first * affine[:3, 0]
         part = Grid((min(step, source.shape[0] - first), *source.shape[1:]), affine)

@@ -298,7 +298,6 @@ def _content_rules(report: Report) -> tuple[tuple[str, bool], ...]:
         ("segment_missing", train.cases > 0 and fewest == 0),
         ("few_cases_of_a_segment", 0 < fewest < FEW_CASES),
         ("nothing_marked_in_held_out", held_out.positive == 0),
-        ("model_stays_in_research", True),
     )
 
 

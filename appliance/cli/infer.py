@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
     from inference.package import Package
-    from inference.study import Outcome
+    from inference.session import ModelSession
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +41,7 @@ def infer(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Run a model package on a study and write Structured Report and Secondary Capture.
+    """Run a model package on a study and write Structured Report and Secondary Capture, or segmentations.
 
     The package is verified as on a node: signature, hashes, a limited process of its own.
     """
@@ -63,6 +64,9 @@ def infer(
         typer.echo(
             f"{finding['meaning']}: {finding['probability']:.3f} ({side} threshold {finding['threshold']:g})"
         )
+    for row in figures["segments"]:
+        volume = "" if row["volume_ml"] is None else f", {row['volume_ml']:.3f} mL"
+        typer.echo(f"series {row['series']}: {row['meaning']}: {row['voxels']} voxels{volume}")
     for name in figures["files"]:
         typer.echo(name)
 
@@ -88,14 +92,33 @@ def _infer(package: Path, study: Path, out: Path, signers: dict[str, Ed25519Publ
     from inference.package import load_package  # noqa: PLC0415
     from inference.results.identity import check_same_patient  # noqa: PLC0415
     from inference.session import ModelSession  # noqa: PLC0415
-    from inference.study import answer_study  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory(prefix="cloister-infer-") as folder:
         verified = load_package(package, Path(folder) / "package", signers)
         paths, headers = _fitting(verified, study)
         check_same_patient(headers)
-        outcome = answer_study(ModelSession(verified), paths, lambda: None)
-    return _write(verified, outcome, out)
+        session = ModelSession(verified)
+    ask = _segments if verified.card.segmenting else _findings
+    results, found = ask(session, paths, _origin(verified, headers))
+    out.mkdir(parents=True, exist_ok=True)
+    seen: Counter[str] = Counter()
+    names = []
+    for kind, ds in results:
+        seen[kind] += 1
+        suffix = kind if seen[kind] == 1 else f"{kind}-{seen[kind]}"
+        target = out / f"{verified.card.name}.{suffix}.dcm".replace("/", "_")
+        ds.save_as(target, enforce_file_format=True)
+        names.append(str(target))
+    return {
+        "model": verified.card.name,
+        "version": verified.card.version,
+        "package_sha256": verified.sha256,
+        "signer": verified.signer,
+        "findings": [],
+        "segments": [],
+        **found,
+        "files": names,
+    }
 
 
 def _fitting(package: Package, study: Path) -> tuple[list[Path], list[Dataset]]:
@@ -120,49 +143,55 @@ def _fitting(package: Package, study: Path) -> tuple[list[Path], list[Dataset]]:
     return [path for path, _ in taken], [header for _, header in taken]
 
 
-def _write(package: Package, outcome: Outcome, out: Path) -> dict[str, Any]:
+def _origin(package: Package, headers: list[Dataset]) -> dict[str, Any]:
+    """Return what every result says of where it comes from; every run makes instances of its own."""
+    made_at = datetime.now(UTC)
+    run = "\n".join([made_at.isoformat(), *sorted(str(header.SOPInstanceUID) for header in headers)])
+    return {
+        "card": package.card,
+        "package_sha256": package.sha256,
+        "revision_id": hashlib.sha256(run.encode()).hexdigest(),
+        "made_at": made_at,
+        "software_version": version("cloister"),
+    }
+
+
+def _findings(
+    session: ModelSession, paths: list[Path], origin: dict[str, Any]
+) -> tuple[list[tuple[str, Dataset]], dict[str, Any]]:
     from inference.errors import ResultError  # noqa: PLC0415
     from inference.results.context import ResultContext  # noqa: PLC0415
-    from inference.study import build_results  # noqa: PLC0415
+    from inference.study import answer_study, build_results  # noqa: PLC0415
 
+    outcome = answer_study(session, paths, lambda: None)
     if not outcome.answers:
         raise ResultError(outcome.unreadable[0][1], "no picture of the study could be read")
-    made_at = datetime.now(UTC)
-    uids = sorted(str(answer.source.SOPInstanceUID) for answer in outcome.answers)
-    run = "\n".join([made_at.isoformat(), *uids])  # every run makes instances of its own
-    context = ResultContext(
-        answers=outcome.answers,
-        card=package.card,
-        package_sha256=package.sha256,
-        revision_id=hashlib.sha256(run.encode()).hexdigest(),
-        made_at=made_at,
-        software_version=version("cloister"),
-        unreadable=len(outcome.unreadable),
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    names = []
-    for kind, ds in build_results(context, outcome.paths).items():
-        target = out / f"{package.card.name}.{kind}.dcm".replace("/", "_")
-        ds.save_as(target, enforce_file_format=True)
-        names.append(str(target))
-    leading = context.leading.probabilities
-    return {
-        "model": package.card.name,
-        "version": package.card.version,
-        "package_sha256": package.sha256,
-        "signer": package.signer,
-        "pictures": len(outcome.answers),
-        "unreadable": len(outcome.unreadable),
-        "findings": [
-            {
-                "code": finding.code,
-                "scheme": finding.scheme,
-                "meaning": finding.meaning,
-                "threshold": finding.threshold,
-                "probability": probability,
-                "called": probability >= finding.threshold,
-            }
-            for finding, probability in zip(context.findings, leading, strict=True)
-        ],
-        "files": names,
-    }
+    context = ResultContext(answers=outcome.answers, unreadable=len(outcome.unreadable), **origin)
+    rows = [
+        {
+            "code": finding.code,
+            "scheme": finding.scheme,
+            "meaning": finding.meaning,
+            "threshold": finding.threshold,
+            "probability": probability,
+            "called": probability >= finding.threshold,
+        }
+        for finding, probability in zip(context.findings, context.leading.probabilities, strict=True)
+    ]
+    found = {"pictures": len(outcome.answers), "unreadable": len(outcome.unreadable), "findings": rows}
+    return list(build_results(context, outcome.paths).items()), found
+
+
+def _segments(
+    session: ModelSession, paths: list[Path], origin: dict[str, Any]
+) -> tuple[list[tuple[str, Dataset]], dict[str, Any]]:
+    from appliance.serving import segment_rows  # noqa: PLC0415
+    from inference.errors import ResultError  # noqa: PLC0415
+    from inference.results.context import SegmentContext  # noqa: PLC0415
+    from inference.study import build_segment_results, segment_study  # noqa: PLC0415
+
+    outcome = segment_study(session, paths, lambda: None)
+    if not outcome.marked:
+        raise ResultError(outcome.unreadable[0][1], "no series of the study could be marked")
+    context = SegmentContext(marked=outcome.marked, unreadable=len(outcome.unreadable), **origin)
+    return build_segment_results(context), {**segment_rows(context), "unreadable": len(outcome.unreadable)}

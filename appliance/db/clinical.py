@@ -302,7 +302,7 @@ class Result(ClinicalBase):
         ForeignKey("study_revision.id", ondelete="CASCADE"), index=True
     )
     model_version_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"), index=True)
-    kind: Mapped[str] = mapped_column(String(16))  # sr, sc
+    kind: Mapped[str] = mapped_column(String(16))  # sr, sc, seg
     sop_class_uid: Mapped[str] = mapped_column(String(64))
     sop_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)
     path: Mapped[str] = mapped_column(String(255))

@@ -31,7 +31,7 @@ from inference.package import pack, package_sha256, write_package
 from tests.inference.material import make_card, make_instance, make_onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from pydicom import Dataset
@@ -67,6 +67,7 @@ def drop_package(
     card: Any = None,
     onnx: bytes | None = None,
     key: Any = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> Path:
     """Leave a package in the crossing as the research zone does; return the zip."""
     signing = key or load_research_keys(zone.settings.zone_root("research")).signing
@@ -74,7 +75,7 @@ def drop_package(
     folder = spool.parent / f"making-{new_id()}"
     write_package(folder, onnx or make_onnx(), card or make_card(), signing)
     if report:
-        content = sign_report(package_sha256(folder), {"auc": 0.91}, {"rounds": 3}, signing)
+        content = sign_report(package_sha256(folder), metrics or {"auc": 0.91}, {"rounds": 3}, signing)
         (spool / f"{name}.json").write_bytes(content)
     pack(folder, spool / f"{name}.zip")
     return spool / f"{name}.zip"

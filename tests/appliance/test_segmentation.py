@@ -27,15 +27,18 @@ from appliance.db.research import (
 from appliance.federation import preflight_words, protocols, queries
 from appliance.ledger import verify
 from appliance.work import claimed
+from inference.evaluation import read_report
+from inference.package import load_package
+from inference.session import ModelSession
 from tests.appliance.masked_zone import MASKED_TASK, file_masked
 from tests.appliance.training_node import TrainingNode, make_training_node
 from tests.trainer import masked
-from trainer.local_round import evaluate, use_threads
+from trainer.local_round import evaluate, predict, use_threads
 from trainer.measuring import read_metrics
 from trainer.networks import initial_weights
 from trainer.segmentation.folders import read_mask_folder
 from trainer.strategies import check_update
-from trainer.weights_io import load, sha256
+from trainer.weights_io import load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,19 +97,31 @@ def test_a_round_trains_on_series_with_masks_and_says_which(node: TrainingNode) 
     assert used == {digest for digest, pseudonym in rows if pseudonym not in {"S0", "S8"}}
 
 
-def test_the_final_model_is_measured_and_kept_and_nothing_crosses(node: TrainingNode) -> None:
+def test_the_final_model_is_exported_with_its_dice_and_crosses(node: TrainingNode) -> None:
     row = deliver(node, node.add_round("finalize"))
     assert (row.state, row.reason) == (WorkState.DONE, None)
     assert read_metrics(row.metrics).headline is not None
-    kept = node.zone.root / "federation" / "finals" / f"{node.plan.run_id}.safetensors"
     with reading(node.zone.engine) as session:
-        entry = session.scalars(
-            select(ResearchLedgerEntry).where(ResearchLedgerEntry.kind == training.MODEL_KEPT)
-        ).one()
-        assert session.scalars(select(CandidateModel)).all() == []
-    assert json.loads(entry.body)["model_sha256"] == sha256(kept)
-    assert all(np.array_equal(array, initial_weights(TASK)[name]) for name, array in load(kept).items())
-    assert not list((node.zone.settings.crossing_in / "packages").iterdir())
+        (candidate,) = session.scalars(select(CandidateModel)).all()
+        kinds = session.scalars(select(ResearchLedgerEntry.kind)).all()
+    assert training.MODEL_EXPORTED in kinds
+    assert training.MODEL_KEPT not in kinds
+    assert candidate.metrics == row.metrics
+    assert candidate.parity_max_abs is not None
+    assert candidate.parity_max_abs < 1e-5
+    assert not (node.zone.root / "federation" / "finals").exists()
+    spool = node.zone.settings.crossing_in / "packages"
+    signers = {"research": node.zone.keys.signing.public_key()}
+    package = load_package(spool / "run-1.zip", node.zone.root / "taken", signers)
+    assert package.sha256 == candidate.package_sha256
+    assert [one.code for one in package.card.output.segments] == ["HIP-ANT", "HIP-POST"]
+    report = read_report((spool / "run-1.json").read_bytes(), package.sha256, signers)
+    assert report["metrics"] == row.metrics
+    assert report["facts"]["parity_voxels"] == 0
+    built = datasets.build(node.zone, TASK)
+    x = built.dataset.validation.x
+    served = ModelSession(package).run(x).argmax(axis=1)
+    assert np.array_equal(served, predict(TASK, initial_weights(TASK), x))
     assert verify(node.zone.engine, node.zone.keys.signing.public_key()).ok
 
 
@@ -162,7 +177,7 @@ def test_a_preflight_counts_masks_that_are_missing_empty_or_elsewhere(node: Trai
     assert report["missing"] == {"pictures_without_masks": 1, "masks_without_pictures": 0}
     assert report["segments"] == dict.fromkeys(("HIP-ANT", "HIP-POST"), report["train"]["cases"])
     assert "few_cases_of_a_segment" in report["warnings"]
-    assert "model_stays_in_research" in report["warnings"]
+    assert "model_stays_in_research" not in report["warnings"]
     assert "one_class_to_train_on" not in report["warnings"]
     told = dict(preflight_words.rows(report))
     assert "1 mask frame of reference" in told["Instances"]
