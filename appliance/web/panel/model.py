@@ -19,6 +19,7 @@ from appliance.web.panel.parts import badge, card, code, facts, grid, nothing, p
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from pathlib import Path
 
     from markupsafe import Markup
 
@@ -38,6 +39,7 @@ class ModelView:
     modalities: str
     package_sha256: str
     metrics: tuple[tuple[str, str], ...]
+    answers: tuple[tuple[str, str], ...]  # what the card says that it finds or marks, and in what
     provenance: tuple[tuple[str, str], ...]
     decided_by: str | None
     decided_at: datetime | None
@@ -64,12 +66,34 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> ModelView:
         modalities=model.modalities.replace("\\", ", "),
         package_sha256=model.package_sha256,
         metrics=tuple(flatten(model.metrics)),
+        answers=_answers(desk.zone.root / model.path),
         provenance=tuple(flatten(model.provenance)),
         decided_by=decider or model.decided_by,
         decided_at=model.decided_at,
         created_at=model.created_at,
         can_decide=Right.APPROVE_MODEL in viewer.rights,
     )
+
+
+def _answers(folder: Path) -> tuple[tuple[str, str], ...]:
+    """Read what a version finds or marks from its card; empty for one that was refused, which has none."""
+    path = folder / "model.json"
+    if not path.is_file():
+        return ()
+    from inference.card import ModelCard  # noqa: PLC0415 - loaded with the first version that is opened
+
+    card = ModelCard.from_bytes(path.read_bytes())
+    size = " x ".join(map(str, card.input.size))
+    if not card.segmenting:
+        return (
+            ("Finds", ", ".join(one.meaning for one in card.output.findings)),
+            ("Input", f"{size} pixels"),
+        )
+    marks = ", ".join(one.meaning for one in card.output.segments)
+    if card.input.volume is None:
+        return (("Marks", marks), ("Input", f"{size} pixels of one picture"))
+    spacing = " x ".join(f"{value:g}" for value in card.input.volume.spacing_mm)
+    return (("Marks", marks), ("Input", f"{size} voxels of a series, {spacing} mm"))
 
 
 def flatten(document: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -145,6 +169,7 @@ def _package(view: ModelView) -> Markup:
         ("Package", code(view.package_sha256, length=64)),
         ("Signed by", view.signer or DASH),
         ("Modality", view.modalities or "any"),
+        *view.answers,
         *view.provenance,
     ]
     return card("Package and provenance", facts(rows))

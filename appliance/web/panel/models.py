@@ -35,7 +35,7 @@ class ModelRow:
     state: str
     reason: str | None
     modalities: str
-    auc: float | None
+    figure: tuple[str, float] | None  # AUC of findings, Dice of segments
     result_count: int
     decided_by: str | None
     decided_at: datetime | None
@@ -76,7 +76,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> ModelsView:
             state=model.state,
             reason=_reason(model, names),
             modalities=model.modalities.replace("\\", ", "),
-            auc=find_auc(model.metrics),
+            figure=find_figure(model.metrics),
             result_count=counts.get(model.id, 0),
             decided_by=people.get(model.decided_by or "", model.decided_by),
             decided_at=model.decided_at,
@@ -95,15 +95,24 @@ def _reason(model: ModelVersion, names: Mapping[str, str]) -> str | None:
     return " ".join(names.get(word, word) for word in model.reason.split(" "))
 
 
-def find_auc(metrics: Mapping[str, Any]) -> float | None:
-    """Return the area under the curve from a metrics document, whichever way it is nested."""
-    value = metrics.get("auc")
+def find_figure(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
+    """Return the figure that stands for all, with its name: Dice of segments, else AUC."""
+    for key, name in (("dice", "Dice"), ("auc", "AUC")):
+        value = _find(metrics, key)
+        if value is not None:
+            return name, value
+    return None
+
+
+def _find(metrics: Mapping[str, Any], key: str) -> float | None:
+    """Return an estimate from a metrics document, whichever way it is nested."""
+    value = metrics.get(key)
     if isinstance(value, Mapping):
         value = value.get("value", value.get("estimate"))
     if isinstance(value, int | float):
         return float(value)
     for nested in metrics.values():
-        if isinstance(nested, Mapping) and (found := find_auc(nested)) is not None:
+        if isinstance(nested, Mapping) and (found := _find(nested, key)) is not None:
             return found
     return None
 
@@ -136,7 +145,7 @@ def _table(view: ModelsView) -> Markup:
         Column("Model", "wide"),
         Column("State", "wide"),
         Column("Modality", "tight"),
-        Column("AUC here", "number"),
+        Column("Measured here", "number"),
         Column("Studies read", "number"),
         Column("Decided", "tight"),
         Column("", "tight"),
@@ -146,7 +155,7 @@ def _table(view: ModelsView) -> Markup:
             stack(link(f"/models/{row.id}", row.name), el("small", row.version)),
             stack(badge(row.state), el("span", row.reason, class_="reason") if row.reason else None),
             row.modalities or "any",
-            DASH if row.auc is None else f"{row.auc:.3f}",
+            _measured(row),
             row.result_count,
             stack(when(row.decided_at), el("small", f"by {row.decided_by}") if row.decided_by else None),
             buttons(row.id, row.state, f"{row.name} {row.version}", can_decide=view.can_decide),
@@ -159,6 +168,13 @@ def _table(view: ModelsView) -> Markup:
         link("/federation", "See the runs"),
     )
     return table("Model versions", columns, rows, empty=empty)
+
+
+def _measured(row: ModelRow) -> Markup | str:
+    if row.figure is None:
+        return DASH
+    name, value = row.figure
+    return stack(f"{value:.3f}", el("small", name))
 
 
 def buttons(id_: str, state: str, name: str, *, can_decide: bool) -> Markup | None:

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from appliance.auth.rights import Right
 from appliance.db.clinical import Delivery, ModelVersion, Peer, Result, Study, StudyRevision
 from appliance.db.engine import reading
-from appliance.web.panel import study_rows
+from appliance.web.panel import segment_parts, study_rows
 from appliance.web.panel.deliveries import PROOF_WORDS
 from appliance.web.panel.markup import DASH, el, when
 from appliance.web.panel.page import Drawing, NotThereError, Page, Query
@@ -76,6 +76,8 @@ class ResultView:
     siblings: tuple[tuple[str, str], ...]  # id, kind
     picture_id: str | None
     sees_pictures: bool
+    segments: tuple[segment_parts.SegmentRow, ...] = ()
+    unreadable: int = 0
 
 
 def load(desk: Desk, viewer: Viewer, query: Query) -> ResultView:
@@ -118,6 +120,8 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> ResultView:
             siblings=tuple((one.id, one.kind) for one in family if one.id != result.id),
             picture_id=next((one.id for one in family if one.kind == "sc" and sees), None),
             sees_pictures=sees,
+            segments=segment_parts.read(result.finding),
+            unreadable=int(result.finding.get("unreadable") or 0),
         )
 
 
@@ -148,7 +152,13 @@ def draw(view: ResultView, viewer: Viewer) -> Drawing:
         ),
         "body": grid(
             _picture(view),
-            el("div", _finding(view), _deliveries(view), _origin(view), class_="column"),
+            el(
+                "div",
+                _segments(view) if view.segments else _finding(view),
+                _deliveries(view),
+                _origin(view),
+                class_="column",
+            ),
             class_="wide-left",
         ),
     }
@@ -181,6 +191,14 @@ def _finding(view: ResultView) -> Markup:
         ("Threshold", DASH if view.threshold is None else f"{view.threshold:.3f}"),
     ]
     return card("Finding", facts(rows))
+
+
+def _segments(view: ResultView) -> Markup:
+    left_out = None
+    if view.unreadable:
+        words = f"{view.unreadable} of the study could not be marked: no volume, or not readable."
+        left_out = el("p", words, class_="muted")
+    return card("Segments", segment_parts.draw_table(view.segments), left_out)
 
 
 def _origin(view: ResultView) -> Markup:

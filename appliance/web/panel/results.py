@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from appliance.auth.rights import Right
 from appliance.db.clinical import Delivery, ModelVersion, Result, Study
 from appliance.db.engine import reading
-from appliance.web.panel import study_rows
+from appliance.web.panel import segment_parts, study_rows
 from appliance.web.panel.markup import DASH, count, el, when
 from appliance.web.panel.page import Drawing, Page, Query
 from appliance.web.panel.parts import Column, badge, link, nothing, page_head, pager, stack, table
@@ -42,6 +42,7 @@ class StudyResult:
     superseded: bool
     created_at: datetime
     deliveries: tuple[tuple[str, int], ...]  # state, how many
+    segments: tuple[segment_parts.SegmentRow, ...] = ()  # of a model that marks them
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,14 @@ def _row(session: Session, viewer: Viewer, revision_id: str, model_id: str) -> S
         superseded=all(result.superseded for result in found),
         created_at=max(result.created_at for result in found),
         deliveries=tuple((str(state), int(number)) for state, number in states),
+        segments=segment_parts.read(shown.finding),
     )
 
 
 def finding_name(finding: dict[str, object]) -> str:
-    """Return the meaning of a coded finding."""
-    return str(finding.get("meaning") or finding.get("label") or finding.get("code") or "Finding")
+    """Return the meaning of a coded finding, or of what was marked."""
+    marked = segment_parts.names(segment_parts.read(finding))
+    return marked or str(finding.get("meaning") or finding.get("label") or finding.get("code") or "Finding")
 
 
 def is_positive(result: Result) -> bool | None:
@@ -134,7 +137,7 @@ def _table(view: ResultsView) -> Markup:
         Column("Picture", "tight"),
         Column("Study", "wide"),
         Column("Finding", "wide"),
-        Column("Probability", "number"),
+        Column("Probability, volume", "number"),
         Column("Model", "tight"),
         Column("Delivery", "tight"),
         Column("Made", "tight"),
@@ -147,7 +150,7 @@ def _table(view: ResultsView) -> Markup:
                 el("small", row.identity.patient_id) if row.identity else None,
             ),
             stack(row.finding, _verdict(row.positive)),
-            DASH if row.probability is None else f"{row.probability:.2f}",
+            _measured(row),
             stack(row.model, _marks(row)),
             _delivery(row),
             when(row.created_at),
@@ -174,6 +177,13 @@ def _thumb(row: StudyResult) -> Markup:
         width="56",
         height="56",
     )
+
+
+def _measured(row: StudyResult) -> Markup | str:
+    """Say how probable the finding is, or how large the first series' segments are."""
+    if row.segments:
+        return stack(*(el("span", one.size) for one in row.segments if one.series == 1))
+    return DASH if row.probability is None else f"{row.probability:.2f}"
 
 
 def _verdict(positive: bool | None) -> Markup | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 
 from appliance.db.clinical import Delivery, ModelVersion, Peer, Result
+from appliance.web.panel import segment_parts
 from appliance.web.panel.markup import DASH, el, when
 from appliance.web.panel.parts import Column, badge, card, link, nothing, stack, table
 
@@ -30,6 +31,7 @@ class ResultRow:
     superseded: bool
     created_at: datetime
     deliveries: tuple[tuple[str, str, str | None], ...]  # peer, state, reason
+    segments: tuple[segment_parts.SegmentRow, ...] = ()
 
 
 def read(session: Session, study_id: str) -> tuple[ResultRow, ...]:
@@ -59,6 +61,7 @@ def read(session: Session, study_id: str) -> tuple[ResultRow, ...]:
                 for delivery, name in sent
                 if delivery.result_id == result.id
             ),
+            segments=segment_parts.read(result.finding),
         )
         for result, model in rows
     )
@@ -74,7 +77,12 @@ def draw(found: tuple[ResultRow, ...]) -> Markup:
     )
     rows = [
         (
-            stack(link(f"/results/{row.id}", kind_name(row.kind)), el("small", row.model), _marks(row)),
+            stack(
+                link(f"/results/{row.id}", kind_name(row.kind)),
+                el("small", row.model),
+                el("small", segment_parts.names(row.segments)) if row.segments else None,
+                _marks(row),
+            ),
             DASH if row.probability is None else f"{row.probability:.2f}",
             when(row.created_at),
             _delivered(row),
@@ -91,7 +99,8 @@ def draw(found: tuple[ResultRow, ...]) -> Markup:
 
 def kind_name(kind: str) -> str:
     """Name a kind of result as DICOM does."""
-    return {"sr": "Structured Report", "sc": "Secondary Capture"}.get(kind, kind.upper())
+    names = {"sr": "Structured Report", "sc": "Secondary Capture", "seg": "Segmentation"}
+    return names.get(kind, kind.upper())
 
 
 def _marks(row: ResultRow) -> Markup | None:
