@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trainer.task import TaskSpec
+    from trainer.weights_io import Weights
 
 CONFIG = """
 name = "test-node"
@@ -45,10 +46,12 @@ class TrainingNode:
     plan: Plan
     protocol_id: str
 
-    def add_round(self, kind: str = "train", number: int = 1, **changes: Any) -> str:
-        """Insert a round on the untrained model; return its row id."""
+    def add_round(
+        self, kind: str = "train", number: int = 1, *, weights: Weights | None = None, **changes: Any
+    ) -> str:
+        """Insert a round on a model, the untrained one without another; return its row id."""
         path = self.zone.root / "federation" / "models" / "model.safetensors"
-        digest = save(path, initial_weights(self.plan.task))
+        digest = save(path, weights or initial_weights(self.plan.task))
         values: dict[str, Any] = {
             "run_id": self.plan.run_id,
             "number": number,
