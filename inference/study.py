@@ -169,21 +169,25 @@ def _by_series(paths: Sequence[Path], unreadable: list[tuple[Path, str]]) -> lis
 
 
 def build_segment_results(context: SegmentContext) -> list[tuple[str, Dataset]]:
-    """Make a segmentation (``seg``) of each series, and of volumes the report (``sr``) that measures them.
+    """Make a segmentation (``seg``) of each series, of volumes the report (``sr``), and the capture (``sc``).
 
     Raises
     ------
     InferenceError
         If a result cannot be made.
     """
-    from inference.results.measured import build_measurements  # noqa: PLC0415  highdicom is slow to import
+    from inference.results.marked_picture import most_marked  # noqa: PLC0415  highdicom is slow to import
+    from inference.results.measured import build_measurements  # noqa: PLC0415
+    from inference.results.sc import build_marked_capture  # noqa: PLC0415
     from inference.results.seg import build_segmentation  # noqa: PLC0415
 
     segmentations = [build_segmentation(context, marked) for marked in context.marked]
     results = [("seg", ds) for ds in segmentations]
     if context.card.input.volume is not None:
         results.append(("sr", build_measurements(context, segmentations)))
-    return results
+    marked, index = most_marked(context)
+    shown = read_instance(marked.paths[index], with_pixels=True)
+    return [*results, ("sc", build_marked_capture(context, shown))]
 
 
 def build_results(context: ResultContext, paths: Sequence[Path]) -> dict[str, Dataset]:

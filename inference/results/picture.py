@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from pydicom import Dataset
 
-    from inference.card import Finding
+    from inference.card import Finding, ModelCard
     from inference.results.context import ResultContext
 
 PICTURE_EDGE: Final = 1024
 MIN_WIDTH: Final = 840
 MAX_FINDINGS: Final = 6
-_HEADER: Final = 64
+HEADER: Final = 64
 _ROW: Final = 140
-_FOOTER: Final = 92
-_MARGIN: Final = 32
-_BLACK: Final = (0, 0, 0)
-_PANEL: Final = (18, 23, 29)
-_LINE: Final = (52, 62, 73)
-_TEXT: Final = (236, 240, 244)
-_QUIET: Final = (157, 170, 184)
+FOOTER: Final = 92
+MARGIN: Final = 32
+BLACK: Final = (0, 0, 0)
+PANEL: Final = (18, 23, 29)
+LINE: Final = (52, 62, 73)
+TEXT: Final = (236, 240, 244)
+QUIET: Final = (157, 170, 184)
 _ALERT: Final = (255, 178, 66)
 _CALM: Final = (112, 178, 222)
 
@@ -61,13 +61,13 @@ def render(context: ResultContext) -> npt.NDArray[np.uint8]:
     order = sorted(range(len(context.findings)), key=lambda index: -context.leading.probabilities[index])
     rows = [(context.findings[index], context.leading.probabilities[index]) for index in order[:MAX_FINDINGS]]
     width = max(MIN_WIDTH, picture.shape[1])
-    height = _HEADER + picture.shape[0] + len(rows) * _ROW + _FOOTER
-    canvas = Image.new("RGB", (width, height), _BLACK)
-    canvas.paste(Image.fromarray(picture), ((width - picture.shape[1]) // 2, _HEADER))
+    height = HEADER + picture.shape[0] + len(rows) * _ROW + FOOTER
+    canvas = Image.new("RGB", (width, height), BLACK)
+    canvas.paste(Image.fromarray(picture), ((width - picture.shape[1]) // 2, HEADER))
     draw = ImageDraw.Draw(canvas)
-    _header(draw, width, context)
-    top = _HEADER + picture.shape[0]
-    draw.rectangle((0, top, width, height), fill=_PANEL)
+    draw_header(draw, width, context.card)
+    top = HEADER + picture.shape[0]
+    draw.rectangle((0, top, width, height), fill=PANEL)
     for finding, probability in rows:
         _finding(draw, top, width, finding, probability)
         top += _ROW
@@ -96,16 +96,17 @@ def as_seen(ds: Dataset, edge: int = PICTURE_EDGE) -> npt.NDArray[np.uint8]:
     return (resize(white, rows, columns) >> 8).astype(np.uint8)
 
 
-def _header(draw: ImageDraw.ImageDraw, width: int, context: ResultContext) -> None:
-    draw.rectangle((0, 0, width, _HEADER - 1), fill=_PANEL)
-    draw.line((0, _HEADER - 1, width, _HEADER - 1), fill=_LINE)
-    font = _font(30)
+def draw_header(draw: ImageDraw.ImageDraw, width: int, card: ModelCard) -> None:
+    """Say what no result of ours may leave out, and which model it is by."""
+    draw.rectangle((0, 0, width, HEADER - 1), fill=PANEL)
+    draw.line((0, HEADER - 1, width, HEADER - 1), fill=LINE)
+    font = font_of(30)
     draw.text(
-        (_MARGIN, _HEADER // 2), RESEARCH_USE, _ALERT, font, anchor="lm", stroke_width=0.4, stroke_fill=_ALERT
+        (MARGIN, HEADER // 2), RESEARCH_USE, _ALERT, font, anchor="lm", stroke_width=0.4, stroke_fill=_ALERT
     )
-    room = width - 3 * _MARGIN - int(draw.textlength(RESEARCH_USE, font))
-    label = _fitted(draw, f"{context.card.name} {context.card.version}", _font(24), room)
-    draw.text((width - _MARGIN, _HEADER // 2), label, _QUIET, _font(24), anchor="rm")
+    room = width - 3 * MARGIN - int(draw.textlength(RESEARCH_USE, font))
+    label = fitted(draw, f"{card.name} {card.version}", font_of(24), room)
+    draw.text((width - MARGIN, HEADER // 2), label, QUIET, font_of(24), anchor="rm")
 
 
 def _finding(draw: ImageDraw.ImageDraw, top: int, width: int, finding: Finding, probability: float) -> None:
@@ -114,22 +115,23 @@ def _finding(draw: ImageDraw.ImageDraw, top: int, width: int, finding: Finding, 
     percent = _percent(probability, finding.threshold)
     base = top + 58
     draw.text(
-        (width - _MARGIN, base), percent, color, _font(52), anchor="rs", stroke_width=0.5, stroke_fill=color
+        (width - MARGIN, base), percent, color, font_of(52), anchor="rs", stroke_width=0.5, stroke_fill=color
     )
-    room = width - 3 * _MARGIN - int(draw.textlength(percent, _font(52)))
-    draw.text((_MARGIN, base), _fitted(draw, finding.meaning, _font(40), room), _TEXT, _font(40), anchor="ls")
-    left, right, bar = _MARGIN, width - _MARGIN, top + 76
-    draw.rounded_rectangle((left, bar, right, bar + 14), 7, fill=_LINE)
+    room = width - 3 * MARGIN - int(draw.textlength(percent, font_of(52)))
+    draw.text(
+        (MARGIN, base), fitted(draw, finding.meaning, font_of(40), room), TEXT, font_of(40), anchor="ls"
+    )
+    left, right, bar = MARGIN, width - MARGIN, top + 76
+    draw.rounded_rectangle((left, bar, right, bar + 14), 7, fill=LINE)
     length = max(14, round((right - left) * min(1.0, max(0.0, probability))))
     draw.rounded_rectangle((left, bar, left + length, bar + 14), 7, fill=color)
     mark = left + round((right - left) * finding.threshold)
-    draw.line((mark, bar - 6, mark, bar + 20), fill=_TEXT, width=3)
+    draw.line((mark, bar - 6, mark, bar + 20), fill=TEXT, width=3)
     note = f"{'at or above' if called else 'below'} the model's threshold of {_percent(finding.threshold)}"
-    draw.text((left, bar + 46), note, _QUIET, _font(22), anchor="ls")
+    draw.text((left, bar + 46), note, QUIET, font_of(22), anchor="ls")
 
 
 def _footer(draw: ImageDraw.ImageDraw, top: int, width: int, context: ResultContext) -> None:
-    draw.line((_MARGIN, top + 4, width - _MARGIN, top + 4), fill=_LINE)
     count = len(context.answers)
     about = [f"Model package {context.package_sha256[:12]}"]
     if count > 1:
@@ -137,11 +139,17 @@ def _footer(draw: ImageDraw.ImageDraw, top: int, width: int, context: ResultCont
     if context.unreadable:
         about.append(f"{context.unreadable} picture{'s' if context.unreadable > 1 else ''} could not be read")
     first = "Not for diagnosis or treatment. The probability is a model's output under investigation."
-    room = width - 2 * _MARGIN
-    draw.text((_MARGIN, top + 40), _fitted(draw, first, _font(21), room), _TEXT, _font(21), anchor="ls")
-    draw.text(
-        (_MARGIN, top + 72), _fitted(draw, ", ".join(about), _font(21), room), _QUIET, _font(21), anchor="ls"
-    )
+    draw_footer(draw, top, width, first, ", ".join(about))
+
+
+def draw_footer(draw: ImageDraw.ImageDraw, top: int, width: int, first: str, second: str) -> None:
+    """Draw two lines: what this is not for, and where it comes from."""
+    draw.line((MARGIN, top + 4, width - MARGIN, top + 4), fill=LINE)
+    room = width - 2 * MARGIN
+    for line, color, base in ((first, TEXT, 40), (second, QUIET, 72)):
+        draw.text(
+            (MARGIN, top + base), fitted(draw, line, font_of(21), room), color, font_of(21), anchor="ls"
+        )
 
 
 def _percent(share: float, threshold: float | None = None) -> str:
@@ -156,11 +164,13 @@ def _percent(share: float, threshold: float | None = None) -> str:
     return f"{value} %"
 
 
-def _font(size: int) -> Any:
+def font_of(size: int) -> Any:
+    """Return the font at a size in pixels."""
     return ImageFont.load_default(size)
 
 
-def _fitted(draw: ImageDraw.ImageDraw, text: str, font: Any, room: int) -> str:
+def fitted(draw: ImageDraw.ImageDraw, text: str, font: Any, room: int) -> str:
+    """Cut a text off where it does not fit."""
     if draw.textlength(text, font) <= room:
         return text
     while text and draw.textlength(f"{text}…", font) > room:

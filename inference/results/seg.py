@@ -15,6 +15,7 @@ from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, Segmentation
 from highdicom.sr import CodedConcept
 
 from inference.errors import ResultError
+from inference.results.colors import color_of
 from inference.results.context import DEVICE, MANUFACTURER, RESEARCH_USE
 from inference.results.identity import check_same_patient, copy_identity, settle_time
 from inference.results.loss import is_lossy
@@ -35,11 +36,6 @@ _GEOMETRY: Final = (
     "PositionReferenceIndicator",
 )  # fmt: skip
 _LOSS: Final = ("LossyImageCompressionRatio", "LossyImageCompressionMethod")
-# Told apart on grey pictures, also by the colour-blind: lightness, a*, b* (after Wong).
-_COLORS: Final = (
-    (70.0, 16.0, 72.0), (69.0, -23.0, -31.0), (60.0, -42.0, 12.0), (90.0, -9.0, 73.0),
-    (46.0, 5.0, -51.0), (56.0, 51.0, 58.0), (64.0, 33.0, -10.0), (85.0, 0.0, 0.0),
-)  # fmt: skip
 
 
 def build_segmentation(context: SegmentContext, marked: Marked) -> Dataset:
@@ -120,7 +116,7 @@ def _description(context: SegmentContext, marked: Marked, segment: Segment) -> S
         algorithm_identification=algorithm,
         tracking_uid=tracking_uid(context, marked, segment),
         tracking_id=segment.label,
-        display_color=CIELabColor(*_COLORS[(segment.number - 1) % len(_COLORS)]),
+        display_color=CIELabColor.from_rgb(*color_of(segment)),
     )
 
 

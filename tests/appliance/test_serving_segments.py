@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.uid import ComprehensiveSRStorage, SegmentationStorage
+from pydicom.uid import ComprehensiveSRStorage, SecondaryCaptureImageStorage, SegmentationStorage
 from sqlalchemy import select
 from typer.testing import CliRunner
 
@@ -64,7 +64,7 @@ def series(seed: int = 3, like: Dataset | None = None, **options: Any) -> list[D
 
 def results(zone: ClinicalZone) -> list[Result]:
     with reading(zone.engine) as session:
-        return list(session.scalars(select(Result).order_by(Result.created_at, Result.kind)))
+        return list(session.scalars(select(Result).order_by(Result.kind, Result.path)))
 
 
 def serve(zone: ClinicalZone, instances: list[Dataset], to: str = "active") -> tuple[str, str, str]:
@@ -79,12 +79,13 @@ def test_a_study_gets_a_segmentation_and_a_report_and_a_delivery_of_each(clinica
     sources = series()
     _, revision_id, job_id = serve(clinical_zone, sources)
     assert run_job(clinical_zone, job_id) == ("done", None)
-    segmentation, report = results(clinical_zone)
+    capture, segmentation, report = results(clinical_zone)
+    assert (capture.kind, capture.sop_class_uid) == ("sc", SecondaryCaptureImageStorage)
     assert (segmentation.kind, segmentation.sop_class_uid) == ("seg", SegmentationStorage)
     assert (report.kind, report.sop_class_uid) == ("sr", ComprehensiveSRStorage)
     with reading(clinical_zone.engine) as session:
         version = session.scalars(select(ModelVersion)).one()
-        assert len(session.scalars(select(Delivery)).all()) == 2
+        assert len(session.scalars(select(Delivery)).all()) == 3
     assert report.sop_instance_uid == result_uid(revision_id, version.package_sha256, "sr")
     ds = dcmread(clinical_zone.root / segmentation.path)
     read = read_mask(ds, read_volume(sources).planes, masked.SEGMENTS)
@@ -120,10 +121,10 @@ def test_each_series_has_its_segmentation_and_a_spoilt_one_is_counted(clinical_z
     _, _, job_id = serve(clinical_zone, [*first, *series(4, first[0]), *gap])
     assert run_job(clinical_zone, job_id) == ("done", None)
     found = results(clinical_zone)
-    assert [item.kind for item in found] == ["seg", "seg", "sr"]
-    assert len({item.path for item in found}) == 3
+    assert [item.kind for item in found] == ["sc", "seg", "seg", "sr"]
+    assert len({item.path for item in found}) == 4
     assert {(item.finding["series"], item.finding["unreadable"]) for item in found} == {(2, 1)}
-    assert [row["series"] for row in found[0].finding["segments"]] == [1, 1, 2, 2]
+    assert [row["series"] for row in found[1].finding["segments"]] == [1, 1, 2, 2]
 
 
 def test_a_new_revision_supersedes_and_its_report_names_the_one_before(clinical_zone: ClinicalZone) -> None:
@@ -168,7 +169,7 @@ def test_a_study_of_another_modality_and_a_shadow_model_send_nothing(clinical_zo
     study_id = add_instances(clinical_zone, series())
     _, shadowed = assemble(clinical_zone, study_id, ("workstation",))
     assert run_job(clinical_zone, shadowed) == ("done", None)
-    assert [item.shadow for item in results(clinical_zone)] == [True, True]
+    assert [item.shadow for item in results(clinical_zone)] == [True, True, True]
     with reading(clinical_zone.engine) as session:
         assert session.scalars(select(Delivery)).all() == []
 
@@ -198,7 +199,7 @@ def test_the_segmentation_arrives_at_the_workstation_and_coming_back_starts_noth
     add_instances(clinical_zone, [dcmread(path) for path in made.values()])
     _, again = assemble(clinical_zone, study_id, ("workstation",))
     assert run_job(clinical_zone, again) == ("done", None)
-    assert len(results(clinical_zone)) == 2
+    assert len(results(clinical_zone)) == 3
 
 
 def test_a_package_of_segments_is_evaluated_by_its_dice(clinical_zone: ClinicalZone) -> None:
@@ -225,7 +226,7 @@ def test_infer_writes_the_segmentation_and_says_the_volumes(
         return done
 
     figures = json.loads(run("--json").stdout)
-    assert [dcmread(path).Modality for path in figures["files"]] == ["SEG", "SR"]
+    assert [dcmread(path).Modality for path in figures["files"]] == ["SEG", "SR", "OT"]
     read = read_mask(dcmread(figures["files"][0]), read_volume(sources).planes, masked.SEGMENTS)
     assert [row["voxels"] for row in figures["segments"]] == np.bincount(read.ravel())[1:].tolist()
     assert "Anterior hippocampus" in run().output

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.uid import ComprehensiveSRStorage, SegmentationStorage
+from pydicom.uid import ComprehensiveSRStorage, SecondaryCaptureImageStorage, SegmentationStorage
 from sqlalchemy import select
 from typer.testing import CliRunner
 
@@ -140,9 +140,11 @@ def test_the_final_model_is_packaged_evaluated_served_and_its_segmentation_arriv
 
     port = int((node.run_dir(settings) / "ports" / "scp").read_text())
     storescu(hospital.files, "SCANNER", "CLOISTER", port)
-    wanted = {SegmentationStorage, ComprehensiveSRStorage}
-    sent = ["delivered", "delivered"]
-    wait_until(lambda: hospital.states(Delivery) == sent, "segmentation and report are delivered", 60)
+    wanted = {SegmentationStorage, ComprehensiveSRStorage, SecondaryCaptureImageStorage}
+    sent = ["delivered"] * len(wanted)
+    wait_until(
+        lambda: hospital.states(Delivery) == sent, "segmentation, report and capture are delivered", 60
+    )
     assert set(hospital.arrived()) == wanted
     segmentation = hospital.arrived()[SegmentationStorage]
     assert (segmentation.PatientID, segmentation.SegmentationType) == ("P-1071", "BINARY")

@@ -16,10 +16,13 @@ from scipy.interpolate import RegularGridInterpolator
 from inference.errors import ResultError
 from inference.package import open_package, write_package
 from inference.preprocessing import PreprocessingSpec
+from inference.results.colors import color_of
 from inference.results.context import Predecessor, SegmentContext
+from inference.results.marked_picture import most_marked, render_marked
+from inference.results.picture import HEADER, as_seen
 from inference.segments import VolumeSpec
 from inference.session import ModelSession
-from inference.study import build_segment_results, is_own_result, segment_study
+from inference.study import build_segment_results, is_own_result, read_instance, segment_study
 from inference.volumes import likeliest, prepare_volume, read_volume, target_grid
 from tests.inference.material import make_instance, radiograph
 from tests.inference.segment_material import GREY, SIZE, WHITE, make_segment_card, make_segment_onnx
@@ -341,7 +344,7 @@ def test_slices_that_are_marked_one_by_one_make_one_segmentation_and_no_report(
     session = opened(pictures_card())
     sources = masked.series(DRAWN.image, "P-7", orientation=OBLIQUE)
     context, found = made(session, tmp_path, sources)
-    assert set(found) == {"seg"}
+    assert set(found) == {"seg", "sc"}
     (ds,) = found["seg"]
     read = read_mask(ds, read_volume(sources).planes, masked.SEGMENTS)
     by_uid = dict(
@@ -376,6 +379,41 @@ def test_a_projection_is_marked_on_its_own_pixels(
         assert np.array_equal(frames, same.labels)
 
 
+def test_the_capture_shows_the_slice_in_which_most_is_marked_with_outlines_and_sizes(
+    tmp_path: Path, opened: Callable[..., ModelSession]
+) -> None:
+    session = opened()
+    sources = masked.series(DRAWN.image, "P-7")
+    context, found = made(session, tmp_path, sources)
+    (capture,) = found["sc"]
+    marked, index = most_marked(context)
+    assert index == np.count_nonzero(marked.labels, axis=(1, 2)).argmax()
+    (referenced,) = capture.SourceImageSequence
+    assert referenced.ReferencedSOPInstanceUID == marked.sources[index].SOPInstanceUID
+    assert capture.BurnedInAnnotation == "NO"
+    pixels, seen = capture.pixel_array, as_seen(sources[index])
+    left = (pixels.shape[1] - seen.shape[1]) // 2
+    picture = pixels[HEADER : HEADER + seen.shape[0], left : left + seen.shape[1]]
+    for segment in context.segments:
+        places = np.argwhere((picture == color_of(segment)).all(axis=2))
+        assert len(places)
+        own = places * marked.labels.shape[1:] // seen.shape
+        assert (marked.labels[index][tuple(own.T)] == segment.number).all(), "outlines lie inside"
+    plain = (picture == seen[..., np.newaxis]).all(axis=2)
+    assert plain.mean() > 0.5, "outlines leave the picture to be seen"
+    other = context_of(session, segment_study(session, marked.paths, lambda: None))
+    for ds in other.sources:
+        ds.PatientName, ds.PatientID = "Somebody^Else", "X"
+    shown = read_instance(marked.paths[index], with_pixels=True)
+    assert np.array_equal(render_marked(other, shown), pixels), "no identity is drawn"
+
+
+@pytest.mark.parametrize("color", [color_of(replace(GREY, number=number)) for number in range(1, 9)])
+def test_the_colours_of_segmentation_and_picture_are_one(color: tuple[int, int, int]) -> None:
+    found = hd.color.CIELabColor.from_rgb(*color).to_rgb()
+    assert np.abs(np.array(found) - color).max() <= 1
+
+
 @pytest.mark.dicom3tools
 @pytest.mark.parametrize("name", [*SERIES, "empty", "pictures", "projection", "lossy"])
 def test_results_pass_the_iod_checker(
@@ -400,7 +438,7 @@ def test_results_pass_the_iod_checker(
         path = tmp_path / f"{kind}.dcm"
         ds.save_as(path, enforce_file_format=True)
         assert iod_checker.errors(path) == []
-        assert (ds.get("LossyImageCompression") == "01") == (name == "lossy" and kind == "seg")
+        assert (ds.get("LossyImageCompression") == "01") == (name == "lossy" and kind != "sr")
 
 
 @pytest.mark.real_data
