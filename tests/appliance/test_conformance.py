@@ -82,6 +82,9 @@ def test_results_are_described_as_they_are_made() -> None:
     assert "| (0008,0060) | Modality | CS | `SR` |" in made["report"]
     assert "| (0010,0020) | Patient ID | LO | copied from the study |" in made["capture"]
     assert "| (7FE0,0010) | Pixel Data |" in made["capture"]
+    assert "Segmentation Storage (`1.2.840.10008.5.1.4.1.1.66.4`)" in made["segmentation"]
+    assert "| (0062,0001) | Segmentation Type | CS | `BINARY` |" in made["segmentation"]
+    assert "| (0008,0020) | Study Date | DA | copied from the study |" in made["segmentation"]
 
 
 def test_what_is_put_into_the_words_is_all_that_they_ask_for(text: str) -> None:
