@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
     from inference.session import ModelSession
+    from inference.volumes import Plane
 
 _FULL: Final = 65535
 
@@ -50,8 +51,7 @@ def mark_series(
     if spec is None:
         raise ValueError("expected a model of volumes")
     volume = read_volume(list(instances.values()))
-    if not volume.planes[0].frame_of_reference_uid:
-        raise PreprocessingError("volume.frame_of_reference", "expected one; a mask could not be placed")
+    _check_frame_of_reference(volume.planes[0])
     paths = {str(ds.SOPInstanceUID): path for path, ds in instances.items()}
     order = [paths[plane.sop_instance_uid] for plane in volume.planes]
     _drop_pixels(instances.values())
@@ -77,10 +77,11 @@ def mark_picture(session: ModelSession, ds: Dataset) -> npt.NDArray[np.uint8]:
     Raises
     ------
     PreprocessingError
-        If the picture is not usable.
+        If the picture is not usable, or says where it lies and not in which frame of reference.
     SessionError
         If the model fails.
     """
+    _place(ds)
     spec = session.card.input.preprocessing
     shares = session.run(prepare(ds, spec)[np.newaxis])[0]
     levels = np.floor(shares[1:] * _FULL + 0.5).astype(np.uint16)
@@ -112,12 +113,18 @@ def joined(pictures: Sequence[tuple[Path, Dataset, npt.NDArray[np.uint8]]]) -> l
 def _place(ds: Dataset) -> tuple[Hashable, Hashable]:
     """Return what pictures of one object share, and where this one lies."""
     series = str(ds.SeriesInstanceUID)
-    if "ImagePositionPatient" not in ds or not ds.get("FrameOfReferenceUID"):
+    if "ImagePositionPatient" not in ds:
         return (series, str(ds.SOPInstanceUID)), ()
     plane = plane_of(ds)
+    _check_frame_of_reference(plane)
     alike = (*plane.along_columns, *plane.along_rows, *plane.spacing_mm)
     key = (series, plane.shape, plane.frame_of_reference_uid, tuple(np.round(alike, 4).tolist()))
     return key, tuple(np.round(plane.position, 3).tolist())
+
+
+def _check_frame_of_reference(plane: Plane) -> None:
+    if not plane.frame_of_reference_uid:
+        raise PreprocessingError("volume.frame_of_reference", "expected one; a mask could not be placed")
 
 
 def _drop_pixels(instances: Iterable[Dataset]) -> None:

@@ -128,8 +128,6 @@ def _reduced(source: Dataset, first: Dataset) -> Dataset:
             item.add(source[keyword])
     if "ImagePositionPatient" in item:
         item.ImageOrientationPatient = first.ImageOrientationPatient
-    elif "FrameOfReferenceUID" in item:  # of what does not lie in it
-        del item.FrameOfReferenceUID
     if is_lossy(source):
         item.LossyImageCompression = "01"
         for keyword in _LOSS:

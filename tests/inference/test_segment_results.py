@@ -354,6 +354,42 @@ def test_slices_that_are_marked_one_by_one_make_one_segmentation_and_no_report(
     assert set(np.unique(read)) == {0, 1, 2}
 
 
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"FrameOfReferenceUID": ""}, "volume.frame_of_reference"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "volume.plane"),
+        ({"PixelData": b"\0\0"}, "pixel.decode"),
+    ],
+)
+def test_a_picture_that_cannot_be_placed_or_read_is_told_and_the_others_are_marked(
+    changes: dict[str, Any], code: str, tmp_path: Path, opened: Callable[..., ModelSession]
+) -> None:
+    sources = masked.series(DRAWN.image, "P-7")
+    for keyword, value in changes.items():
+        setattr(sources[4], keyword, value)
+    session = opened(pictures_card())
+    outcome = segment_study(session, masked.save(tmp_path, sources), lambda: None)
+    assert [reason for _, reason in outcome.unreadable] == [code]
+    assert [len(one.sources) for one in outcome.marked] == [len(sources) - 1]
+    assert len(build_segment_results(context_of(session, outcome))) == 2
+
+
+def test_slices_of_two_sizes_or_in_one_place_make_several_segmentations(
+    tmp_path: Path, opened: Callable[..., ModelSession]
+) -> None:
+    first = masked.series(DRAWN.image, "P-7")
+    more = [*masked.series(DRAWN.image, "P-7"), *masked.series(masked.draw(5, (16, 30, 20)).image, "P-7")]
+    for ds in more:
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+            setattr(ds, keyword, first[0].get(keyword))
+    context, found = made(opened(pictures_card()), tmp_path, [*first, *more])
+    assert sorted(one.labels.shape for one in context.marked) == [(16, 24, 16), (16, 24, 16), (16, 30, 20)]
+    assert {ds.SeriesInstanceUID for ds in found["seg"]} == {found["seg"][0].SeriesInstanceUID}
+    assert sorted(ds.InstanceNumber for ds in found["seg"]) == [1, 2, 3]
+    assert len({ds.SOPInstanceUID for ds in found["seg"]}) == 3
+
+
 @pytest.mark.parametrize("shape", [(60, 48), (48, 90), (24, 16), (20, 100)])
 def test_a_projection_is_marked_on_its_own_pixels(
     shape: tuple[int, int], tmp_path: Path, opened: Callable[..., ModelSession]
@@ -415,7 +451,7 @@ def test_the_colours_of_segmentation_and_picture_are_one(color: tuple[int, int, 
 
 
 @pytest.mark.dicom3tools
-@pytest.mark.parametrize("name", [*SERIES, "empty", "pictures", "projection", "lossy"])
+@pytest.mark.parametrize("name", [*SERIES, "empty", "pictures", "projection", "placed projection", "lossy"])
 def test_results_pass_the_iod_checker(
     name: str, tmp_path: Path, opened: Callable[..., ModelSession], iod_checker: IODChecker
 ) -> None:
@@ -427,9 +463,10 @@ def test_results_pass_the_iod_checker(
         for ds in sources:
             ds.LossyImageCompression, ds.LossyImageCompressionRatio = "01", "8.0"
             ds.LossyImageCompressionMethod = "ISO_10918_1"
-    elif name in ("pictures", "projection"):
+    elif name.endswith(("pictures", "projection")):
         card = pictures_card(modalities=("MR", "DX"))
-        sources = sources if name == "pictures" else [make_instance()]
+        more = {"FrameOfReferenceUID": "1.2.3"} if name.startswith("placed") else {}
+        sources = sources if name == "pictures" else [make_instance(**more)]
     session = opened(card, **model)
     paths = masked.save(tmp_path / "study", sources)
     outcome = segment_study(session, paths, lambda: None)
