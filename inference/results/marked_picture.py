@@ -64,7 +64,8 @@ def render_marked(context: SegmentContext, shown: Dataset) -> npt.NDArray[np.uin
     """
     marked, index = most_marked(context)
     picture = _outlined(as_seen(shown), marked.labels[index], context.segments)
-    order = sorted(context.segments, key=lambda one: -marked.voxels(one))[:MAX_ROWS]
+    largest = sorted(context.segments, key=lambda one: -marked.voxels(one))[:MAX_ROWS]
+    order = sorted(largest, key=lambda one: one.number)
     width = max(MIN_WIDTH, picture.shape[1])
     top = HEADER + picture.shape[0]
     canvas = Image.new("RGB", (width, top + MARGIN + len(order) * _ROW + FOOTER), BLACK)
@@ -82,7 +83,7 @@ def render_marked(context: SegmentContext, shown: Dataset) -> npt.NDArray[np.uin
         about.append(f"one of {len(context.marked)} that were marked")
     if context.unreadable:
         about.append(f"{context.unreadable} could not be read")
-    first = "Not for diagnosis or treatment. Outlines are a model's output under investigation."
+    first = "Not for diagnosis or treatment. Outlines are a model's output under study."
     draw_footer(draw, canvas.height - FOOTER, width, first, ", ".join(about))
     return np.asarray(canvas, dtype=np.uint8)
 
