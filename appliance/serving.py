@@ -241,7 +241,7 @@ def _write_all(
 def segment_rows(context: SegmentContext) -> dict[str, Any]:
     """Return what was marked, as plain JSON values: a row for each segment of each series.
 
-    ``volume_ml`` is None of single pictures.
+    ``volume_ml`` is None of single pictures; ``cut_off`` says that the segment reaches the model's edge.
     """
     measured = context.card.input.volume is not None
     return {
@@ -254,6 +254,7 @@ def segment_rows(context: SegmentContext) -> dict[str, Any]:
                 "meaning": segment.meaning,
                 "voxels": marked.voxels(segment),
                 "volume_ml": round(marked.volume_ml(segment), 3) if measured else None,
+                "cut_off": segment.number in marked.cut_off,
             }
             for number, marked in enumerate(context.marked, start=1)
             for segment in context.segments

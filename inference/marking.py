@@ -11,7 +11,15 @@ from inference.errors import PreprocessingError
 from inference.pixels import pixel_aspect
 from inference.preprocessing import prepare, unplaced
 from inference.results.context import Marked
-from inference.volumes import likeliest, marked_on, plane_of, prepare_volume, read_volume, target_grid
+from inference.volumes import (
+    cut_off,
+    likeliest,
+    marked_on,
+    plane_of,
+    prepare_volume,
+    read_volume,
+    target_grid,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -68,6 +76,7 @@ def mark_series(
         tuple(order),
         marked_on(shares[1:], target, grid, alive),
         abs(float(np.linalg.det(grid.affine[:3, :3]))),
+        cut_off(likeliest(list(shares[1:])), target, grid),
     )
 
 

@@ -279,6 +279,29 @@ def marked_on(
     return found
 
 
+def cut_off(labels: npt.NDArray[np.uint8], model: Grid, source: Grid) -> frozenset[int]:
+    """Return the classes that reach a face of the model's grid beyond which the source goes on.
+
+    Parameters
+    ----------
+    labels : ndarray
+        Classes on the model's grid.
+    model, source : Grid
+        Both in the same patient's coordinates.
+    """
+    into = np.linalg.inv(source.affine) @ model.affine
+    found: set[int] = set()
+    for axis, extent in enumerate(model.shape):
+        for face, beyond in ((0, -1), (extent - 1, extent)):
+            places = np.argwhere(np.take(labels, [face], axis=axis)).T
+            classes = np.take(labels, [face], axis=axis)[tuple(places)]
+            places[axis] = beyond
+            there = into[:3, :3] @ places + into[:3, 3:]
+            last = np.array(source.shape)[:, np.newaxis] - 0.5
+            found.update(np.unique(classes[((there >= -0.5) & (there <= last)).all(axis=0)]).tolist())
+    return frozenset(found)
+
+
 def likeliest(shares: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.uint8]:
     """Return the class with the largest share of each voxel: 1 for the first array; 0 has what is left."""
     total = np.zeros_like(shares[0], dtype=np.float32)

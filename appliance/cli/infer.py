@@ -66,6 +66,7 @@ def infer(
         )
     for row in figures["segments"]:
         volume = "" if row["volume_ml"] is None else f", {row['volume_ml']:.3f} mL"
+        volume += ", cut off at the edge of what the model sees" if row["cut_off"] else ""
         typer.echo(f"series {row['series']}: {row['meaning']}: {row['voxels']} voxels{volume}")
     for name in figures["files"]:
         typer.echo(name)

@@ -112,12 +112,15 @@ class Marked:
         uint8, shape (sources, rows, columns): the number of the segment, 0 for none.
     voxel_mm3 : float
         Of one voxel; 0 of single pictures, whose pixels have no volume.
+    cut_off : frozenset of int
+        Numbers of the segments that reach the edge of what the model sees of the series: larger, maybe.
     """
 
     sources: tuple[Dataset, ...]
     paths: tuple[Path, ...]
     labels: npt.NDArray[np.uint8]
     voxel_mm3: float = 0.0
+    cut_off: frozenset[int] = frozenset()
 
     @property
     def series_instance_uid(self) -> str:

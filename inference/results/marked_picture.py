@@ -125,4 +125,5 @@ def _size(context: SegmentContext, marked: Marked, segment: Segment) -> str:
         return "none marked"
     if context.card.input.volume is None:
         return f"{voxels} pixels"
-    return f"{marked.volume_ml(segment):.2f} mL"
+    cut = ", cut off" if segment.number in marked.cut_off else ""
+    return f"{marked.volume_ml(segment):.2f} mL{cut}"

@@ -13,6 +13,7 @@ from highdicom.sr import (
     CodedConcept,
     Measurement,
     MeasurementReport,
+    QualitativeEvaluation,
     ReferencedSegment,
     SourceSeriesForSegmentation,
     TrackingIdentifier,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from inference.segments import Segment
 
 _VOLUME: Final = CodedConcept("118565006", "SCT", "Volume")
+CUT_OFF: Final = CodedConcept("CUT-OFF", "99CLOISTER", "Cut off at the edge of what the model sees")
+_YES: Final = CodedConcept("373066001", "SCT", "Yes")
 _MILLILITRE: Final = CodedConcept("mL", "UCUM", "milliliter")
 
 
@@ -90,4 +93,7 @@ def _group(
         ),
         algorithm_id=algorithm(context),
         measurements=[Measurement(name=_VOLUME, value=round(marked.volume_ml(segment), 3), unit=_MILLILITRE)],
+        qualitative_evaluations=(
+            [QualitativeEvaluation(CUT_OFF, _YES)] if segment.number in marked.cut_off else None
+        ),
     )

@@ -19,11 +19,12 @@ from inference.preprocessing import PreprocessingSpec
 from inference.results.colors import color_of
 from inference.results.context import Predecessor, SegmentContext
 from inference.results.marked_picture import most_marked, render_marked
+from inference.results.measured import CUT_OFF
 from inference.results.picture import HEADER, as_seen
 from inference.segments import VolumeSpec
 from inference.session import ModelSession
 from inference.study import build_segment_results, is_own_result, read_instance, segment_study
-from inference.volumes import likeliest, prepare_volume, read_volume, target_grid
+from inference.volumes import cut_off, likeliest, prepare_volume, read_volume, target_grid
 from tests.inference.material import make_instance, radiograph
 from tests.inference.segment_material import GREY, SIZE, WHITE, make_segment_card, make_segment_onnx
 from tests.trainer import masked
@@ -225,6 +226,42 @@ def test_the_report_measures_each_segment_and_refers_to_it(
         for item in series.ReferencedSOPSequence
     }
     assert evidence == {segmentation.SOPInstanceUID, *(source.SOPInstanceUID for source in sources)}
+
+
+@pytest.mark.parametrize(
+    ("slices", "cut"), [(8, {GREY.code, WHITE.code}), (16, set[str]()), (24, set[str]())]
+)
+def test_a_segment_that_reaches_the_edge_of_what_the_model_sees_is_told(
+    slices: int, cut: set[str], tmp_path: Path, opened: Callable[..., ModelSession]
+) -> None:
+    image = np.full((16, 24, 16), 100, dtype=np.uint16)
+    image[2:14, 4:12, 4:12], image[2:14, 12:20, 4:12] = 2300, 4000
+    spec = PreprocessingSpec(rows=24, columns=16, lower_percentile=0, upper_percentile=100)
+    session = opened(make_segment_card(volume=VolumeSpec(slices, (1.0, 1.0, 1.0)), spec=spec))
+    context, found = made(session, tmp_path, masked.series(image, "P-7"))
+    groups = hd.sr.ComprehensiveSR.from_dataset(
+        found["sr"][0]
+    ).content.get_volumetric_roi_measurement_groups()
+    told = {group.finding_type.value for group in groups if group.get_qualitative_evaluations(CUT_OFF)}
+    assert told == cut
+    assert {
+        segment.code for segment in context.segments if segment.number in context.marked[0].cut_off
+    } == cut
+
+
+def test_what_ends_where_the_series_ends_is_not_cut_off() -> None:
+    volume = read_volume(masked.series(DRAWN.image, "P-7"))
+    everything = np.ones((24, 32, 24), dtype=np.uint8)
+    assert cut_off(everything, target_grid(volume.grid, (24, 32, 24), (1.0,) * 3), volume.grid) == frozenset()
+    same = target_grid(volume.grid, (16, 24, 16), (1.0,) * 3)
+    assert cut_off(everything[:16, :24, :16], same, volume.grid) == frozenset()
+    assert cut_off(
+        everything[:16, :24, :15], target_grid(volume.grid, (16, 24, 15), (1.0,) * 3), volume.grid
+    ) == {1}
+    assert (
+        cut_off(np.zeros((8, 8, 8), np.uint8), target_grid(volume.grid, (8, 8, 8), (1.0,) * 3), volume.grid)
+        == frozenset()
+    )
 
 
 def test_a_retry_makes_the_very_same_instances(tmp_path: Path, opened: Callable[..., ModelSession]) -> None:
@@ -451,7 +488,9 @@ def test_the_colours_of_segmentation_and_picture_are_one(color: tuple[int, int, 
 
 
 @pytest.mark.dicom3tools
-@pytest.mark.parametrize("name", [*SERIES, "empty", "pictures", "projection", "placed projection", "lossy"])
+@pytest.mark.parametrize(
+    "name", [*SERIES, "empty", "pictures", "projection", "placed projection", "lossy", "cut off"]
+)
 def test_results_pass_the_iod_checker(
     name: str, tmp_path: Path, opened: Callable[..., ModelSession], iod_checker: IODChecker
 ) -> None:
@@ -463,13 +502,16 @@ def test_results_pass_the_iod_checker(
         for ds in sources:
             ds.LossyImageCompression, ds.LossyImageCompressionRatio = "01", "8.0"
             ds.LossyImageCompressionMethod = "ISO_10918_1"
+    elif name == "cut off":
+        card = make_segment_card(volume=VolumeSpec(8, (1.0, 1.0, 1.0)))
     elif name.endswith(("pictures", "projection")):
         card = pictures_card(modalities=("MR", "DX"))
         more = {"FrameOfReferenceUID": "1.2.3"} if name.startswith("placed") else {}
-        sources = sources if name == "pictures" else [make_instance(**more)]
+        sources = sources if name == "pictures" else [make_instance(None, **more)]
     session = opened(card, **model)
     paths = masked.save(tmp_path / "study", sources)
     outcome = segment_study(session, paths, lambda: None)
+    assert name != "cut off" or outcome.marked[0].cut_off
     previous = Predecessor(sources[0].StudyInstanceUID, "1.2.3", ComprehensiveSRStorage, "1.2.3.4")
     for kind, ds in build_segment_results(context_of(session, outcome, predecessors=(previous,))):
         path = tmp_path / f"{kind}.dcm"

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SegmentRow:
-    """A segment in one series; ``volume_ml`` is None of single pictures."""
+    """A segment in one series; ``volume_ml`` is None of single pictures, too small where it is cut off."""
 
     series: int
     meaning: str
     code: str
     voxels: int
     volume_ml: float | None
+    cut_off: bool
 
     @property
     def size(self) -> str:
@@ -39,6 +40,7 @@ def read(finding: Mapping[str, Any]) -> tuple[SegmentRow, ...]:
             code=f"{row['scheme']} {row['code']}",
             voxels=int(row["voxels"]),
             volume_ml=row["volume_ml"],
+            cut_off=bool(row["cut_off"]),
         )
         for row in finding.get("segments") or ()
     )
@@ -59,6 +61,7 @@ def draw_table(rows: tuple[SegmentRow, ...]) -> Markup:
                 row.meaning,
                 el("small", row.code),
                 el("small", f"series {row.series}") if several else None,
+                el("small", "cut off at the edge of what the model sees") if row.cut_off else None,
             ),
             row.voxels,
             DASH if row.volume_ml is None else f"{row.volume_ml:.3f} mL",

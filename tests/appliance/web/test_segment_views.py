@@ -11,7 +11,7 @@ from sqlalchemy import select
 from appliance.auth import Principal, Right
 from appliance.db.base import now
 from appliance.db.clinical import ModelVersion, Result, Study
-from appliance.db.engine import reading
+from appliance.db.engine import reading, writing
 from appliance.web.panel import model, models, result, results, study
 from appliance.web.panel.markup import DASH, join
 from appliance.web.panel.page import Query
@@ -88,6 +88,16 @@ def test_the_page_of_a_result_lists_the_segments_of_each_series(served: Desk, ki
     assert "series 2" in drawn
     assert "Probability" not in drawn
     assert ("Segmentation by" in drawn) == (kind == "seg")
+
+
+def test_the_page_of_a_result_says_which_segment_is_cut_off(served: Desk) -> None:
+    with writing(served.zone.engine) as session:
+        row = session.scalars(select(Result).where(Result.kind == "sr")).one()
+        first, *others = row.finding["segments"]
+        row.finding = {**row.finding, "segments": [{**first, "cut_off": True}, *others]}
+        result_id = row.id
+    view = result.load(served, VIEWER, Query({"result_id": result_id}))
+    assert str(join(result.draw(view, VIEWER).values())).count("cut off at the edge") == 1
 
 
 def test_the_page_of_a_study_names_the_segmentation(served: Desk) -> None:
