@@ -17,6 +17,7 @@ from appliance.db.clinical import ClinicalJob, Delivery, ModelVersion, Result
 from appliance.db.engine import reading
 from appliance.delivery import deliver
 from appliance.models import Counts
+from appliance.web.panel import segment_parts
 from appliance.work import claimed
 from dicom_node.inbox import Inbox
 from inference.results.uids import result_uid
@@ -172,6 +173,20 @@ def test_a_study_of_another_modality_and_a_shadow_model_send_nothing(clinical_zo
     assert [item.shadow for item in results(clinical_zone)] == [True, True, True]
     with reading(clinical_zone.engine) as session:
         assert session.scalars(select(Delivery)).all() == []
+
+
+def test_a_model_of_single_pictures_marks_slices_and_measures_no_volume(clinical_zone: ClinicalZone) -> None:
+    card = make_segment_card(volume=None)
+    add_model(clinical_zone, card=card, onnx=make_segment_onnx(size=card.input.size))
+    study_id = add_instances(clinical_zone, series())
+    _, job_id = assemble(clinical_zone, study_id)
+    assert run_job(clinical_zone, job_id) == ("done", None)
+    found = results(clinical_zone)
+    assert [item.kind for item in found] == ["sc", "seg"]
+    assert {row["volume_ml"] for row in found[0].finding["segments"]} == {None}
+    assert all(row["voxels"] for row in found[0].finding["segments"])
+    row, *_ = segment_parts.read(found[0].finding)
+    assert row.size == f"{row.voxels} pixels"
 
 
 @pytest.fixture
