@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from inference.package import Package, open_package, write_package
+from inference.session import ModelSession
 from tests.inference.material import make_card, make_onnx
+from tests.inference.segment_material import make_segment_card, make_segment_onnx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inference.card import ModelCard
 
 DCIODVFY = Path("/usr/bin/dciodvfy")
 
@@ -52,3 +60,16 @@ def iod_checker() -> IODChecker:
             pytest.fail(message)
         pytest.skip(message)
     return IODChecker()
+
+
+@pytest.fixture
+def segmenting(tmp_path: Path, signing_key: Ed25519PrivateKey) -> Callable[..., ModelSession]:
+    """Write the package of a segmenting model and open it."""
+
+    def do(card: ModelCard | None = None, **model: Any) -> ModelSession:
+        card = card or make_segment_card()
+        folder = tmp_path / "package"
+        write_package(folder, make_segment_onnx(size=card.input.size, **model), card, signing_key)
+        return ModelSession(open_package(folder, {"site": signing_key.public_key()}))
+
+    return do
