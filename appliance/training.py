@@ -44,7 +44,7 @@ TRAIN: Final = "train"
 FINALIZE: Final = "finalize"
 BEAT_EVERY_S: Final = 1.0
 _LOOK_AGAIN_S: Final = 60.0
-_LIBRARIES: Final = "trainer.local_round"  # torch and MONAI with it
+_LIBRARIES: Final = "trainer.local_round"  # torch with it
 
 _LOG = logs.logger(__name__)
 
