@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from trainer.datasets import Dataset
     from trainer.task import TaskSpec
 
-SEEDS: Final = 20
+SEEDS: Final = 16
 ROUNDS: Final = 10
 NONE: Final = "none"
 WAYS: Final = (NONE, "float16", "int8", "top-k", "sketch", "int8:both_ways", "sketch:both_ways")
