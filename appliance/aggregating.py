@@ -17,8 +17,9 @@ from appliance.db.research import Round
 from appliance.errors import ApplianceError
 
 if TYPE_CHECKING:
+    from appliance.heartbeat import Heartbeat
     from appliance.node import ResearchZone
-    from appliance.training import Heartbeat, Work
+    from appliance.training import Work
     from appliance.work import Claim
     from trainer.federation.aggregation import Update
     from trainer.weights_io import Weights

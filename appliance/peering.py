@@ -18,8 +18,9 @@ from appliance.errors import ApplianceError
 from appliance.federation import roundfiles
 
 if TYPE_CHECKING:
+    from appliance.heartbeat import Heartbeat
     from appliance.node import ResearchZone
-    from appliance.training import Heartbeat, Work
+    from appliance.training import Work
     from appliance.work import Claim
     from trainer.federation.peering.kept import Kept
     from trainer.federation.peering.letters import Mail

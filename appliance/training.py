@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import gc
 import sys
-import time
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance import aggregating, datasets, logs, peering, sitestate, space
 from appliance.children import return_large_arrays
 from appliance.consortium.replica import was_counted
-from appliance.db.base import new_id, now
+from appliance.db.base import new_id
 from appliance.db.engine import reading, writing
 from appliance.db.research import Protocol, Round
 from appliance.errors import ApplianceError
-from appliance.federation import protocols, refusals, roundfiles, sitekeys
+from appliance.federation import refusals, roundfiles, sitekeys
 from appliance.federation.envelope import EnvelopeError
-from trainer.federation.gate import Refusal
+from appliance.heartbeat import HaltedError, Heartbeat, check_halt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,9 +42,8 @@ MODEL_EXPORTED: Final = "model.exported"
 MODEL_KEPT: Final = "model.kept"  # an anomaly task's, for which there is no package
 TRAIN: Final = "train"
 FINALIZE: Final = "finalize"
-BEAT_EVERY_S: Final = 1.0
 _LOOK_AGAIN_S: Final = 60.0
-_LIBRARIES: Final = "trainer.local_round"  # torch and MONAI with it
+_LIBRARIES: Final = "trainer.local_round"  # torch with it
 
 _LOG = logs.logger(__name__)
 
@@ -75,54 +74,6 @@ class Work:
         from trainer.encryption.model import encrypted  # noqa: PLC0415 - the scheme's library loads here
 
         return encrypted(self.key, update.leaving, self.plan.turns, self.row.number)
-
-
-class HaltedError(ApplianceError):
-    """The protocol was paused or left here, it expired, or its hours are spent; ``code`` says which."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(f"stopped at this site: {code}")
-        self.code = code
-
-
-@dataclass
-class Heartbeat:
-    """Renews the claim's lease as work proceeds, at most once a second, and books the time.
-
-    Raises
-    ------
-    LeaseLostError
-        If the lease was lost.
-    HaltedError
-        If nothing of the round's protocol may run here any more: work stops at this step.
-    """
-
-    claim: Claim
-    beaten: float = 0.0
-    counted: float = field(default_factory=time.monotonic)
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Report progress."""
-        at = time.monotonic()
-        if done < total and at - self.beaten < BEAT_EVERY_S:
-            return
-        seconds = Round.compute_seconds + (at - self.counted)
-        self.claim.heartbeat({"stage": stage, "done": done, "total": total}, compute_seconds=seconds)
-        self.beaten = self.counted = at
-        check_halt(self.claim)
-
-
-def check_halt(claim: Claim) -> None:
-    """Raise HaltedError when the protocol of a claimed round may not run here now."""
-    with reading(claim.engine) as session:
-        protocol = session.get(Protocol, claim.row.protocol_id)
-        code = Refusal.NOT_APPROVED if protocol is None else protocols.halted(protocol, now())
-        if code is None and protocol is not None:
-            limit = protocol.plan.get("max_hours")
-            spent = limit is not None and protocols.hours(session, protocol) >= limit
-            code = Refusal.HOURS_SPENT if spent else None
-    if code is not None:
-        raise HaltedError(code)
 
 
 def run_round(zone: ResearchZone, claim: Claim) -> None:
@@ -188,7 +139,8 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
         packing=work.packing,
         progress=progress,
     )
-    leaving, own = (work.leaving(update), update.own) if part is None else part.told(update, row.number)
+    with progress.during("encrypt") if work.key is not None else nullcontext():
+        leaving, own = (work.leaving(update), update.own) if part is None else part.told(update, row.number)
     _keep_update(zone, claim, work, built, update, leaving, own)
     if own:
         with reading(zone.engine) as session:
@@ -251,9 +203,9 @@ def _finalize(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat)
         own, _ = taken_over(work.own, counted=True)
         work = replace(work, weights=rule.deployed(plan.task, work.weights, own, trained=True))
     metrics = evaluate(plan.task, work.weights, built.dataset, progress).to_json()
-    progress("export", 0, 1)
     if plan.task.anomaly is not None:
-        kept = packaging.keep(zone, work)
+        with progress.during("export"):
+            kept = packaging.keep(zone, work)
         with writing(zone.engine) as session:
             _evaluated(session, row.id, built, metrics)
             body = {"round_id": row.id, "model_sha256": kept}
@@ -261,7 +213,8 @@ def _finalize(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat)
             claim.finish(session)
         _LOG.info(MODEL_KEPT, round_id=row.id)
         return
-    exported = packaging.export(zone, work, built, metrics)
+    with progress.during("export"):
+        exported = packaging.export(zone, work, built, metrics)
     with writing(zone.engine) as session:
         _evaluated(session, row.id, built, metrics)
         candidate = packaging.record(session, work, exported, metrics)

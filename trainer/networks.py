@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from monai.networks.nets.densenet import DenseNet
-from monai.networks.nets.resnet import ResNet
-from monai.networks.nets.unet import UNet
 from torch.overrides import TorchFunctionMode
 
 from trainer.anomaly.network import SplitAutoencoder
+from trainer.architectures import DenseNet, Norm, ResNet, UNet
 from trainer.errors import TaskError, UnfitModelError
 from trainer.strategies.variation import STYLE
 from trainer.wrapped import GATE, PRIVATE, Harmonised, Mixture
@@ -60,9 +59,9 @@ class Form:
 def build(spec: NetworkSpec, form: Form = Form()) -> torch.nn.Module:
     """Return an untrained network.
 
-    ``resnet``: MONAI's ResNet of four stages; ``features`` (four numbers), ``blocks`` (four), ``groups``,
-    ``max_pool``. ``densenet``: MONAI's DenseNet; ``features``, ``growth``, ``blocks`` (a list), ``groups``.
-    ``unet``, for segmentations alone: MONAI's UNet, which halves between ``features``; ``groups``.
+    ``resnet``: basic blocks in four stages; ``features`` (four numbers), ``blocks`` (four), ``groups``,
+    ``max_pool``. ``densenet``: ``features``, ``growth``, ``blocks`` (a list), ``groups``.
+    ``unet``, for segmentations alone: halves between ``features``; ``groups``.
     All these: ``norm``, ``group`` or ``batch``.
     ``split-autoencoder``, for anomalies alone: of :mod:`trainer.anomaly.network`, halves at each of its
     ``features``; ``code`` (channels of each code), ``groups``.
@@ -86,10 +85,7 @@ def build(spec: NetworkSpec, form: Form = Form()) -> torch.nn.Module:
     widths = [*np.atleast_1d(values["features"]).tolist(), values.get("growth", values["groups"])]
     if any(width % values["groups"] for width in widths):
         raise TaskError("network.parameters: every number of features must be a multiple of groups")
-    network = make(values, form)
-    if values.get("norm") == "group":
-        _normalise_by_group(network, values["groups"])
-    return network
+    return make(values, form)
 
 
 def initial_weights(task: TaskSpec, seed: int | None = None) -> dict[str, NDArray[Any]]:
@@ -186,34 +182,12 @@ def _loaded(network: torch.nn.Module, weights: Mapping[str, NDArray[Any]]) -> to
 
 def _resnet(values: Mapping[str, Any], form: Form) -> torch.nn.Module:
     del form
-    network: torch.nn.Module = ResNet(
-        block="basic",
-        layers=list(values["blocks"]),
-        block_inplanes=list(values["features"]),
-        spatial_dims=2,
-        n_input_channels=1,
-        conv1_t_size=5,
-        conv1_t_stride=2,
-        no_max_pool=not values["max_pool"],
-        num_classes=1,
-        norm=_norm(values),
-        bias_downsample=False,
-    )
-    return network
+    return ResNet(values["features"], values["blocks"], _norm(values, 2), max_pool=values["max_pool"])
 
 
 def _densenet(values: Mapping[str, Any], form: Form) -> torch.nn.Module:
     del form
-    network: torch.nn.Module = DenseNet(
-        spatial_dims=2,
-        in_channels=1,
-        out_channels=1,
-        init_features=values["features"],
-        growth_rate=values["growth"],
-        block_config=tuple(values["blocks"]),
-        norm=_norm(values),
-    )
-    return network
+    return DenseNet(values["features"], values["growth"], values["blocks"], _norm(values, 2))
 
 
 def _unet(values: Mapping[str, Any], form: Form) -> torch.nn.Module:
@@ -222,15 +196,8 @@ def _unet(values: Mapping[str, Any], form: Form) -> torch.nn.Module:
         raise TaskError(
             "network.parameters.features: expected two or more, and an input that can be halved between them"
         )
-    network: torch.nn.Module = UNet(
-        spatial_dims=len(form.size),
-        in_channels=1,
-        out_channels=form.classes,
-        channels=tuple(values["features"]),
-        strides=(2,) * halvings,
-        norm=_norm(values),
-    )
-    return network
+    dimensions = len(form.size)
+    return UNet(dimensions, values["features"], form.classes, _norm(values, dimensions))
 
 
 def _split_autoencoder(values: Mapping[str, Any], form: Form) -> torch.nn.Module:
@@ -240,17 +207,10 @@ def _split_autoencoder(values: Mapping[str, Any], form: Form) -> torch.nn.Module
     return SplitAutoencoder(values["features"], values["code"], values["groups"], form.anomaly)
 
 
-def _norm(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    return ("batch", {}) if values["norm"] == "batch" else ("group", {"num_groups": values["groups"]})
-
-
-def _normalise_by_group(module: torch.nn.Module, groups: int) -> None:
-    """Replace batch normalisation, which MONAI 1.6.1's ResNet uses in its stages whatever ``norm`` says."""
-    for name, child in module.named_children():
-        if isinstance(child, torch.nn.BatchNorm2d):
-            setattr(module, name, torch.nn.GroupNorm(groups, child.num_features))
-        else:
-            _normalise_by_group(child, groups)
+def _norm(values: Mapping[str, Any], dimensions: int) -> Norm:
+    if values["norm"] == "group":
+        return partial(torch.nn.GroupNorm, values["groups"])
+    return torch.nn.BatchNorm2d if dimensions == 2 else torch.nn.BatchNorm3d
 
 
 def _check(name: str, value: object, default: object) -> None:

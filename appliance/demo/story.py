@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -9,7 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,7 +23,7 @@ from appliance.errors import ApplianceError
 from trainer.errors import TrainerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from appliance.demo.screen import Screen
 
@@ -155,7 +156,7 @@ def tell(
     failed, ok, interrupted = "", False, False
     started = time.monotonic()
     try:
-        with _signals(), world.crew, PeakMemory() as memory:
+        with EndingSignals() as signals, world.crew, PeakMemory() as memory, signals.heeded():
             failed = _run(world, seconds)
             ok = not failed
             world.figures |= _memory(memory)
@@ -254,25 +255,45 @@ def _remove(root: Path, *, keep: bool, screen: Screen) -> None:
         shutil.rmtree(root, ignore_errors=True)
 
 
-class _signals:  # noqa: N801 - reads as a statement
-    """Turn SIGINT, SIGTERM and SIGHUP into Interrupted, once; while things end, further ones are ignored."""
+class EndingSignals:
+    """Turns SIGINT, SIGTERM and SIGHUP into Interrupted inside :meth:`heeded`; elsewhere they do nothing.
 
-    def __enter__(self) -> None:
-        self._before = {
-            number: signal.signal(number, self._interrupt)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        }
+    Python loses an exception that a handler raises while an object is destroyed, so it is raised again
+    every ``AGAIN_S`` until it has left the block.
+    """
+
+    AGAIN_S: Final = 1.0
+
+    def __init__(self) -> None:
+        self._heeding = self._asked = False
+
+    def __enter__(self) -> Self:
+        asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+        self._before = {number: signal.signal(number, self._interrupt) for number in asking}
+        return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    @staticmethod
-    def _interrupt(number: int, frame: object) -> None:
+    @contextlib.contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Raise Interrupted in this block when a signal has come."""
+        self._heeding = True
+        try:
+            if self._asked:
+                raise Interrupted
+            yield
+        finally:
+            self._heeding = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _interrupt(self, number: int, frame: object) -> None:
         del number, frame
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(each, signal.SIG_IGN)
-        raise Interrupted
+        self._asked = True
+        if self._heeding:
+            signal.setitimer(signal.ITIMER_REAL, self.AGAIN_S, self.AGAIN_S)
+            raise Interrupted
 
 
 def write_json(path: Path, figures: dict[str, Any]) -> None:

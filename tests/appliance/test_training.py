@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select, update
 
-from appliance import datasets, training
+from appliance import datasets, heartbeat, packaging, training
 from appliance.children import descendants_of
 from appliance.db.base import WorkState, now
 from appliance.db.engine import reading, writing
@@ -127,7 +128,7 @@ def test_who_lost_the_lease_cannot_name_an_update(
         return genuine(*arguments)
 
     monkeypatch.setattr(datasets, "build", slow_build)
-    monkeypatch.setattr(training.Heartbeat, "__call__", lambda *_: None)
+    monkeypatch.setattr(heartbeat.Heartbeat, "__call__", lambda *_: None)
     with claimed(node.zone.engine, Round, round_id, "slow", 20.0) as claim:
         assert claim is not None
         with pytest.raises(LeaseLostError):
@@ -144,13 +145,75 @@ def test_a_heartbeat_after_the_lease_was_lost_stops_the_work(node: TrainingNode)
     round_id = node.add_round()
     with claimed(node.zone.engine, Round, round_id, "slow", 20.0) as claim:
         assert claim is not None
-        beat = training.Heartbeat(claim)
+        beat = heartbeat.Heartbeat(claim)
         beat("train", 1, 2)
         assert row_of(node, round_id).progress == {"stage": "train", "done": 1, "total": 2}
         _set(node, Round, lease_owner="other@elsewhere:1:1:0")
         beat("train", 1, 2)  # within a second of the last one: not looked at
         with pytest.raises(LeaseLostError):
             beat("train", 2, 2)
+
+
+@pytest.fixture
+def slow_export(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """Let an export outlast its round's lease; what is in the list is done meanwhile, again and again."""
+    genuine, meanwhile = packaging.export, list["Callable[[], object]"]()
+
+    def slow(*arguments: Any) -> Any:
+        for _ in range(30):
+            time.sleep(0.1)
+            for one in meanwhile:
+                one()
+        return genuine(*arguments)
+
+    monkeypatch.setattr(packaging, "export", slow)
+    return meanwhile
+
+
+def finalized(node: TrainingNode) -> Round:
+    round_id = node.add_round("finalize", 2)
+    with claimed(node.zone.engine, Round, round_id, "test", 1.0) as claim:
+        assert claim is not None
+        training.run_round(node.zone, claim)
+    return row_of(node, round_id)
+
+
+def test_a_long_export_keeps_its_lease_and_its_time_is_booked(
+    node: TrainingNode, slow_export: list[Callable[[], object]]
+) -> None:
+    taken_back: list[int] = []
+    slow_export.append(
+        lambda: taken_back.append(reconcile(node.zone.engine, Round, node.zone.wake, now()).requeued)
+    )
+    row = finalized(node)
+    assert (row.state, row.attempts, sum(taken_back)) == (WorkState.DONE, 1, 0)
+    assert len(taken_back) == 30
+    assert row.progress == {"stage": "export", "done": 1, "total": 1}
+    assert row.compute_seconds > 3.0
+
+
+def test_a_pause_during_a_long_export_leaves_no_model(
+    node: TrainingNode, slow_export: list[Callable[[], object]]
+) -> None:
+    slow_export.append(lambda: _set(node, Protocol, state=ProtocolState.PAUSED))
+    row = finalized(node)
+    assert (row.state, row.halted_by) == (WorkState.DEAD, "paused")
+    with reading(node.zone.engine) as session:
+        assert session.scalars(select(CandidateModel)).all() == []
+
+
+def test_who_lost_the_lease_in_a_long_export_names_no_model(
+    node: TrainingNode, slow_export: list[Callable[[], object]]
+) -> None:
+    slow_export.append(lambda: _set(node, Round, lease_owner="other@elsewhere:1:1:0"))
+    round_id = node.add_round("finalize", 2)
+    with claimed(node.zone.engine, Round, round_id, "test", 1.0) as claim:
+        assert claim is not None
+        with pytest.raises(LeaseLostError):
+            training.run_round(node.zone, claim)
+    assert row_of(node, round_id).state == WorkState.RUNNING
+    with reading(node.zone.engine) as session:
+        assert session.scalars(select(CandidateModel)).all() == []
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from trainer.local_round import use_threads
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SEEDS: Final = 10
+SEEDS: Final = 16
 TUNING: Final = 3
 _TUNED_ON: Final = 1000  # the first seed that parameters are chosen on
 
@@ -39,7 +39,13 @@ def run(seeds: int = SEEDS, tuning: int = TUNING, workers: int = 2) -> dict[str,
         orders = final_orders(chosen, seeds)
         found = dict(zip(orders, pool.map(measure, orders), strict=True))
     minutes = round((time.monotonic() - started) / 60, 1)
-    return {"seeds": seeds, "tuning": tuning, "minutes": minutes, "claims": summary(found, chosen)}
+    return {
+        "seeds": seeds,
+        "tuning": tuning,
+        "minutes": minutes,
+        "workers": workers,
+        "claims": summary(found, chosen),
+    }
 
 
 def tuning_orders(seeds: int) -> list[Order]:
@@ -126,8 +132,8 @@ what has to be beaten too, are the best of a grid by the mean over {tuning} othe
 Data are small and training is short: directions, not what a hospital can expect.
 
 ```sh
-python -m tests.benchmarks.bench_claims docs/federation/claims.md
-cloister bench claims --json figures.json  # the same figures, of every seed, as JSON
+python -m tests.benchmarks.bench_claims docs/federation/claims.md  # {minutes} minutes, {workers} cores
+cloister bench claims --json figures.json                         # the same figures, of every seed, as JSON
 ```
 """
 

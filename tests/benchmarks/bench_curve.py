@@ -64,7 +64,13 @@ def run(seeds: int = SEEDS, rounds: int = ROUNDS, workers: int = 2) -> dict[str,
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             found = dict(zip(orders, pool.map(measure, orders), strict=True))
     minutes = round((time.monotonic() - started) / 60, 1)
-    return {"seeds": seeds, "rounds": rounds, "minutes": minutes, "ways": summary(found, rounds)}
+    return {
+        "seeds": seeds,
+        "rounds": rounds,
+        "minutes": minutes,
+        "workers": workers,
+        "ways": summary(found, rounds),
+    }
 
 
 def measure(order: tuple[str, str, int, int]) -> float:
@@ -124,7 +130,7 @@ xychart-beta
     line [{points}]
 ```
 
-`cloister bench curve` took {minutes} minutes.
+`cloister bench curve` took {minutes} minutes on {workers} cores.
 """
 
 

@@ -15,8 +15,10 @@ from tests.benchmarks.skewed_sites import (
     TASK,
     TRAIN,
     adults,
+    earlier_machines,
     few_labels,
     few_of_another_disease,
+    few_of_another_machine,
     many_labels,
     scanners,
     size_and_domain_skew,
@@ -180,7 +182,7 @@ _FEW: Final = {
     "the earlier model": (Trial(UNTOUCHED),),
 }
 _FEW_ABOUT: Final = f"""\
-Real chest X-rays at 28 pixels: two sites with {FEW} labelled training cases each, {ROUNDS} rounds of
+Two sites with {FEW} labelled training cases each, {ROUNDS} rounds of
 {_FEW_STEPS} steps. Transfer starts from what {EARLIER_ROUNDS} rounds of FedAvg made of"""
 CLAIMS: Final = (
     *(
@@ -210,15 +212,23 @@ CLAIMS: Final = (
     ),
     Claim(
         "Few labels of another hospital",
-        f"{_FEW_ABOUT} children of another hospital,\nat four sites of {MANY}; adults, pneumonia or not.",
+        f"{_FEW_ABOUT} children of another hospital,\nat four sites of {MANY}; here are adults. "
+        "Real chest X-rays at 28 pixels, pneumonia or not.",
         few(few_labels, many_labels),
         _FEW,
     ),
     Claim(
         "Few labels of another disease",
-        f"{_FEW_ABOUT} adults, pneumonia or not;\nother adults, with COVID-19 or without a finding. "
-        "Pictures of the two come from different\ncollections, so a model may learn the collection.",
+        f"{_FEW_ABOUT} adults, pneumonia or not;\nhere are other adults, with COVID-19 or without a finding. "
+        "Real chest X-rays at 28 pixels. Pictures of the\ntwo come from "
+        "different collections, so a model may learn the collection.",
         few(few_of_another_disease, adults),
+        _FEW,
+    ),
+    Claim(
+        "Few labels of another machine",
+        f"{_FEW_ABOUT} drawn pictures\nof four machines, {MANY} cases each; here is the fifth.",
+        few(few_of_another_machine, earlier_machines),
         _FEW,
     ),
 )

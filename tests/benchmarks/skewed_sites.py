@@ -184,6 +184,16 @@ def scanners(seed: int) -> dict[str, Dataset]:
     return {f"site-{i}": _drawn(seed * 10 + i, 0.5, machine) for i, machine in enumerate(SCANNERS)}
 
 
+def few_of_another_machine(seed: int) -> dict[str, Dataset]:
+    """Drawn pictures of a machine of its own: two sites with twelve labelled cases each."""
+    return {f"other-{i}": _drawn(seed * 10 + 5 + i, 0.5, SCANNERS[-1], FEW) for i in range(2)}
+
+
+def earlier_machines(seed: int) -> dict[str, Dataset]:
+    """Drawn pictures of the other machines: a site each, with many labelled cases."""
+    return {f"site-{i}": _drawn(seed * 10 + i, 0.5, one, MANY) for i, one in enumerate(SCANNERS[:-1])}
+
+
 SETS: Final[dict[str, Callable[[int], dict[str, Dataset]]]] = {
     "two hospitals": two_hospitals,
     "label skew": label_skew,

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -141,3 +145,49 @@ def test_results_that_a_reader_could_not_use_are_refused(
     check_results([good], study)
     with pytest.raises(StageError, match=message):
         check_results([{**good, **change}], study)
+
+
+class _AsksWhenDestroyed:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)  # the handler runs here, where its exception is lost
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_ends_the_story_even_if_python_loses_the_first_exception(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+
+    def works_on(world: World, deadline: Deadline) -> dict[str, Any]:
+        del world
+        _AsksWhenDestroyed()
+        deadline.until("nothing", lambda: False)
+        return {}
+
+    monkeypatch.setattr(story, "STAGES", (story.Stage("wait", "Waiting", "It waits.", 30, works_on),))
+    screen, text = _screen()
+    before = signal.getsignal(signal.SIGINT)
+    told = story.tell(screen=screen, seed=1, once=True, keep=False, folder=tmp_path / "all")
+
+    assert [one.exc_type for one in lost] == [story.Interrupted]
+    assert "Ending everything" in text.getvalue()
+    assert not told.ok
+    assert told.figures["failed_stage"] is None
+    assert not (tmp_path / "all").exists()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_while_things_end_signals_do_nothing() -> None:
+    def asked(signals: story.EndingSignals) -> None:
+        with signals.heeded():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with story.EndingSignals() as signals:
+        with pytest.raises(story.Interrupted):
+            asked(signals)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1.5 * story.EndingSignals.AGAIN_S)

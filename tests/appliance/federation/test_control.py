@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import select
 
-from appliance import research_api, research_client, training
+from appliance import heartbeat, research_api, research_client, training
 from appliance.db.base import WorkState, now
 from appliance.db.engine import reading, writing
 from appliance.db.research import Protocol, ProtocolState, ResearchLedgerEntry, Round
@@ -189,11 +189,11 @@ def test_a_round_under_way_stops_at_the_next_step_and_starts_anew_after_the_paus
     view = begun(service, plan)
     with claimed(zone.engine, Round, view.round_id, "test", 20.0) as claim:
         assert claim is not None
-        beat = training.Heartbeat(claim)
+        beat = heartbeat.Heartbeat(claim)
         beat("train", 1, 4)
         say(zone, plan, ProtocolState.PAUSED)
         beat.beaten = 0.0  # a second later
-        with pytest.raises(training.HaltedError) as caught:
+        with pytest.raises(heartbeat.HaltedError) as caught:
             beat("train", 2, 4)
         assert caught.value.code == "paused"
         training.run_round(zone, claim)

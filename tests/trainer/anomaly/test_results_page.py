@@ -20,7 +20,7 @@ def figures() -> dict[str, object]:
         }
         for seed in range(4)
     ]
-    return {"seeds": 4, "rounds": 1, "volumes": 129, "minutes": 1.0, "ways": paired(by_seed)}
+    return {"seeds": 4, "rounds": 1, "volumes": 129, "minutes": 1.0, "workers": 2, "ways": paired(by_seed)}
 
 
 def test_better_and_worse_are_said_where_the_interval_leaves_zero_out() -> None:
