@@ -14,6 +14,8 @@ from appliance.db.base import new_id
 from appliance.db.research import CandidateModel
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from sqlalchemy.orm import Session
 
     from appliance.datasets import Built
@@ -24,11 +26,17 @@ if TYPE_CHECKING:
 PARITY_SAMPLES: Final = 64
 
 
-def export(zone: ResearchZone, work: Work, built: Built, metrics: dict[str, Any]) -> Exported:
+def export(
+    zone: ResearchZone,
+    work: Work,
+    built: Built,
+    metrics: dict[str, Any],
+    computing: AbstractContextManager[None],
+) -> Exported:
     """Write ``crossing/to_clinical/packages/<run>.zip`` and its evaluation report ``<run>.json``.
 
     The report stands there before the package, which the clinical zone looks for. Written twice, both are the
-    same bytes.
+    same bytes. Nothing crosses when ``computing``, in which the package is made, raises.
     """
     from inference.evaluation import sign_report  # noqa: PLC0415
     from inference.package import pack  # noqa: PLC0415
@@ -42,16 +50,17 @@ def export(zone: ResearchZone, work: Work, built: Built, metrics: dict[str, Any]
     crossing.make_folders(spool)
     folder = Path(tempfile.mkdtemp(prefix="package-", dir=_scratch(zone)))
     try:
-        exported = export_package(
-            work.plan.task,
-            work.weights,
-            real,
-            folder,
-            version=f"{work.plan.run_id[:52]}-r{work.plan.total_rounds}",
-            signing_key=zone.keys.signing,
-            provenance=facts,
-            metrics=metrics,
-        )
+        with computing:
+            exported = export_package(
+                work.plan.task,
+                work.weights,
+                real,
+                folder,
+                version=f"{work.plan.run_id[:52]}-r{work.plan.total_rounds}",
+                signing_key=zone.keys.signing,
+                provenance=facts,
+                metrics=metrics,
+            )
         report = sign_report(
             exported.package_sha256,
             metrics,

@@ -213,8 +213,7 @@ def _finalize(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat)
             claim.finish(session)
         _LOG.info(MODEL_KEPT, round_id=row.id)
         return
-    with progress.during("export"):
-        exported = packaging.export(zone, work, built, metrics)
+    exported = packaging.export(zone, work, built, metrics, progress.during("export"))
     with writing(zone.engine) as session:
         _evaluated(session, row.id, built, metrics)
         candidate = packaging.record(session, work, exported, metrics)

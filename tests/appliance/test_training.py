@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select, update
 
-from appliance import datasets, heartbeat, packaging, training
+from appliance import datasets, heartbeat, training
 from appliance.children import descendants_of
 from appliance.db.base import WorkState, now
 from appliance.db.engine import reading, writing
@@ -34,6 +34,7 @@ from inference.package import load_package
 from tests.appliance.servers import RedisServer, end_group, wait_until
 from tests.appliance.training_node import TrainingNode, make_training_node
 from tests.trainer.samples import small_task
+from trainer import export
 from trainer.local_round import evaluate, use_threads
 from trainer.metrics import Metrics
 from trainer.networks import initial_weights
@@ -157,16 +158,16 @@ def test_a_heartbeat_after_the_lease_was_lost_stops_the_work(node: TrainingNode)
 @pytest.fixture
 def slow_export(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
     """Let an export outlast its round's lease; what is in the list is done meanwhile, again and again."""
-    genuine, meanwhile = packaging.export, list["Callable[[], object]"]()
+    genuine, meanwhile = export.export_package, list["Callable[[], object]"]()
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any, **options: Any) -> Any:
         for _ in range(30):
             time.sleep(0.1)
             for one in meanwhile:
                 one()
-        return genuine(*arguments)
+        return genuine(*arguments, **options)
 
-    monkeypatch.setattr(packaging, "export", slow)
+    monkeypatch.setattr(export, "export_package", slow)
     return meanwhile
 
 
@@ -176,6 +177,12 @@ def finalized(node: TrainingNode) -> Round:
         assert claim is not None
         training.run_round(node.zone, claim)
     return row_of(node, round_id)
+
+
+def left_a_model(node: TrainingNode) -> list[object]:
+    with reading(node.zone.engine) as session:
+        rows = session.scalars(select(CandidateModel)).all()
+    return [*rows, *(node.zone.settings.crossing_in / "packages").glob("*")]
 
 
 def test_a_long_export_keeps_its_lease_and_its_time_is_booked(
@@ -190,6 +197,7 @@ def test_a_long_export_keeps_its_lease_and_its_time_is_booked(
     assert len(taken_back) == 30
     assert row.progress == {"stage": "export", "done": 1, "total": 1}
     assert row.compute_seconds > 3.0
+    assert len(left_a_model(node)) == 3
 
 
 def test_a_pause_during_a_long_export_leaves_no_model(
@@ -198,8 +206,7 @@ def test_a_pause_during_a_long_export_leaves_no_model(
     slow_export.append(lambda: _set(node, Protocol, state=ProtocolState.PAUSED))
     row = finalized(node)
     assert (row.state, row.halted_by) == (WorkState.DEAD, "paused")
-    with reading(node.zone.engine) as session:
-        assert session.scalars(select(CandidateModel)).all() == []
+    assert left_a_model(node) == []
 
 
 def test_who_lost_the_lease_in_a_long_export_names_no_model(
@@ -212,8 +219,7 @@ def test_who_lost_the_lease_in_a_long_export_names_no_model(
         with pytest.raises(LeaseLostError):
             training.run_round(node.zone, claim)
     assert row_of(node, round_id).state == WorkState.RUNNING
-    with reading(node.zone.engine) as session:
-        assert session.scalars(select(CandidateModel)).all() == []
+    assert left_a_model(node) == []
 
 
 @pytest.mark.parametrize(
