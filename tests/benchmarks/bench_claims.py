@@ -22,7 +22,7 @@ from trainer.local_round import use_threads
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SEEDS: Final = 16
+SEEDS: Final = 12
 TUNING: Final = 3
 _TUNED_ON: Final = 1000  # the first seed that parameters are chosen on
 
