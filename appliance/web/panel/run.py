@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from appliance.auth.rights import Right
 from appliance.federation import preflight_words
-from appliance.web.panel import charts, receipt, research
-from appliance.web.panel.federation import figure, interval, points
+from appliance.web.panel import receipt, research, run_curves
+from appliance.web.panel.federation import figure, interval
 from appliance.web.panel.markup import DASH, duration, el, when
 from appliance.web.panel.page import Drawing, NotThereError, Page, Query
 from appliance.web.panel.parts import Column, badge, card, code, grid, nothing, page_head, stack, table, tile
@@ -59,7 +59,7 @@ def draw(view: RunPageView, viewer: Viewer) -> Drawing:
             run.name, marks=badge(run.protocol_state), lead=f"{run.run_id} · {run.strategy}", back=back
         ),
         "tiles": _tiles(run),
-        "curves": _curves(view.site, run),
+        "curves": run_curves.draw(view.site, run),
         "rounds": card("Rounds", _rounds(run)),
         "receipts": card(
             "What left the building", receipt.listed(view.receipts, nothing("Nothing has left in this run."))
@@ -83,44 +83,6 @@ def _tiles(run: views.RunView) -> Markup:
 def _ends(run: views.RunView) -> tuple[str, str]:
     known = [found[0] for one in run.rounds if (found := interval(one.metrics, figure(run)[0]))]
     return (f"{known[0]:.3f}", f"{known[-1]:.3f}") if known else (DASH, DASH)
-
-
-def _curves(site: str, run: views.RunView) -> Markup:
-    name, title = figure(run)
-    headline, sensitivity, specificity = (points(run, one) for one in (name, "sensitivity", "specificity"))
-    loss = []
-    for one in run.rounds:
-        value = one.metrics.get("log_loss")
-        if isinstance(value, int | float):
-            loss.append(charts.Point(one.number, float(value)))
-    rounds = max(run.total_rounds, 1)
-    area = charts.lines(title, [charts.Series(site, headline)], rounds=rounds, within=(0, 1))
-    losses = charts.lines("Loss", [charts.Series(site, tuple(loss))], rounds=rounds)
-    thresholds = [
-        charts.Series("Sensitivity", _bare(sensitivity)),
-        charts.Series("Specificity", _bare(specificity)),
-    ]
-    both = charts.lines("Sensitivity and specificity", thresholds, rounds=rounds, within=(0, 1))
-    note = (
-        "Of the global model that came in with the round, on held-out cases of this site; "
-        "band: 95 % confidence interval."
-    )
-    return el(
-        "div",
-        grid(
-            card(f"{title} by round", area),
-            card("Loss by round", losses),
-            card("At the threshold", both),
-            class_="three",
-        ),
-        el("p", note, class_="muted"),
-        class_="column",
-    )
-
-
-def _bare(points: tuple[charts.Point, ...]) -> tuple[charts.Point, ...]:
-    """Leave the bands of overlapping curves out."""
-    return tuple(charts.Point(point.x, point.y) for point in points)
 
 
 _KINDS: Final = {
