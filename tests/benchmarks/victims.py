@@ -7,7 +7,6 @@ One sees updates and keeps to the protocol: it learnt the way back from another 
 from __future__ import annotations
 
 from dataclasses import replace
-from statistics import mean
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,7 +22,9 @@ from trainer.local_round import Packing, local_round
 from trainer.networks import initial_weights
 from trainer.privacy.noise import SeededNoise
 from trainer.privacy.promise import DP_SGD, UPDATE_GAUSSIAN, Promise
+from trainer.strategies import update_norm
 from trainer.task import LocalSpec
+from trainer.weights_io import difference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -172,6 +173,12 @@ def _nearest(guess: Array, cases: Samples) -> dict[str, Any]:
     return {"guess": guess[0, 0], "true": cases.x[best, 0], "psnr": peak, "ssim": structure}
 
 
-def recognised(found: Sequence[Mapping[str, Any]]) -> float:
-    """Return the share of attacks whose picture is like a true one."""
-    return mean(one["ssim"] > RECOGNISABLE for one in found)
+def distance_from_first(victims: int) -> float:
+    """Return how far crafted weights lie from an untrained model at most, as the site's bound counts."""
+    task, public = task_of(BATCH), other_hospital().x
+    first = initial_weights(task, seed=1)
+    return max(
+        update_norm(difference(weights, first))
+        for victim in range(victims)
+        for weights in crafted.crafted_weights(task, public, victim)
+    )

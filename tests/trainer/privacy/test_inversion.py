@@ -7,29 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 
 from tests.benchmarks import attacks, crafted, inversion, shadows, victims
 from tests.benchmarks.bench_privacy import TASK
 from trainer.datasets import Dataset, Samples
+from trainer.local_round import use_threads
 from trainer.networks import initial_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 SIZE = 28
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute as the benchmark does: many small steps wait for one another's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+use_threads(1)
 
 
 def blobs(seed: int, count: int) -> Samples:
