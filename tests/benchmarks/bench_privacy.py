@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from PIL import Image
 
-from tests.benchmarks import attacks, shadows, victims
+from tests.benchmarks import attacks, crafted, shadows, victims
 from tests.benchmarks.bench_compression import _TASK
 from tests.benchmarks.victims import PROMISED
 from trainer.local_round import use_threads
@@ -51,10 +51,10 @@ def run(models: int = MODELS, attacked: int = VICTIMS, pictures: str = "") -> di
         2, mp_context=get_context("spawn"), initializer=use_threads, initargs=(1,)
     ) as pool:
         honest = pool.submit(victims.honest_attack, attacked)
-        crafted = pool.submit(victims.crafted_attack, attacked)
+        hostile = pool.submit(victims.crafted_attack, attacked)
         orders = [(way, number) for way in PROMISED for number in range(models)]
         trained = dict(zip(orders, pool.map(_shadow, orders), strict=True))
-        seen, read = honest.result(), crafted.result()
+        seen, read = honest.result(), hostile.result()
     if pictures:
         draw(read, Path(pictures))
     return {
@@ -84,7 +84,7 @@ def draw(read: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
 
 def _grey(picture: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = np.quantile(picture, [0.01, 0.99])
-    return (np.clip((picture - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
+    return np.asarray(np.clip((picture - low) / max(high - low, 1e-9), 0, 1) * 255, dtype=np.uint8)
 
 
 def _shadow(order: tuple[str, int]) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def markdown(figures: dict[str, Any]) -> str:
     for way, row in figures["inversion"].items():
         cells = [_cell(row[count][name], digits) for count in ("1", "8") for name, digits in _DIGITS]
         lines.append(f"| {' | '.join([way, *cells])} |")
-    lines += ["", _CRAFTED.format(**figures, rounds=victims.crafted.ROUNDS, limit=victims.RECOGNISABLE)]
+    lines += ["", _CRAFTED.format(**figures, rounds=crafted.ROUNDS, limit=victims.RECOGNISABLE)]
     lines += ["| protection | recognised | PSNR | SSIM |", "| - " * 4 + "|"]
     for way, row in figures["crafted"].items():
         cells = [f"{row['recognised']} of {figures['victims']}"]
@@ -197,8 +197,9 @@ _CRAFTED: Final = """\
 The same network with weights that no training made: they let the pictures of a few cases through to the
 gradient (`tests/benchmarks/crafted.py`). The coordinator has up to {rounds} rounds of one step on the same 8
 cases, and in each lets some more through, until something comes. Likeness is to the nearest of the 8;
-*recognised*: SSIM above {limit}. Labels are not given. These weights lie at most
-{crafted_distance:.0f} (L2) from an untrained model; `max_update_norm` is 100 by default.
+*recognised*: SSIM above {limit}. Labels are not given. *Within a plan's bound*: weights that lie at most
+{crafted_distance:.0f} (L2) from an untrained model, where `max_update_norm` is 100 by default; those of
+the other rows are larger.
 """
 
 

@@ -37,15 +37,28 @@ SIZE: Final = 28
 ROUNDS: Final = 16
 ROWS: Final = "layer3.0.conv1.weight"  # whose gradient is the picture
 _GATE: Final = "layer4.0.downsample.1"
-_SHARP: Final = 2.0
-# Sharp beside what passes the gate, and small: the weights lie within what a plan lets a model move.
-_FINE: Final = 0.02
 _BIAS: Final = 3.0  # opens the activations that pixels pass; these are normalised
 _OPEN: Final = 6.0  # opens all others: more than a group's normalised numbers reach
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How large the weights are: of the gate, of what opens it, of what passes it, and of the logit."""
+
+    sharp: float
+    judging: float
+    fine: float
+    passing: float
+    logit: float
+
+
+FAR: Final = Strength(sharp=3e3, judging=100.0, fine=3.0, passing=100.0, logit=1e3)
+# Weaker, but no farther from an untrained model than a plan lets a round move one.
+NEAR: Final = Strength(sharp=2.0, judging=1 / 3, fine=0.02, passing=1.0, logit=10 / 3)
 _PLACES: Final = [divmod(k, 4) for k in range(16)]
 
 
-def crafted_weights(task: TaskSpec, pictures: Array, seed: int) -> list[Weights]:
+def crafted_weights(task: TaskSpec, pictures: Array, seed: int, strength: Strength = FAR) -> list[Weights]:
     """Return the weights of each round: the first let no case through, each later one some more.
 
     Parameters
@@ -61,12 +74,12 @@ def crafted_weights(task: TaskSpec, pictures: Array, seed: int) -> list[Weights]
     for name, array in weights.items():
         array[:] = 1.0 if array.ndim == 1 and name.endswith("weight") else 0.0
     _sorting(weights)
-    _picking(weights, np.random.default_rng(seed))
+    _picking(weights, np.random.default_rng(seed), strength)
     scores = gate_scores(task, weights, pictures)
     middle, top = float(np.median(scores)), float(scores.max())
     thresholds = np.linspace(top + (top - middle) / 2, middle, ROUNDS)
     bias = np.ones_like(weights[f"{_GATE}.bias"])
-    return [{**weights, f"{_GATE}.bias": bias * np.float32(-_SHARP * one)} for one in thresholds]
+    return [{**weights, f"{_GATE}.bias": bias * np.float32(-strength.sharp * one)} for one in thresholds]
 
 
 def something_came(task: TaskSpec, weights: Mapping[str, Array], update: Mapping[str, Array]) -> bool:
@@ -86,8 +99,8 @@ def gate_scores(task: TaskSpec, weights: Mapping[str, Array], pictures: Array) -
     with torch.inference_mode():
         network(torch.from_numpy(pictures))
     handle.remove()
-    open_at = float(weights[f"{_GATE}.bias"][0])
-    return np.asarray((found[0].double().numpy() - open_at) / _SHARP)
+    bias, sharp = (float(weights[f"{_GATE}.{name}"][0]) for name in ("bias", "weight"))
+    return np.asarray((found[0].double().numpy() - bias) / sharp)
 
 
 def _sorting(weights: Weights) -> None:
@@ -105,7 +118,7 @@ def _sorting(weights: Weights) -> None:
     weights["layer2.0.downsample.1.weight"][:] = 0
 
 
-def _picking(weights: Weights, generator: np.random.Generator) -> None:
+def _picking(weights: Weights, generator: np.random.Generator, strength: Strength) -> None:
     """Let the later stages pick a place for each pair, and cases by a projection."""
     # At the border a kernel sees nothing beyond: so the gate's score is highest at the first place.
     kernel = np.zeros((16, 3, 3))
@@ -113,19 +126,20 @@ def _picking(weights: Weights, generator: np.random.Generator) -> None:
     kernel[:, 1:, 1:] = seen - seen.mean()
     kernel[:, 0, 1] = kernel[:, 1, 0] = -1.0
     weights[ROWS][:] = 0.01 * kernel
-    _pass(weights, "layer3.0.conv2.weight", 1.0)
+    _pass(weights, "layer3.0.conv2.weight", strength.passing)
     weights["layer3.0.bn1.bias"][:] = weights["layer3.0.bn2.bias"][:] = _OPEN
     weights["layer3.0.downsample.1.weight"][:] = 0
     weights["layer4.0.bn1.bias"][:] = _OPEN
     for channel in range(32):
         down, right = _PLACES[channel // 2]
-        weights["layer4.0.conv1.weight"][channel, channel, 1 + down % 2, 1 + right % 2] = 1.0
-        weights["layer4.0.conv2.weight"][channel, channel, 1 + down // 2, 1 + right // 2] = 1.0
-    weights["layer4.0.bn2.weight"][:] = _FINE
-    weights["layer4.0.bn2.bias"][:] = _FINE * _OPEN
-    weights["layer4.0.downsample.0.weight"][:] = 1 / 3
-    weights[f"{_GATE}.weight"][:] = _SHARP
-    weights["fc.weight"][0, ::2], weights["fc.weight"][0, 1::2] = 10 / 3, -10 / 3
+        weights["layer4.0.conv1.weight"][channel, channel, 1 + down % 2, 1 + right % 2] = strength.passing
+        weights["layer4.0.conv2.weight"][channel, channel, 1 + down // 2, 1 + right // 2] = strength.passing
+    weights["layer4.0.bn2.weight"][:] = strength.fine
+    weights["layer4.0.bn2.bias"][:] = strength.fine * _OPEN
+    weights["layer4.0.downsample.0.weight"][:] = strength.judging
+    weights[f"{_GATE}.weight"][:] = strength.sharp
+    weights["fc.weight"][0, ::2] = strength.logit
+    weights["fc.weight"][0, 1::2] = -strength.logit
 
 
 def _pass(weights: Weights, name: str, factor: float) -> None:

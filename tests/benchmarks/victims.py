@@ -36,10 +36,12 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 BATCH: Final = 8
+SIZE: Final = crafted.SIZE
 PUBLIC: Final = 2400
 TRIED: Final = 40  # updates of known pictures by which an attacker chooses
 NONE: Final = "none"
 GUESS: Final = "no update seen: the mean picture"
+CLOSE: Final = "none, weights within a plan's bound"
 MATCHING: Final = "none, by matching gradients"
 RECOGNISABLE: Final = 0.5  # SSIM
 _ANY: Final = 1e3  # what a run may cost: here it is measured, not limited
@@ -143,26 +145,35 @@ def _matched(weights: Mapping[str, Array], cases: Samples, seed: int) -> Array:
     return inversion.matched(task, weights, update, cases.y, seed)
 
 
-def crafted_attack(victims: int, ways: Sequence[str] = WAYS) -> dict[str, list[dict[str, Any]]]:
+def crafted_attack(victims: int) -> dict[str, list[dict[str, Any]]]:
     """Return by way what each attack found among 8 cases: the picture, the nearest true one, likeness."""
     public, cases = other_hospital().x, two_hospitals(0)["adults-0"].train
     prior = crafted.Prior.of(public)
-    task = task_of(BATCH)
-    blind = prior.mean.reshape(1, 1, *task.size).astype(np.float32)
-    found: dict[str, list[dict[str, Any]]] = {way: [] for way in (GUESS, *ways)}
+    blind = prior.mean.reshape(1, 1, SIZE, SIZE).astype(np.float32)
+    orders = [(way, way, crafted.FAR) for way in WAYS]
+    orders.insert(1, (CLOSE, NONE, crafted.NEAR))
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in (GUESS, *(one[0] for one in orders))}
     for victim in range(victims):
         part = part_of(cases, victim * BATCH, BATCH)
-        rounds = crafted.crafted_weights(task, public, victim)
         found[GUESS].append(_nearest(blind, part))
-        for way in ways:
-            picture, number = blind, 0
-            for number, weights in enumerate(rounds, start=1):
-                update = update_of(task, weights, part, way, victim * 100 + number)
-                if crafted.something_came(task, weights, update):
-                    break
-            picture = crafted.read_out(task, weights, update, prior)
-            found[way].append({**_nearest(picture, part), "rounds": number})
+        for name, way, strength in orders:
+            rounds = crafted.crafted_weights(task_of(BATCH), public, victim, strength)
+            picture, number = fished(rounds, part, way, victim, prior)
+            found[name].append({**_nearest(picture, part), "rounds": number})
     return found
+
+
+def fished(
+    rounds: Sequence[Mapping[str, Array]], cases: Samples, way: str, seed: int, prior: crafted.Prior
+) -> tuple[Array, int]:
+    """Return the picture of the first round in which something came, or of the last, and its number."""
+    task, number = task_of(len(cases)), 1
+    weights = rounds[0]
+    update = update_of(task, weights, cases, way, seed * 100 + number)
+    while number < len(rounds) and not crafted.something_came(task, weights, update):
+        weights, number = rounds[number], number + 1
+        update = update_of(task, weights, cases, way, seed * 100 + number)
+    return crafted.read_out(task, weights, update, prior), number
 
 
 def _nearest(guess: Array, cases: Samples) -> dict[str, Any]:
@@ -177,8 +188,5 @@ def distance_from_first(victims: int) -> float:
     """Return how far crafted weights lie from an untrained model at most, as the site's bound counts."""
     task, public = task_of(BATCH), other_hospital().x
     first = initial_weights(task, seed=1)
-    return max(
-        update_norm(difference(weights, first))
-        for victim in range(victims)
-        for weights in crafted.crafted_weights(task, public, victim)
-    )
+    every = [crafted.crafted_weights(task, public, victim, crafted.NEAR) for victim in range(victims)]
+    return max(float(update_norm(difference(weights, first))) for rounds in every for weights in rounds)

@@ -10,9 +10,12 @@ import pytest
 
 from tests.benchmarks import attacks, crafted, inversion, shadows, victims
 from tests.benchmarks.bench_privacy import TASK
+from tests.trainer.federation.plans import make_plan
 from trainer.datasets import Dataset, Samples
+from trainer.errors import UnfitModelError
+from trainer.first_model import check_reachable
 from trainer.local_round import use_threads
-from trainer.networks import initial_weights
+from trainer.networks import initial_weights, with_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,14 +43,11 @@ def mean_picture(pictures: NDArray[np.float32]) -> NDArray[Any]:
     return np.asarray(pictures.mean(0, keepdims=True))
 
 
-def read(way: str, cases: Samples, public: NDArray[np.float32]) -> tuple[float, float]:
+def read(way: str, strength: crafted.Strength = crafted.FAR) -> tuple[float, float]:
     """Return what crafted weights get out of a batch, and what the mean picture is: SSIM to the nearest."""
-    task, prior = victims.task_of(len(cases)), crafted.Prior.of(public)
-    for number, weights in enumerate(crafted.crafted_weights(task, public, seed=1)):
-        update = victims.update_of(task, weights, cases, way, number)
-        if crafted.something_came(task, weights, update):
-            break
-    picture = crafted.read_out(task, weights, update, prior)
+    cases, public = blobs(1, 8), blobs(2, 200).x
+    rounds = crafted.crafted_weights(victims.task_of(len(cases)), public, 1, strength)
+    picture, _ = victims.fished(rounds, cases, way, 0, crafted.Prior.of(public))
     found = [
         max(inversion.likeness(guess, one[None])[1] for one in cases.x)
         for guess in (picture, mean_picture(public))
@@ -55,9 +55,11 @@ def read(way: str, cases: Samples, public: NDArray[np.float32]) -> tuple[float, 
     return found[0], found[1]
 
 
-@pytest.mark.parametrize("way", ["none", "int8"])
-def test_crafted_weights_show_one_picture_of_a_batch(way: str) -> None:
-    found, guessed = read(way, blobs(1, 8), blobs(2, 200).x)
+@pytest.mark.parametrize(
+    ("way", "strength"), [("none", crafted.FAR), ("none", crafted.NEAR), ("int8", crafted.FAR)]
+)
+def test_crafted_weights_show_one_picture_of_a_batch(way: str, strength: crafted.Strength) -> None:
+    found, guessed = read(way, strength)
 
     assert found > 0.9
     assert guessed < 0.5
@@ -65,7 +67,7 @@ def test_crafted_weights_show_one_picture_of_a_batch(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["dp-sgd, noise 1.5", "update-gaussian, noise 0.05"])
 def test_noise_hides_it_from_crafted_weights(way: str) -> None:
-    found, _ = read(way, blobs(1, 8), blobs(2, 200).x)
+    found, _ = read(way)
 
     assert found < 0.6
 
@@ -78,13 +80,20 @@ def test_an_update_in_which_nothing_came_through_is_known_for_one() -> None:
     assert not crafted.something_came(task, shut, victims.update_of(task, shut, cases, "none", 0))
 
 
-def test_crafted_weights_fit_the_network_but_no_seed_gives_them() -> None:
+def test_crafted_weights_fit_the_network_but_a_site_refuses_them_for_its_first_round() -> None:
+    """Later ones within the plan's bound would pass: noise alone protects from them."""
     task = victims.task_of(8)
-    weights = crafted.crafted_weights(task, blobs(2, 50).x, seed=1)[0]
+    near, far = (
+        crafted.crafted_weights(task, blobs(2, 50).x, 1, strength)[0]
+        for strength in (crafted.NEAR, crafted.FAR)
+    )
+    plan = make_plan(task=task)
 
-    assert {name: one.shape for name, one in weights.items()} == {
-        name: one.shape for name, one in initial_weights(task).items()
-    }
+    with_weights(task, near)
+    for weights, rounds in ((near, 0), (far, 0), (far, 1)):
+        with pytest.raises(UnfitModelError, match="seed"):
+            check_reachable(plan, weights, rounds)
+    check_reachable(plan, near, 1)
 
 
 def test_an_attacker_learns_the_way_from_an_update_to_its_picture() -> None:
