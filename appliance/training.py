@@ -245,6 +245,7 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
     """Read the row, its plan and model; every hash must be the one that was approved and announced."""
     from trainer import weights_io  # noqa: PLC0415
     from trainer.federation.plan import Plan  # noqa: PLC0415
+    from trainer.first_model import check_reachable  # noqa: PLC0415 - torch loads here
     from trainer.site_rules import site_rule  # noqa: PLC0415 - torch loads here
 
     with reading(zone.engine) as session:
@@ -268,6 +269,8 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
     if plan.encryption is not None:
         key = sitekeys.key_of(zone, plan)
         weights = sitekeys.readable(key, plan, weights, row.number - (row.kind == TRAIN))
+    if row.kind == TRAIN:
+        check_reachable(plan, weights, row.number - 1)
     own: Weights = {}
     remembers = plan.compression is not None and plan.compression.remembers
     if site_rule(plan.strategy.name).stateful or remembers or plan.own_models:

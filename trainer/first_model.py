@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from trainer import peers
+import numpy as np
+
+from trainer import peers, strategies
 from trainer.errors import StrategyError, UnfitModelError
 from trainer.networks import initial_weights
+from trainer.strategies.fedavg import FedAvg, rate_of
 
 WRAPPING: Final = frozenset({"domain-adaptation", "variation-aware"})
 """Strategies whose sites use a network around the task's (:mod:`trainer.wrapped`)."""
 ANOMALY_ALONE: Final = frozenset({"feddis"})
 """Strategies that need a split autoencoder, which learns nothing but what is healthy."""
 
+_ROUNDING: Final = 1e-4  # of the model's norm: processors draw the same numbers but for their last bits
+_SLACK: Final = 1.001
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from trainer.federation.plan import Plan
     from trainer.task import TaskSpec
     from trainer.weights_io import Array, Weights
 
@@ -57,3 +64,45 @@ def first_model(
     }:
         raise UnfitModelError("the earlier model has other names, shapes or types than the task's network")
     return chosen.prepared(dict(earlier))
+
+
+def check_reachable(plan: Plan, weights: Mapping[str, Array], rounds: int) -> None:
+    """Check that a global model is what a plan's rounds can have made of the first model that its seed gives.
+
+    Before any round it must be that model. Later, where the coordinator averages updates, it can lie as far
+    from it as the updates' bound allows: other strategies have none, and neither has a packed way back.
+    Where a run starts from an earlier model, or sites have their own, nothing is checked.
+
+    Parameters
+    ----------
+    rounds : int
+        Finished before.
+
+    Raises
+    ------
+    UnfitModelError
+        If the model has other tensors, or lies farther from the first one.
+    """
+    if plan.initial_sha256 or plan.own_models:
+        return
+    averages = isinstance(strategies.STRATEGIES.get(plan.strategy.name), FedAvg)
+    packed = plan.compression is not None and plan.compression.both_ways
+    if rounds and (packed or not averages):
+        return
+    first = first_model(plan.task, plan.strategy.name, plan.seed)
+    if weights.keys() != first.keys():
+        raise UnfitModelError("the global model has other tensors than the task's network")
+    size = moved = 0.0
+    for name, array in first.items():
+        given = np.asarray(weights[name], dtype=np.float64)
+        if given.shape != array.shape:
+            raise UnfitModelError("the global model has tensors of other shapes than the task's network")
+        if array.dtype.kind == "f":
+            size += float(np.square(array, dtype=np.float64).sum())
+            moved += float(np.square(given - array).sum())
+    rate = rate_of(plan.strategy.parameters) if rounds else 0.0
+    most = rounds * plan.max_update_norm * rate * _SLACK + _ROUNDING * max(1.0, size**0.5)
+    if not moved**0.5 <= most:
+        raise UnfitModelError(
+            "the global model is not what this plan's rounds can have made of its seed's first model"
+        )

@@ -376,6 +376,25 @@ def test_a_global_model_with_other_tensors_is_refused_and_recorded_once(node: Tr
     assert ledger_kinds(node, refusals.ORDER_REFUSED) == 1
 
 
+def test_a_first_model_that_the_plan_s_seed_does_not_give_is_refused_and_recorded(node: TrainingNode) -> None:
+    """Weights crafted to show a picture in the update have the network's names and shapes."""
+    crafted = initial_weights(node.plan.task, node.plan.seed)
+    crafted["conv1.weight"] = crafted["conv1.weight"] * np.float32(1.01)
+    path = node.zone.root / "federation" / "models" / "crafted.safetensors"
+    round_id = node.add_round()
+    _set_row(
+        node,
+        round_id,
+        global_model_sha256=save(path, crafted),
+        input_path=str(path.relative_to(node.zone.root)),
+    )
+    deliver(node, round_id)
+    row = row_of(node, round_id)
+    assert (row.state, row.output_path) == (WorkState.DEAD, None)
+    assert "seed" in (row.reason or "")
+    assert ledger_kinds(node, refusals.ORDER_REFUSED) == 1
+
+
 def _set_row(node: TrainingNode, round_id: str, **values: Any) -> None:
     with writing(node.zone.engine) as session:
         session.execute(update(Round).where(Round.id == round_id).values(**values))

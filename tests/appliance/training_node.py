@@ -82,7 +82,7 @@ def make_plan(task: TaskSpec, **changes: Any) -> Plan:
         expires_at=now() + timedelta(days=1),
         round_timeout_s=600.0,
         approval_wait_s=0.0,
-        seed=7,
+        seed=0,  # as the tasks of these tests: the first model is the one that it gives
     )
     return replace(plan, **changes)
 

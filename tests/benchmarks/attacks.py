@@ -1,27 +1,23 @@
-"""What an attacker gets out of models and updates: who was trained on, and what their picture was."""
+"""What an attacker gets out of models and updates: who was trained on."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
-from monai.metrics import SSIMMetric
 from numpy.typing import NDArray
-from torch.nn import functional
 
+from tests.benchmarks.inversion import directions
 from trainer.networks import with_weights
 from trainer.optimisation import probabilities
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from trainer.datasets import Samples
     from trainer.task import TaskSpec
 
 Array = NDArray[Any]
-ITERATIONS: Final = 400
-_TOTAL_VARIATION: Final = 1e-2
 _LEAST_SPREAD: Final = 0.05
 
 
@@ -82,80 +78,30 @@ def found_at(scores: NDArray[np.float64], member: NDArray[np.bool_], false_alarm
     return float((scores[member] > threshold).mean())
 
 
-def inverted(
-    task: TaskSpec, weights: Mapping[str, Array], update: Mapping[str, Array], labels: Array, seed: int
-) -> NDArray[np.float32]:
-    """Search pictures whose gradient points as the update does; the labels are given to the attacker.
+def gradients(task: TaskSpec, weights: Mapping[str, Array], samples: Samples) -> NDArray[np.float32]:
+    """Return the direction of the loss's gradient at each case, shape (cases, parameters), of length 1."""
+    signs = np.where(samples.y > 0, -1.0, 1.0).astype(np.float32)
+    return np.asarray(directions(task, weights, samples.x).numpy() * signs[:, None])
+
+
+def alignment(
+    slopes: NDArray[np.float32], step: Mapping[str, Array], names: Sequence[str]
+) -> NDArray[np.float64]:
+    """Return the cosine between a step and the way down each case's loss: a member's was part of it.
 
     Parameters
     ----------
-    update : Mapping
-        Of one local step from ``weights``.
-    labels : ndarray, shape (n,)
-        Of the step's cases.
-
-    Returns
-    -------
-    ndarray, shape (n, 1, rows, columns)
+    slopes : ndarray
+        Of :func:`gradients`, at the model that the step starts from.
+    step : Mapping
+        A site's update, or the sum of all.
+    names : sequence of str
+        The parameters, in the network's order.
 
     References
     ----------
-    Geiping et al., Inverting Gradients - How Easy Is It to Break Privacy in Federated Learning?, NeurIPS
-    2020: cosine distance, total variation, signed Adam steps.
+    Li, Li and Ribeiro, Effective Passive Membership Inference Attacks in Federated Learning against
+    Overparameterized Models, ICLR 2023: cosine of a case's gradient and a site's update.
     """
-    network = with_weights(task, weights)
-    network.train()
-    parameters = dict(network.named_parameters())
-    wanted = {name: torch.from_numpy(-np.asarray(update[name], dtype=np.float32)) for name in parameters}
-    generator = torch.Generator().manual_seed(seed)
-    shape = (len(labels), 1, task.preprocessing.rows, task.preprocessing.columns)
-    x = torch.randn(shape, generator=generator).requires_grad_()
-    y = torch.from_numpy(np.asarray(labels, dtype=np.float32)).unsqueeze(1)
-    optimizer = torch.optim.Adam([x], lr=0.1)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(
-        optimizer, [ITERATIONS * 3 // 8, ITERATIONS * 5 // 8, ITERATIONS * 7 // 8], 0.1
-    )
-    for _ in range(ITERATIONS):
-        optimizer.zero_grad()
-        loss = functional.binary_cross_entropy_with_logits(network(x), y)
-        gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
-        distance = _distance(dict(zip(parameters, gradients, strict=True)), wanted)
-        (distance + _TOTAL_VARIATION * _variation(x)).backward()  # type: ignore[no-untyped-call]
-        if x.grad is not None:
-            x.grad.sign_()
-        optimizer.step()
-        schedule.step()
-    return np.asarray(x.detach().numpy())
-
-
-def likeness(guesses: Array, truths: Array) -> tuple[float, float]:
-    """Return mean PSNR (dB) and SSIM of the guess that is nearest to each true picture.
-
-    Guesses are given the truth's mean and contrast first, which an attacker cannot know.
-    """
-    peaks, structures = [], []
-    for true in truths:
-        scaled = [_scaled(one, true) for one in guesses]
-        nearest = min(scaled, key=lambda one: float(np.mean((one - true) ** 2)))
-        reach = float(true.max() - true.min())
-        error = max(float(np.mean((nearest - true) ** 2)), 1e-12)
-        peaks.append(10 * np.log10(reach**2 / error))
-        metric = SSIMMetric(spatial_dims=2, data_range=reach, win_size=7)
-        structures.append(float(metric(torch.from_numpy(nearest[None]), torch.from_numpy(true[None]))))
-    return float(np.mean(peaks)), float(np.mean(structures))
-
-
-def _scaled(guess: Array, truth: Array) -> Array:
-    spread = float(guess.std()) or 1.0
-    return np.asarray((guess - guess.mean()) / spread * truth.std() + truth.mean(), dtype=np.float32)
-
-
-def _distance(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> torch.Tensor:
-    dot = torch.stack([(found[name] * wanted[name]).sum() for name in wanted]).sum()
-    mine = torch.stack([found[name].square().sum() for name in wanted]).sum().sqrt()
-    theirs = torch.stack([wanted[name].square().sum() for name in wanted]).sum().sqrt()
-    return 1 - dot / (mine * theirs + 1e-12)
-
-
-def _variation(x: torch.Tensor) -> torch.Tensor:
-    return (x[..., 1:, :] - x[..., :-1, :]).abs().mean() + (x[..., 1:] - x[..., :-1]).abs().mean()
+    flat = np.concatenate([np.asarray(step[name], dtype=np.float32).ravel() for name in names])
+    return np.asarray(-(slopes @ flat) / max(float(np.linalg.norm(flat)), 1e-12), dtype=np.float64)

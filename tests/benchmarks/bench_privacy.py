@@ -1,6 +1,7 @@
 """Attacks on models and updates, with and without protection: ``cloister bench privacy``.
 
-``python -m tests.benchmarks.bench_privacy results.md`` writes the tables.
+``python -m tests.benchmarks.bench_privacy results.md`` writes the tables; ``--pictures FILE`` of the command
+draws, for the eye, true pictures above what crafted weights got. Those show patients: the file stays here.
 """
 
 from __future__ import annotations
@@ -17,141 +18,110 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from PIL import Image
 
-from tests.benchmarks import attacks
+from tests.benchmarks import attacks, crafted, shadows, victims
 from tests.benchmarks.bench_compression import _TASK
-from tests.benchmarks.skewed_sites import two_hospitals
-from trainer.compression import Compression, Draw
-from trainer.datasets import Dataset, Samples
-from trainer.local_round import Packing, local_round, use_threads
-from trainer.networks import initial_weights
-from trainer.privacy.noise import SeededNoise
-from trainer.privacy.promise import DP_SGD, UPDATE_GAUSSIAN, Promise
-from trainer.simulation import simulate
+from tests.benchmarks.victims import PROMISED
+from trainer.local_round import use_threads
 from trainer.task import LocalSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
 MODELS: Final = 8
 ROUNDS: Final = 6
 STEPS: Final = 15
-VICTIMS: Final = 4
+VICTIMS: Final = 8
 FALSE_ALARMS: Final = 0.01
-NONE: Final = "none"
-_ANY: Final = 1e3  # what a run may cost: here it is measured, not limited
-
-
-def _gaussian(noise: float) -> Promise:
-    return Promise(UPDATE_GAUSSIAN, 1.0, noise, _ANY, 1e-3)
-
-
-def _sgd(noise: float) -> Promise:
-    return Promise(DP_SGD, 1.0, noise, _ANY, 1e-3, 0.25)
-
-
-# Delta is 1e-3: a site has 64 people.
-WAYS: Final[dict[str, Promise | None]] = {
-    NONE: None,
-    "update-gaussian, noise 0.05": _gaussian(0.05),
-    "dp-sgd, noise 1.5": _sgd(1.5),
-}
-PACKED: Final = {"int8": Compression("int8"), "top-k, share 0.02": Compression("top-k", {"share": 0.02})}
 _LOCAL: Final = LocalSpec(batch_size=16, local_steps=STEPS, learning_rate=3e-3, shift_fraction=0.0)
 TASK: Final = replace(_TASK, local=replace(_LOCAL, gain_fraction=0.0))
+_ENLARGED: Final = 4
 
 
-def run(models: int = MODELS, victims: int = VICTIMS) -> dict[str, Any]:
-    """Measure membership inference on final models and gradient inversion on single updates."""
+def run(models: int = MODELS, attacked: int = VICTIMS, pictures: str = "") -> dict[str, Any]:
+    """Measure membership inference on models and updates, and inversion of single updates.
+
+    ``attacked``: how many sites each inversion has for victims, 8 at most. ``pictures``: a PNG to write.
+    """
     started = time.monotonic()
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        orders = [(way, number) for way in WAYS for number in range(models)]
+    with ProcessPoolExecutor(
+        2, mp_context=get_context("spawn"), initializer=use_threads, initargs=(1,)
+    ) as pool:
+        honest = pool.submit(victims.honest_attack, attacked)
+        hostile = pool.submit(victims.crafted_attack, attacked)
+        orders = [(way, number) for way in PROMISED for number in range(models)]
         trained = dict(zip(orders, pool.map(_shadow, orders), strict=True))
-        inversions = [(way, batch, v) for way in (*WAYS, *PACKED) for batch in (1, 8) for v in range(victims)]
-        found = dict(zip(inversions, pool.map(_inversion, inversions), strict=True))
-    membership = {way: _membership([trained[way, n] for n in range(models)], way) for way in WAYS}
-    inversion = {
-        way: {str(batch): _inverted([found[way, batch, v] for v in range(victims)]) for batch in (1, 8)}
-        for way in (*WAYS, *PACKED)
-    }
-    minutes = round((time.monotonic() - started) / 60, 1)
+        seen, read = honest.result(), hostile.result()
+    if pictures:
+        draw(read, Path(pictures))
     return {
         "models": models,
-        "victims": victims,
-        "minutes": minutes,
-        "membership": membership,
-        "inversion": inversion,
+        "victims": attacked,
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "membership": {way: _membership([trained[way, n] for n in range(models)], way) for way in PROMISED},
+        "inversion": {
+            way: {count: _inverted(one) for count, one in row.items()} for way, row in seen.items()
+        },
+        "crafted": {way: _crafted(found) for way, found in read.items()},
+        "crafted_distance": victims.distance_from_first(attacked),
     }
 
 
-def _pool() -> dict[str, Samples]:
-    """Return each site's cases, one person each."""
-    return {site: Samples.join([one.train, one.validation]) for site, one in two_hospitals(0).items()}
+def draw(read: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Write a PNG: for each protection a row of true pictures, and below it what the attacker got."""
+    rows = [
+        np.hstack([_grey(one[kind]) for one in found])
+        for found in read.values()
+        for kind in ("true", "guess")
+    ]
+    whole = np.vstack(rows)
+    size = (whole.shape[1] * _ENLARGED, whole.shape[0] * _ENLARGED)
+    Image.fromarray(whole).resize(size, Image.Resampling.NEAREST).save(path)
+
+
+def _grey(picture: NDArray[Any]) -> NDArray[np.uint8]:
+    low, high = np.quantile(picture, [0.01, 0.99])
+    return np.asarray(np.clip((picture - low) / max(high - low, 1e-9), 0, 1) * 255, dtype=np.uint8)
 
 
 def _shadow(order: tuple[str, int]) -> dict[str, Any]:
-    """Train a federation on a random half of each site's cases; return what its model says of all."""
     way, number = order
-    use_threads(1)
-    generator = np.random.default_rng(number)
-    chosen, sites = [], {}
-    for site, cases in _pool().items():
-        inside = np.zeros(len(cases), dtype=bool)
-        inside[generator.permutation(len(cases))[: len(cases) // 2]] = True
-        chosen.append(inside)
-        people = tuple(f"{site}-{i}" for i in np.flatnonzero(inside))
-        sites[site] = Dataset(
-            Samples(cases.x[inside], cases.y[inside], people), Samples(cases.x[~inside], cases.y[~inside])
-        )
-    result = simulate(TASK, sites, rounds=ROUNDS, seed=number, privacy=WAYS[way])
-    said = [attacks.confidence(TASK, result.weights, cases) for cases in _pool().values()]
-    areas = [one.auc.estimate for one in result.final.values() if one.auc is not None]
-    return {"member": np.concatenate(chosen), "values": np.concatenate(said), "auc": mean(areas)}
+    everybody, sites, member = shadows.sites_of(number)
+    seen, auc = shadows.watched(TASK, everybody, sites, ROUNDS, number, PROMISED[way])
+    return {"member": member, "seen": seen, "auc": auc}
 
 
 def _membership(models: Sequence[dict[str, Any]], way: str) -> dict[str, Any]:
-    values = np.stack([one["values"] for one in models])
     member = np.stack([one["member"] for one in models])
-    ratios = attacks.likelihood_ratios(values, member)
-    promise = WAYS[way]
+    promise = PROMISED[way]
     found: dict[str, Any] = {
         "epsilon": math.inf if promise is None else promise.run_epsilon(TASK, ROUNDS),
         "auc": mean(one["auc"] for one in models),
+        "views": {},
     }
-    for name, scores in (("loss", values), ("likelihood ratio", ratios)):
-        areas = [attacks.area(s, m) for s, m in zip(scores, member, strict=True)]
-        hits = [attacks.found_at(s, m, FALSE_ALARMS) for s, m in zip(scores, member, strict=True)]
-        found[name] = {"area": _spread(areas), "found_at_1_percent": _spread(hits)}
+    for view in shadows.VIEWS:
+        values = np.stack([one["seen"][view] for one in models])
+        ratios = attacks.likelihood_ratios(values / values.std(), member)
+        found["views"][view] = {"alone": _found(values, member), "ratio": _found(ratios, member)}
     return found
 
 
-def _inversion(order: tuple[str, int, int]) -> tuple[float, float]:
-    """Attack the update of one local step on some cases; return PSNR and SSIM."""
-    way, batch, victim = order
-    use_threads(1)
-    cases = two_hospitals(0)["adults-0"].train
-    chosen = np.arange(victim * batch, (victim + 1) * batch) % len(cases)
-    part = Samples(cases.x[chosen], cases.y[chosen], tuple(f"person-{i}" for i in range(batch)))
-    task = replace(TASK, local=replace(TASK.local, optimizer="sgd", batch_size=batch, local_steps=1))
-    weights = initial_weights(task, seed=1)
-    promise = WAYS.get(way)
-    if promise is not None and promise.mechanism == DP_SGD:
-        promise = replace(promise, sampling_rate=1.0)
-    update = local_round(
-        task,
-        weights,
-        Dataset(part, part),
-        seed=victim,
-        privacy=promise,
-        noise=SeededNoise(victim),
-        packing=Packing(PACKED[way], Draw(victim, 1)) if way in PACKED else None,
-    )
-    guesses = attacks.inverted(task, weights, update.delta, part.y, victim)
-    return attacks.likeness(guesses, part.x)
+def _found(scores: NDArray[np.float64], member: NDArray[np.bool_]) -> dict[str, Any]:
+    pairs = list(zip(scores, member, strict=True))
+    hits = [attacks.found_at(s, m, FALSE_ALARMS) for s, m in pairs]
+    return {"area": _spread([attacks.area(s, m) for s, m in pairs]), "found_at_1_percent": _spread(hits)}
 
 
 def _inverted(found: Sequence[tuple[float, float]]) -> dict[str, Any]:
     return {"psnr": _spread([one[0] for one in found]), "ssim": _spread([one[1] for one in found])}
+
+
+def _crafted(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    pairs = [(one["psnr"], one["ssim"]) for one in found]
+    return {**_inverted(pairs), "recognised": sum(one["ssim"] > victims.RECOGNISABLE for one in found)}
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
@@ -161,20 +131,29 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 def markdown(figures: dict[str, Any]) -> str:
     """Return the figures as a section of a page."""
     lines = [_HEAD.format(**figures, rounds=ROUNDS, steps=STEPS)]
-    lines += ["| protection | epsilon | AUC of the model | loss: area | at 1 % | ratio: area | at 1 % |"]
-    lines += ["| - " * 7 + "|"]
+    lines += [
+        "| protection | epsilon | AUC of the model | what is seen | area | at 1 % | ratio: area | at 1 % |"
+    ]
+    lines += ["| - " * 8 + "|"]
     for way, row in figures["membership"].items():
-        cells = [way, f"{row['epsilon']:.3g}", f"{row['auc']:.3f}"]
-        for attack in ("loss", "likelihood ratio"):
-            cells += [_cell(row[attack]["area"], 3), _cell(row[attack]["found_at_1_percent"], 3)]
-        lines.append(f"| {' | '.join(cells)} |")
+        first = [way, f"{row['epsilon']:.3g}", f"{row['auc']:.3f}"]
+        for view, found in row["views"].items():
+            cells = [*first, view]
+            for attack in ("alone", "ratio"):
+                cells += [_cell(found[attack][name], 3) for name in ("area", "found_at_1_percent")]
+            lines.append(f"| {' | '.join(cells)} |")
+            first = ["", "", ""]
     lines += ["", _INVERSION.format(**figures)]
     lines += ["| protection | PSNR, 1 case | SSIM | PSNR, 8 cases | SSIM |", "| - " * 5 + "|"]
     for way, row in figures["inversion"].items():
-        cells = [way]
-        for batch in ("1", "8"):
-            cells += [_cell(row[batch]["psnr"], 1), _cell(row[batch]["ssim"], 2)]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = [_cell(row[count][name], digits) for count in ("1", "8") for name, digits in _DIGITS]
+        lines.append(f"| {' | '.join([way, *cells])} |")
+    lines += ["", _CRAFTED.format(**figures, rounds=crafted.ROUNDS, limit=victims.RECOGNISABLE)]
+    lines += ["| protection | recognised | PSNR | SSIM |", "| - " * 4 + "|"]
+    for way, row in figures["crafted"].items():
+        cells = [f"{row['recognised']} of {figures['victims']}"]
+        cells += [_cell(row[name], digits) for name, digits in _DIGITS]
+        lines.append(f"| {' | '.join([way, *cells])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -182,23 +161,45 @@ def _cell(value: dict[str, float], digits: int) -> str:
     return f"{value['mean']:.{digits}f} ± {value['spread']:.{digits}f}"
 
 
+_DIGITS: Final = (("psnr", 1), ("ssim", 2))
 _HEAD: Final = """## Attacks
 
 What an attacker learns, with and without [differential privacy](federation/privacy.md), on chest X-rays
 of two hospitals at 28 pixels. `cloister bench privacy` took {minutes} minutes on two cores. After ±
 stands the standard deviation over models, or over victims; models share cases, so it is no interval.
 
-**Membership inference** on the final model of FedAvg: {rounds} rounds of {steps} steps, four sites,
-each model on a random half of each site's cases, {models} models. *Loss*: the surer a model is of the
-true label, the likelier a member. *Ratio*: each case's confidence beside that in the other models
-(likelihood ratio). Area: 0.5 tells nothing, 1 everything. "At 1 %": share of members found while 1 % of
-the others are taken for members. Epsilon is of the whole run at a site, at delta 1e-3.
+### Who was trained on
+
+Membership inference on FedAvg: {rounds} rounds of {steps} steps, four sites, each model on a random half
+of each site's cases, {models} models. The *final model* tells by the loss: the surer it is of the true
+label, the likelier a member. Whoever sees single updates in all rounds, as a coordinator does without
+encryption, has more: how much surer a site's own model is than the global one it came from (*rise*), and
+how far a site's update points down the case's own loss (*cosine*), both added up over the rounds.
+*Sum of updates* is the same of what all sites moved the global model by, which is what the sites see.
+*Ratio*: each case's score beside that in the other models (likelihood ratio). Area: 0.5 tells nothing, 1
+everything. "At 1 %": share of members found while 1 % of the others are taken for members. Epsilon is of
+the whole run at a site, at delta 1e-3.
 """
 _INVERSION: Final = """\
-**Gradient inversion** of one site's update after one plain step on 1 or 8 cases, from an untrained
-network: the best that an attacker can hope for, with the labels and each picture's mean and contrast
-given. {victims} victims. Higher PSNR (dB) and SSIM is more of the picture; noise that guesses nothing
-gives what the noisiest rows show.
+### What the picture was
+
+From one site's update after one plain step on 1 or 8 adults' cases, from an untrained network, whose
+labels and whose pictures' mean and contrast are given; its rate lets one step fill what
+`update-gaussian` clips to. {victims} victims. *Matching gradients* (Geiping 2020; 4 victims) searches a
+picture with the same gradient, and finds none. All other rows are an attacker who computes the
+gradients of another hospital's pictures, of children, and learns the way back (ridge regression), with
+what does best under that very protection. Higher PSNR (dB) and SSIM is more of the picture. The first row
+is a guess that saw no update. Of 8 cases the guess is compared with each.
+"""
+_CRAFTED: Final = """\
+### What a coordinator gets that sends crafted weights
+
+The same network with weights that no training made: they let the pictures of a few cases through to the
+gradient (`tests/benchmarks/crafted.py`). The coordinator has up to {rounds} rounds of one step on the same 8
+cases, and in each lets some more through, until something comes. Likeness is to the nearest of the 8;
+*recognised*: SSIM above {limit}. Labels are not given. *Within a plan's bound*: weights that lie at most
+{crafted_distance:.0f} (L2) from an untrained model, where `max_update_norm` is 100 by default; those of
+the other rows are larger.
 """
 
 

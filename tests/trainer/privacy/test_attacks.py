@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.benchmarks import attacks
+from tests.benchmarks import attacks, inversion
 
 
 def test_an_area_is_the_chance_that_a_member_scores_above_another() -> None:
@@ -51,8 +51,8 @@ def test_a_picture_is_like_itself() -> None:
     generator = np.random.default_rng(0)
     truth = generator.random((2, 1, 28, 28)).astype(np.float32)
 
-    same, _ = attacks.likeness(truth[::-1], truth)
-    other, structure = attacks.likeness(generator.random((2, 1, 28, 28)).astype(np.float32), truth)
+    same, _ = inversion.likeness(truth[::-1], truth)
+    other, structure = inversion.likeness(generator.random((2, 1, 28, 28)).astype(np.float32), truth)
 
     assert same > 60
     assert other < 12
