@@ -32,13 +32,19 @@ def run_dir(settings: Settings) -> Path:
 
     It is ``run`` in ``data_root``, or in the zone's root where each zone is a user of its own. Where that is
     too long for a Unix socket, it is a link to a short folder of our own under the machine's temporary
-    folder, so that every process finds the same one.
+    folder, so that every process finds the same one. A node that was copied or moved makes its own anew.
+
+    Raises
+    ------
+    NodeError
+        If a folder lies where the link has to be, or the folder is not ours alone.
     """
     link = _run_parent(settings) / "run"
     if len(os.fsencode(link / _LONGEST_SOCKET_NAME)) <= MAX_SOCKET_PATH:
         link.mkdir(mode=0o700, parents=True, exist_ok=True)
         return _checked(link)
-    target = link.readlink() if link.is_symlink() else _short_folder(link)
+    own = _short_folder(link)
+    target = _linked(link, own) or own
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not link.is_symlink():
         link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -47,6 +53,21 @@ def run_dir(settings: Settings) -> Path:
         except FileExistsError:
             return run_dir(settings)
     return _checked(target)
+
+
+def _linked(link: Path, own: Path) -> Path | None:
+    """Return where the link leads, unless it is that of the node that this one was copied from."""
+    if link.is_symlink():
+        target = link.readlink()
+        if target.name == own.name:
+            return target
+        link.unlink(missing_ok=True)
+    elif link.exists():
+        raise NodeError(
+            f"{link}: a folder, but this path is too long for sockets; expected nothing there or a link. "
+            "Remove it while nothing of this node runs."
+        )
+    return None
 
 
 def zones_apart(settings: Settings) -> bool:

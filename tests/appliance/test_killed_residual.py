@@ -61,7 +61,7 @@ def undisturbed(first: TrainingNode, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def copied(first: TrainingNode, folder: Path) -> TrainingNode:
-    shutil.copytree(first.config.parent, folder)
+    shutil.copytree(first.config.parent, folder, ignore=shutil.ignore_patterns("run"))
     config = folder / first.config.name
     return replace(first, zone=open_research(load_settings(config)), config=config)
 

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import select
 
-from appliance import ledger, node
+from appliance import ledger, meeting, node
 from appliance.db.clinical import Rule
 from appliance.db.engine import reading, writing
 from appliance.settings import Settings
@@ -73,7 +74,7 @@ def test_sockets_have_short_paths_however_deep_the_node_lies(tmp_path: Path) -> 
 
 def test_a_short_node_keeps_its_sockets_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(data_root=tmp_path / "d")
-    monkeypatch.setattr(node, "MAX_SOCKET_PATH", 400)
+    monkeypatch.setattr(meeting, "MAX_SOCKET_PATH", 400)
     assert node.run_dir(settings) == (tmp_path / "d" / "run").resolve()
 
 
@@ -86,6 +87,28 @@ def test_the_run_folder_is_found_whatever_the_environment_says(
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run")
     assert node.run_dir(settings) == first
     first.rmdir()
+
+
+def test_a_copied_node_shares_no_sockets_with_the_first(tmp_path: Path) -> None:
+    first = tmp_path / ("x" * 80) / "data"
+    folder = node.run_dir(Settings(data_root=first))
+    copy = tmp_path / ("y" * 80) / "data"
+    shutil.copytree(first, copy, symlinks=True)
+
+    other = node.run_dir(Settings(data_root=copy))
+
+    assert other != folder
+    assert node.run_dir(Settings(data_root=copy)) == other
+    assert node.run_dir(Settings(data_root=first)) == folder
+    for one in (folder, other):
+        one.rmdir()
+
+
+def test_a_node_moved_to_a_path_too_long_for_sockets_says_what_is_in_the_way(tmp_path: Path) -> None:
+    data = tmp_path / ("x" * 80) / "data"
+    (data / "run").mkdir(parents=True, mode=0o700)
+    with pytest.raises(node.NodeError, match="expected nothing there or a link"):
+        node.run_dir(Settings(data_root=data))
 
 
 def test_a_run_folder_that_somebody_else_may_enter_is_refused(tmp_path: Path) -> None:
