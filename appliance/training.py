@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance import aggregating, datasets, logs, peering, sitestate, space
+from appliance import aggregating, datasets, firsts, logs, peering, sitestate, space
 from appliance.children import return_large_arrays
 from appliance.consortium.replica import was_counted
 from appliance.db.base import new_id
@@ -98,6 +98,7 @@ def run_round(zone: ResearchZone, claim: Claim) -> None:
         _KINDS[work.row.kind](zone, claim, work, progress)
         if work.row.kind == FINALIZE:
             roundfiles.remove_mail(zone.root, work.row.protocol_id)
+            firsts.remove(zone.root, work.plan.sha256)
     except HaltedError as error:
         with writing(zone.engine) as session:
             _again(session, claim.row_id).halted_by = error.code
@@ -245,7 +246,6 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
     """Read the row, its plan and model; every hash must be the one that was approved and announced."""
     from trainer import weights_io  # noqa: PLC0415
     from trainer.federation.plan import Plan  # noqa: PLC0415
-    from trainer.first_model import check_reachable  # noqa: PLC0415 - torch loads here
     from trainer.site_rules import site_rule  # noqa: PLC0415 - torch loads here
 
     with reading(zone.engine) as session:
@@ -270,7 +270,7 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
         key = sitekeys.key_of(zone, plan)
         weights = sitekeys.readable(key, plan, weights, row.number - (row.kind == TRAIN))
     if row.kind == TRAIN:
-        check_reachable(plan, weights, row.number - 1)
+        firsts.check(zone, plan, weights, row.number - 1)
     own: Weights = {}
     remembers = plan.compression is not None and plan.compression.remembers
     if site_rule(plan.strategy.name).stateful or remembers or plan.own_models:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from trainer import peers, strategies
 from trainer.errors import StrategyError, UnfitModelError
 from trainer.networks import initial_weights
+from trainer.strategies import streams
 from trainer.strategies.fedavg import FedAvg, rate_of
 
 WRAPPING: Final = frozenset({"domain-adaptation", "variation-aware"})
@@ -66,40 +65,51 @@ def first_model(
     return chosen.prepared(dict(earlier))
 
 
-def check_reachable(plan: Plan, weights: Mapping[str, Array], rounds: int) -> None:
-    """Check that a global model is what a plan's rounds can have made of the first model that its seed gives.
+def is_bounded(plan: Plan, rounds: int) -> bool:
+    """Whether :func:`check_reachable` says anything about the model of a plan after so many rounds.
 
-    Before any round it must be that model. Later, where the coordinator averages updates, it can lie as far
-    from it as the updates' bound allows: other strategies have none, and neither has a packed way back.
-    Where a run starts from an earlier model, or sites have their own, nothing is checked.
+    Before any round it must be the first model. Later it can lie only so far from it where the coordinator
+    averages updates: other strategies have no such bound, and neither has a packed way back. Nothing is known
+    where a run starts from an earlier model, or sites have their own.
+    """
+    if plan.initial_sha256 or plan.own_models:
+        return False
+    averages = isinstance(strategies.STRATEGIES.get(plan.strategy.name), FedAvg)
+    packed = plan.compression is not None and plan.compression.both_ways
+    return not rounds or (averages and not packed)
+
+
+def check_reachable(
+    plan: Plan, weights: Mapping[str, Array], rounds: int, first: Mapping[str, Array]
+) -> None:
+    """Check that a global model is what a plan's rounds can have made of the first model that its seed gives.
 
     Parameters
     ----------
+    weights : Mapping
+        The global model; where :func:`is_bounded` says no, nothing is checked.
     rounds : int
         Finished before.
+    first : Mapping
+        The plan's :func:`first_model`.
 
     Raises
     ------
     UnfitModelError
         If the model has other tensors, or lies farther from the first one.
     """
-    if plan.initial_sha256 or plan.own_models:
+    if not is_bounded(plan, rounds):
         return
-    averages = isinstance(strategies.STRATEGIES.get(plan.strategy.name), FedAvg)
-    packed = plan.compression is not None and plan.compression.both_ways
-    if rounds and (packed or not averages):
-        return
-    first = first_model(plan.task, plan.strategy.name, plan.seed)
     if weights.keys() != first.keys():
         raise UnfitModelError("the global model has other tensors than the task's network")
     size = moved = 0.0
-    for name, array in first.items():
-        given = np.asarray(weights[name], dtype=np.float64)
-        if given.shape != array.shape:
+    for name in first:
+        shape, is_float, count = streams.form_of(first, name)
+        if streams.form_of(weights, name)[0] != shape:
             raise UnfitModelError("the global model has tensors of other shapes than the task's network")
-        if array.dtype.kind == "f":
-            size += float(np.square(array, dtype=np.float64).sum())
-            moved += float(np.square(given - array).sum())
+        if is_float:
+            size += streams.squares(first, name, count)
+            moved += streams.squared_distance(weights, first, name, count)
     rate = rate_of(plan.strategy.parameters) if rounds else 0.0
     most = rounds * plan.max_update_norm * rate * _SLACK + _ROUNDING * max(1.0, size**0.5)
     if not moved**0.5 <= most:

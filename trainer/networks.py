@@ -92,7 +92,7 @@ def initial_weights(task: TaskSpec, seed: int | None = None) -> dict[str, NDArra
     """Return the untrained global model; the same seed (``task.seed`` by default) gives the same arrays."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed if seed is None else seed)
-        return weights_of(build(task.network, Form.of(task)))
+        return memory_of(build(task.network, Form.of(task)))
 
 
 def weights_of(network: torch.nn.Module) -> dict[str, NDArray[Any]]:

@@ -138,6 +138,11 @@ class Stored(Mapping[str, Array]):
         place = self._places[name]
         return self.part(name, 0, place.count).reshape(place.shape)
 
+    def form(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Return shape and dtype of an array; raises KeyError for an unknown name."""
+        place = self._places[name]
+        return place.shape, place.dtype
+
     def part(self, name: str, first: int, last: int) -> Array:
         """Read the elements ``first`` to ``last`` of a flattened array; raises as reading all of it does."""
         place = self._places[name]

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,6 @@ from inference.package import load_package
 from tests.appliance.servers import RedisServer, end_group, wait_until
 from tests.appliance.training_node import TrainingNode, make_training_node
 from tests.trainer.samples import small_task
-from trainer import export
 from trainer.local_round import evaluate, use_threads
 from trainer.metrics import Metrics
 from trainer.networks import initial_weights
@@ -153,73 +151,6 @@ def test_a_heartbeat_after_the_lease_was_lost_stops_the_work(node: TrainingNode)
         beat("train", 1, 2)  # within a second of the last one: not looked at
         with pytest.raises(LeaseLostError):
             beat("train", 2, 2)
-
-
-@pytest.fixture
-def slow_export(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
-    """Let an export outlast its round's lease; what is in the list is done meanwhile, again and again."""
-    genuine, meanwhile = export.export_package, list["Callable[[], object]"]()
-
-    def slow(*arguments: Any, **options: Any) -> Any:
-        for _ in range(30):
-            time.sleep(0.1)
-            for one in meanwhile:
-                one()
-        return genuine(*arguments, **options)
-
-    monkeypatch.setattr(export, "export_package", slow)
-    return meanwhile
-
-
-def finalized(node: TrainingNode) -> Round:
-    round_id = node.add_round("finalize", 2)
-    with claimed(node.zone.engine, Round, round_id, "test", 1.0) as claim:
-        assert claim is not None
-        training.run_round(node.zone, claim)
-    return row_of(node, round_id)
-
-
-def left_a_model(node: TrainingNode) -> list[object]:
-    with reading(node.zone.engine) as session:
-        rows = session.scalars(select(CandidateModel)).all()
-    return [*rows, *(node.zone.settings.crossing_in / "packages").glob("*")]
-
-
-def test_a_long_export_keeps_its_lease_and_its_time_is_booked(
-    node: TrainingNode, slow_export: list[Callable[[], object]]
-) -> None:
-    taken_back: list[int] = []
-    slow_export.append(
-        lambda: taken_back.append(reconcile(node.zone.engine, Round, node.zone.wake, now()).requeued)
-    )
-    row = finalized(node)
-    assert (row.state, row.attempts, sum(taken_back)) == (WorkState.DONE, 1, 0)
-    assert len(taken_back) == 30
-    assert row.progress == {"stage": "export", "done": 1, "total": 1}
-    assert row.compute_seconds > 3.0
-    assert len(left_a_model(node)) == 3
-
-
-def test_a_pause_during_a_long_export_leaves_no_model(
-    node: TrainingNode, slow_export: list[Callable[[], object]]
-) -> None:
-    slow_export.append(lambda: _set(node, Protocol, state=ProtocolState.PAUSED))
-    row = finalized(node)
-    assert (row.state, row.halted_by) == (WorkState.DEAD, "paused")
-    assert left_a_model(node) == []
-
-
-def test_who_lost_the_lease_in_a_long_export_names_no_model(
-    node: TrainingNode, slow_export: list[Callable[[], object]]
-) -> None:
-    slow_export.append(lambda: _set(node, Round, lease_owner="other@elsewhere:1:1:0"))
-    round_id = node.add_round("finalize", 2)
-    with claimed(node.zone.engine, Round, round_id, "test", 1.0) as claim:
-        assert claim is not None
-        with pytest.raises(LeaseLostError):
-            training.run_round(node.zone, claim)
-    assert row_of(node, round_id).state == WorkState.RUNNING
-    assert left_a_model(node) == []
 
 
 @pytest.mark.parametrize(
@@ -393,6 +324,20 @@ def test_a_first_model_that_the_plan_s_seed_does_not_give_is_refused_and_recorde
     assert (row.state, row.output_path) == (WorkState.DEAD, None)
     assert "seed" in (row.reason or "")
     assert ledger_kinds(node, refusals.ORDER_REFUSED) == 1
+
+
+def test_the_first_model_is_drawn_once_and_goes_when_the_run_is_over(node: TrainingNode) -> None:
+    folder = node.zone.root / "federation" / "firsts"
+
+    deliver(node, node.add_round())
+    [drawn] = folder.iterdir()
+    before = drawn.stat()
+    deliver(node, node.add_round(number=2))
+    after = drawn.stat()
+    deliver(node, node.add_round("finalize", 2))
+
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert list(folder.iterdir()) == []
 
 
 def _set_row(node: TrainingNode, round_id: str, **values: Any) -> None:

@@ -82,6 +82,24 @@ def squares(arrays: Mapping[str, Array], name: str, count: int) -> float:
         )
 
 
+def squared_distance(one: Mapping[str, Array], other: Mapping[str, Array], name: str, count: int) -> float:
+    """Return the sum of squares of the difference of one array of two models, in float64."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        pieces = (
+            part(one, name, *span).astype(np.float64) - part(other, name, *span) for span in spans(count)
+        )
+        return sum(float(np.dot(piece, piece)) for piece in pieces)
+
+
+def form_of(arrays: Mapping[str, Array], name: str) -> tuple[tuple[int, ...], bool, int]:
+    """Return shape, whether its numbers are floating, and count of one array; of a file nothing is read."""
+    if isinstance(arrays, Stored):
+        shape, dtype = arrays.form(name)
+    else:
+        shape, dtype = arrays[name].shape, arrays[name].dtype
+    return shape, dtype.kind == "f", math.prod(shape)
+
+
 def is_finite(arrays: Mapping[str, Array], name: str, count: int) -> bool:
     """Whether one array holds neither NaN nor infinity."""
     return all(bool(np.isfinite(part(arrays, name, first, last)).all()) for first, last in spans(count))

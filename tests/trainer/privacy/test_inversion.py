@@ -13,7 +13,7 @@ from tests.benchmarks.bench_privacy import TASK
 from tests.trainer.federation.plans import make_plan
 from trainer.datasets import Dataset, Samples
 from trainer.errors import UnfitModelError
-from trainer.first_model import check_reachable
+from trainer.first_model import check_reachable, first_model
 from trainer.local_round import use_threads
 from trainer.networks import initial_weights, with_weights
 
@@ -89,11 +89,12 @@ def test_crafted_weights_fit_the_network_but_a_site_refuses_them_for_its_first_r
     )
     plan = make_plan(task=task)
 
+    first = first_model(plan.task, plan.strategy.name, plan.seed)
     with_weights(task, near)
     for weights, rounds in ((near, 0), (far, 0), (far, 1)):
         with pytest.raises(UnfitModelError, match="seed"):
-            check_reachable(plan, weights, rounds)
-    check_reachable(plan, near, 1)
+            check_reachable(plan, weights, rounds, first)
+    check_reachable(plan, near, 1, first)
 
 
 def test_an_attacker_learns_the_way_from_an_update_to_its_picture() -> None:
