@@ -93,7 +93,10 @@ def test_more_rounds_of_scaled_attacks_ruin_the_mean_alone() -> None:
 
 
 def test_a_backdoor_opens_in_the_mean_alone() -> None:
-    five = training(5, 1)
-    opened = five.lost_to_mark(five.go_on("fedavg", "backdoor", 3))
-    for name in ("median", "multi-krum"):
-        assert five.lost_to_mark(five.go_on(name, "backdoor", 3)) < opened / 3
+    # Six rounds and two scenes: processors round otherwise, and in three rounds of one that was all the margin.
+    scenes = [training(5, 1), attackers.scene(TASK, sites=5, attackers=1, rounds=4, seed=1)]
+    lost = {
+        name: sum(scene.lost_to_mark(scene.go_on(name, "backdoor", 6)) for scene in scenes)
+        for name in ("fedavg", "median", "multi-krum")
+    }
+    assert max(lost["median"], lost["multi-krum"]) < lost["fedavg"] / 3
