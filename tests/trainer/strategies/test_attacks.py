@@ -93,7 +93,7 @@ def test_more_rounds_of_scaled_attacks_ruin_the_mean_alone() -> None:
 
 
 def test_a_backdoor_opens_in_the_mean_alone() -> None:
-    # Six rounds and two scenes: processors round otherwise, and in three rounds of one that was all the margin.
+    # Six rounds of two scenes: processors round differently, and in three of one that was all the margin.
     scenes = [training(5, 1), attackers.scene(TASK, sites=5, attackers=1, rounds=4, seed=1)]
     lost = {
         name: sum(scene.lost_to_mark(scene.go_on(name, "backdoor", 6)) for scene in scenes)
