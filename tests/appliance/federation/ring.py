@@ -149,6 +149,13 @@ class Member:
         """Client of its research zone."""
         return research_client.connect(self.settings)
 
+    def answers(self) -> bool:
+        """Whether its research zone's service can be asked."""
+        with contextlib.suppress(research_client.ResearchUnavailableError):
+            self.client.candidates()
+            return True
+        return False
+
     @functools.cached_property
     def engine(self) -> Engine:
         """Its research zone's database, for reading: tests ask many times a second."""
@@ -315,6 +322,8 @@ def running_ring(
                 folder / name, name, federation, seed, ring.wires.get(name), by_command=by_commands
             )
             ring.members[name].program.start()
+        for name, member in ring.members.items():
+            until(member.answers, 60.0, f"the research zone of {name} answers")
         yield ring
     finally:
         ring.stop()

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from appliance import node
+from inference.package import package_sha256
 from tests.appliance.federation.ring import running_ring
 from tests.appliance.masked_zone import MASKED_TASK, file_masked
 from tests.trainer import masked
-from trainer.networks import initial_weights
-from trainer.weights_io import load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def test_two_sites_learn_masks_and_keep_the_final_model(tmp_path: Path) -> None:
+def test_two_sites_learn_masks_and_package_the_final_model(tmp_path: Path) -> None:
     with running_ring(tmp_path, ("north", "south")) as ring:
         for seed, member in enumerate(ring.members.values()):
             zone = node.open_research(member.settings)
@@ -44,8 +43,10 @@ def test_two_sites_learn_masks_and_keep_the_final_model(tmp_path: Path) -> None:
             bodies = [row.body for row in member.receipts(plan.run_id) if row.body["kind"] == "train"]
             assert [body["number"] for body in bodies] == [1, 2]
             assert all("dice" in body["metric_names"] for body in bodies)
-            assert not member.client.candidates()
-            root = member.settings.zone_root("research")
-            kept = load(root / "federation" / "finals" / f"{plan.run_id}.safetensors")
-            assert kept.keys() == initial_weights(MASKED_TASK).keys()
+            [candidate] = member.client.candidates()
+            assert candidate.run_id == plan.run_id
+            assert set(candidate.metrics["segments"]) == {"HIP-ANT", "HIP-POST"}
+            packages = member.settings.crossing_in / "packages"
+            assert {path.name for path in packages.iterdir()} == {f"{plan.run_id}.zip", f"{plan.run_id}.json"}
+            assert package_sha256(packages / f"{plan.run_id}.zip") == candidate.package_sha256
             assert member.client.verify_ledger().ok
