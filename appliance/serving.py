@@ -264,8 +264,9 @@ def segment_rows(context: SegmentContext) -> dict[str, Any]:
     }
 
 
-def _finding(context: ResultContext) -> dict[str, Any]:
-    rows = [
+def finding_rows(context: ResultContext) -> list[dict[str, Any]]:
+    """Return what the leading picture says of each finding, as plain JSON values."""
+    return [
         {
             "code": finding.code,
             "scheme": finding.scheme,
@@ -276,6 +277,10 @@ def _finding(context: ResultContext) -> dict[str, Any]:
         }
         for finding, probability in zip(context.findings, context.leading.probabilities, strict=True)
     ]
+
+
+def _finding(context: ResultContext) -> dict[str, Any]:
+    rows = finding_rows(context)
     return {
         **rows[0],
         "findings": rows,

@@ -160,6 +160,7 @@ def _origin(package: Package, headers: list[Dataset]) -> dict[str, Any]:
 def _findings(
     session: ModelSession, paths: list[Path], origin: dict[str, Any]
 ) -> tuple[list[tuple[str, Dataset]], dict[str, Any]]:
+    from appliance.serving import finding_rows  # noqa: PLC0415
     from inference.errors import ResultError  # noqa: PLC0415
     from inference.results.context import ResultContext  # noqa: PLC0415
     from inference.study import answer_study, build_results  # noqa: PLC0415
@@ -168,18 +169,11 @@ def _findings(
     if not outcome.answers:
         raise ResultError(outcome.unreadable[0][1], "no picture of the study could be read")
     context = ResultContext(answers=outcome.answers, unreadable=len(outcome.unreadable), **origin)
-    rows = [
-        {
-            "code": finding.code,
-            "scheme": finding.scheme,
-            "meaning": finding.meaning,
-            "threshold": finding.threshold,
-            "probability": probability,
-            "called": probability >= finding.threshold,
-        }
-        for finding, probability in zip(context.findings, context.leading.probabilities, strict=True)
-    ]
-    found = {"pictures": len(outcome.answers), "unreadable": len(outcome.unreadable), "findings": rows}
+    found = {
+        "pictures": len(outcome.answers),
+        "unreadable": len(outcome.unreadable),
+        "findings": finding_rows(context),
+    }
     return list(build_results(context, outcome.paths).items()), found
 
 
