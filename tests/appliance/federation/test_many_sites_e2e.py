@@ -192,7 +192,7 @@ def test_packed_both_ways_the_global_model_comes_as_steps_after_the_first_round(
 
 def test_a_round_lasts_as_long_as_its_sites_come_on(ring: Ring) -> None:
     """Training takes longer than a site may stand still."""
-    task = small_task(local=LocalSpec(batch_size=8, local_steps=500, learning_rate=3e-3))
+    task = small_task(local=LocalSpec(batch_size=8, local_steps=2000, learning_rate=3e-3))
     plan = ring.submit(task=task, total_rounds=1, min_sites=3, round_timeout_s=12.0)
     approve(ring, plan)
 
