@@ -17,7 +17,8 @@ _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
-LARGE_BYTES: Final = 4 * 2**20
+LARGEST_KEPT_BYTES: Final = 32 * 2**20  # glibc takes no more
+_NEVER: Final = 2**31 - 1
 
 
 def die_with_parent(number: signal.Signals, parent_pid: int | None = None) -> None:
@@ -50,15 +51,23 @@ def collect_orphans(own: Container[int]) -> None:
                 os.waitpid(pid, os.WNOHANG)
 
 
-def return_large_arrays() -> None:
-    """Let freed arrays go back to the system at once (mallopt(3)); a C library without that stays as it is.
+def keep_freed_arrays() -> None:
+    """Let this process use the memory of freed arrays again (mallopt(3)) until :func:`return_freed_memory`.
 
-    Left alone, glibc learns from each freed array to keep the next ones, up to 32 MiB each.
+    Each step of a training frees and takes the same arrays: had they gone back to the system, taking and
+    clearing their pages would double the time of a large network. A C library without that stays as it is.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, 2 * LARGE_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def return_freed_memory() -> None:
+    """Give the system what this process has freed (malloc_trim(3)); a C library without that keeps it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _prctl(option: int, argument: int) -> None:

@@ -11,12 +11,13 @@ import os
 import signal
 import sys
 from importlib import import_module
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from appliance import children
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 # What most processes import anyway. Nothing of these opens a file, a socket or a thread.
@@ -30,12 +31,15 @@ SHARED: Final = (
     "redis",
 )
 SHARED_BY_WORKERS: Final = ("appliance.worker", "appliance.tasks.runner", "celery.apps.worker")
+# NumPy's library would share out sums of a mebibyte among all processors, which others use.
+LEAN: Final[Mapping[str, str]] = MappingProxyType({"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"})
 _INHERITED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
 def preload() -> None:
     """Import what the processes share, and keep the garbage collector from touching it."""
-    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
+    for name, value in LEAN.items():
+        os.environ.setdefault(name, value)
     import_module("appliance.processes._celery").stop_workers_by_cold_shutdown()
     for name in (*SHARED, *SHARED_BY_WORKERS):
         import_module(name)

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance import aggregating, datasets, firsts, logs, peering, sitestate, space
-from appliance.children import return_large_arrays
+from appliance.children import keep_freed_arrays, return_freed_memory
 from appliance.consortium.replica import was_counted
 from appliance.db.base import new_id
 from appliance.db.engine import reading, writing
@@ -117,6 +117,8 @@ def run_round(zone: ResearchZone, claim: Claim) -> None:
         TrainerError,
     ) as error:
         claim.die(logs.safe_reason(error))
+    finally:
+        return_freed_memory()
 
 
 def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) -> None:
@@ -317,7 +319,7 @@ def _prepare_process(zone: ResearchZone) -> None:
     from trainer.local_round import use_threads  # noqa: PLC0415
 
     use_threads(zone.settings.training.threads)
-    return_large_arrays()
+    keep_freed_arrays()
 
 
 def _again(session: Session, round_id: str) -> Round:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,7 @@ from trainer.ports import silent
 from trainer.privacy import sparse, training
 from trainer.privacy.noise import SecureNoise
 from trainer.privacy.promise import DP_SGD, MECHANISMS, SVT, UPDATE_GAUSSIAN, PrivacyError
-from trainer.site_rules import Round, site_rule
+from trainer.site_rules import Round, Whole, site_rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -161,9 +161,11 @@ def local_round(  # noqa: PLR0913 - all that the same update depends on
         seed,
         progress,
     )
-    deployed = rule.deployed(task, global_weights, this.own, trained=False)
-    before = measured(with_weights(task, deployed), task, dataset.validation, progress)
-    del deployed
+    network = with_weights(task, rule.deployed(task, global_weights, this.own, trained=False))
+    before = measured(network, task, dataset.validation, progress)
+    if privacy is None and type(rule) is Whole:
+        this = replace(this, network=network)
+    del network
     started = time.perf_counter()
     source = noise or SecureNoise()
     delta, loss, made = _trained(rule, this, privacy, source)

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from trainer.anomaly.network import SplitAutoencoder
 from trainer.architectures import DenseNet, Norm, ResNet, UNet
 from trainer.errors import TaskError, UnfitModelError
+from trainer.strategies import streams
 from trainer.strategies.variation import STYLE
 from trainer.wrapped import GATE, PRIVATE, Harmonised, Mixture
 
@@ -169,8 +170,9 @@ class _Undrawn(TorchFunctionMode):
 def _loaded(network: torch.nn.Module, weights: Mapping[str, NDArray[Any]]) -> torch.nn.Module:
     """Put weights in the place of the network's; each array is copied once, into the network's dtype."""
     dtypes = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+    copy = None if streams.makes_anew(weights) else True
     state = {
-        name: torch.from_numpy(np.array(array)).to(dtypes.get(name, torch.float32))
+        name: torch.from_numpy(np.array(array, copy=copy)).to(dtypes.get(name, torch.float32))
         for name, array in weights.items()
     }
     try:

@@ -49,12 +49,14 @@ def from_bytes(content: bytes) -> Weights:
     return {name: tensor_layout.view(content, place) for name, place in found.items()}
 
 
-def save(path: Path, weights: Mapping[str, Array]) -> str:
-    """Write atomically and durably, and return the file's SHA-256."""
-    return save_pieces(path, tensor_layout.pieces(weights))
+def save(path: Path, weights: Mapping[str, Array], *, durable: bool = True) -> str:
+    """Write atomically and, unless it is not to outlive a crash, durably; return the file's SHA-256."""
+    return save_pieces(path, tensor_layout.pieces(weights), durable=durable)
 
 
-def save_pieces(path: Path, pieces: Iterable[bytes | memoryview], expected: str = "") -> str:
+def save_pieces(
+    path: Path, pieces: Iterable[bytes | memoryview], expected: str = "", *, durable: bool = True
+) -> str:
     """Write a file's content as :func:`save` does, piece by piece; its form is not looked at.
 
     Raises
@@ -71,18 +73,24 @@ def save_pieces(path: Path, pieces: Iterable[bytes | memoryview], expected: str 
                 stream.write(piece)
                 digest.update(piece)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         if expected and digest.hexdigest() != expected:
             raise WeightsError("the content differs from its announced hash")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    if durable:
+        _sync_folder(path.parent)
+    return digest.hexdigest()
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
-    return digest.hexdigest()
 
 
 def load(path: Path) -> Weights:
@@ -122,9 +130,9 @@ class Stored(Mapping[str, Array]):
             raise WeightsError(f"{path.name}: {error}") from error
 
     @classmethod
-    def write(cls, path: Path, weights: Mapping[str, Array]) -> Stored:
+    def write(cls, path: Path, weights: Mapping[str, Array], *, durable: bool = True) -> Stored:
         """Write a file as :func:`save` does, and return it as a mapping."""
-        return cls(path, save(path, weights))
+        return cls(path, save(path, weights, durable=durable))
 
     @property
     def sha256(self) -> str:
@@ -193,6 +201,16 @@ def sha256(path: Path) -> str:
 def difference(after: Mapping[str, Array], before: Mapping[str, Array]) -> Weights:
     """Return the local update ``after - before`` in the dtypes of ``before``."""
     return {name: _change(after[name], array) for name, array in before.items()}
+
+
+def become_difference(after: Weights, before: Mapping[str, Array]) -> Weights:
+    """Return what :func:`difference` does, in the memory of ``after``, which is no model any more."""
+    for name, array in before.items():
+        if after[name].dtype == array.dtype and after[name].flags.writeable:
+            np.subtract(after[name], array, out=after[name])
+        else:
+            after[name] = _change(after[name], array)
+    return {name: after[name] for name in before}
 
 
 def _change(after: Array, before: Array) -> Array:

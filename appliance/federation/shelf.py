@@ -76,7 +76,8 @@ class Shelf:
         fitted = self.carriage.fitted(answer.arrays)
         try:
             update = self.carriage.unpacked(answer.site, fitted)
-            stored = Stored.write(self.folder / f"{answer.site}.safetensors", update)
+            # A crash ends the job, and the next one asks for these updates again.
+            stored = Stored.write(self.folder / f"{answer.site}.safetensors", update, durable=False)
         except UpdateError as error:
             return unfit(answer, error)
         except WeightsError as error:

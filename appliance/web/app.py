@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import itertools
 from contextlib import asynccontextmanager, suppress
@@ -17,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.responses import FileResponse, RedirectResponse, Response
 
-from appliance import logs
+from appliance import children, logs
 from appliance.web import dicomweb, signing_in, viewer
 from appliance.web.api import routes
 from appliance.web.api.problems import problem
@@ -129,9 +128,7 @@ def _write_traffic(desk: Desk) -> None:
 def _give_memory_back() -> None:
     """Return what closed pages left behind to the system, where the C library can."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    children.return_freed_memory()
 
 
 async def _as_problem(request: Request, error: Exception) -> Response:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -32,23 +33,34 @@ def test_orphans_that_ended_are_collected_and_own_children_keep_their_exit_code(
     assert done.stdout.split() == ["-9"]
 
 
-# Ten arrays of 8 MiB, twice; the last one of them stays, above what was freed.
+# Ten arrays of 8 MiB, three times; the last one of them stays, above what was freed.
 HOLDING = """
+import json, os, resource
 import numpy as np
-from appliance.children import return_large_arrays
+from appliance.children import keep_freed_arrays, return_freed_memory
 from tests.benchmarks.footprint import memory_of
-import os
-return_large_arrays()
-before = memory_of(os.getpid()).anonymous
-for _ in range(2):
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+keep_freed_arrays()
+before, taken = memory_of(os.getpid()).anonymous, []
+for _ in range(3):
+    first = faults()
     held = [np.ones(2**20) for _ in range(10)]
+    taken.append(faults() - first)
     last = held.pop()
     held.clear()
-print(memory_of(os.getpid()).anonymous - before)
+kept = memory_of(os.getpid()).anonymous - before
+return_freed_memory()
+print(json.dumps({"kept": kept, "left": memory_of(os.getpid()).anonymous - before, "faults": taken}))
 """
 
 
-def test_freed_arrays_go_back_to_the_system() -> None:
-    """Left alone, the C library keeps all ten."""
+def test_freed_arrays_are_used_again_and_then_go_back_to_the_system() -> None:
+    """A page is 4 KiB: ten arrays are 20 thousand faults where each is taken anew."""
     done = subprocess.run([sys.executable, "-c", HOLDING], check=True, capture_output=True, text=True)
-    assert float(done.stdout) < 24
+    found = json.loads(done.stdout)
+    assert found["faults"][-1] < found["faults"][0] / 4
+    assert found["kept"] > 64
+    assert found["left"] < 24

@@ -9,8 +9,8 @@ from trainer import peers
 from trainer.errors import UnfitModelError
 from trainer.networks import memory_of, with_weights
 from trainer.optimisation import Budget, train
-from trainer.strategies.streams import EachArray
-from trainer.weights_io import difference
+from trainer.strategies.streams import EachArray, makes_anew
+from trainer.weights_io import become_difference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class Round:
     """What a site trains with; ``own`` is the state of its last round here, empty before the first.
 
-    ``number`` counts the run's rounds from 1.
+    ``number`` counts the run's rounds from 1. ``network`` is one with the global model's weights that nobody
+    else needs, where there is one: :class:`Whole` trains it.
     """
 
     task: TaskSpec
@@ -39,6 +40,7 @@ class Round:
     number: int
     seed: int
     progress: Progress
+    network: torch.nn.Module | None = None
 
 
 class SiteRule(Protocol):
@@ -76,8 +78,8 @@ class Whole:
     def train(self, this: Round) -> tuple[Weights, float, Weights]:
         """Train the global model."""
         mu = peers.terms(this.strategy).proximal_mu(this.parameters, this.task.local.fedprox_mu)
-        after, loss = train_from(this, this.weights, proximal_mu=mu)
-        return difference(after, this.weights), loss, {}
+        after, loss = train_from(this, this.weights, proximal_mu=mu, network=this.network)
+        return become_difference(after, this.weights), loss, {}
 
     def kept(self, this: Round, sent: Mapping[str, Array], made: Mapping[str, Array]) -> Weights:
         """Keep nothing."""
@@ -98,7 +100,8 @@ def without(weights: Mapping[str, Array], prefix: str | None = None) -> Mapping[
     """
     if any(":" in name and (prefix is None or not name.startswith(prefix)) for name in weights):
         raise UnfitModelError("the global model brings arrays that this strategy does not know")
-    return EachArray([name for name in weights if ":" not in name], weights.__getitem__)
+    names = [name for name in weights if ":" not in name]
+    return EachArray(names, weights.__getitem__, anew=makes_anew(weights))
 
 
 def train_from(
@@ -107,10 +110,14 @@ def train_from(
     *,
     proximal_mu: float = 0.0,
     centre: Sequence[torch.Tensor] | None = None,
+    network: torch.nn.Module | None = None,
     **options: Any,
 ) -> tuple[Weights, float]:
-    """Train from these weights for the round's budget; return the network's weights and the loss."""
-    network = with_weights(this.task, start)
+    """Train from these weights for the round's budget; return the network's weights and the loss.
+
+    ``network`` has them already, where it is given.
+    """
+    network = network or with_weights(this.task, start)
     loss = train(
         network,
         this.samples,

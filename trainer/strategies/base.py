@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -237,9 +238,7 @@ def mean_by_share(
 ) -> Mapping[str, Array]:
     """Return the mean update in float64 for shares that sum to 1; each array is made when it is asked for."""
     deltas = [one.delta for one in ordered]
-    return streams.EachArray(
-        reference, lambda name: streams.weighted_sum(deltas, shares, name, reference[name].shape)
-    )
+    return streams.Combined(reference, partial(streams.weighted_sum, deltas, shares))
 
 
 def site_weights(state: Mapping[str, Array]) -> dict[str, float]:
@@ -264,11 +263,11 @@ def apply_step(reference: Mapping[str, Array], step: Mapping[str, Array]) -> Wei
     """
     result = {}
     for name, array in reference.items():
-        change = step[name]
+        change = step if isinstance(step, streams.Combined) else {name: step[name]}
         moved = np.empty_like(array, order="C")
         for first, last in streams.spans(array.size):
             moved.reshape(-1)[first:last] = _moved(
-                name, array.reshape(-1)[first:last], change.reshape(-1)[first:last]
+                name, array.reshape(-1)[first:last], streams.part(change, name, first, last)
             )
         result[name] = moved
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from trainer.strategies.base import WholeModel, apply_step, number, only, weighted_mean
-from trainer.strategies.streams import EachArray
+from trainer.strategies.streams import Combined, part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,8 +44,12 @@ class FedAvg(WholeModel):
         rate = rate_of(parameters)
         mean = weighted_mean(global_weights, contributions)
         floats = {name for name, array in global_weights.items() if array.dtype.kind == "f"}
-        scaled = EachArray(mean, lambda name: mean[name] * rate if name in floats else mean[name])
-        return apply_step(global_weights, scaled), dict(state)
+
+        def step(name: str, first: int, last: int) -> Array:
+            elements = part(mean, name, first, last)
+            return elements * rate if name in floats and rate != 1.0 else elements
+
+        return apply_step(global_weights, Combined(global_weights, step)), dict(state)
 
 
 def rate_of(parameters: Mapping[str, Any]) -> float:

@@ -15,7 +15,7 @@ from trainer.strategies.base import (
     number,
     only,
 )
-from trainer.strategies.streams import EachArray
+from trainer.strategies.streams import Combined, part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,10 +72,11 @@ class Scaffold(WholeModel):
         most = max(len(ordered), int(state[_MOST]) if _MOST in state else 0)
         mean = mean_by_share(global_weights, ordered, [1 / len(ordered)] * len(ordered))
 
-        def step(name: str) -> Array:
+        def step(name: str, first: int, last: int) -> Array:
+            elements = part(mean, name, first, last)
             if name.startswith(CONTROL):
-                return mean[name] * (len(ordered) / most)
-            return mean[name] * rate if global_weights[name].dtype.kind == "f" else mean[name]
+                return elements * (len(ordered) / most)
+            return elements * rate if global_weights[name].dtype.kind == "f" else elements
 
-        moved = apply_step(global_weights, EachArray(global_weights, step))
+        moved = apply_step(global_weights, Combined(global_weights, step))
         return moved, {_MOST: np.array(most, dtype=np.int64)}

@@ -23,10 +23,16 @@ LEAST: Final = 2**13  # of each model: with less, opening files would take longe
 
 
 class EachArray(Mapping[str, Array]):
-    """Arrays by name, each made when it is asked for, and each time anew: all of them are never there."""
+    """Arrays by name, each made when it is asked for: all of them are never there.
 
-    def __init__(self, names: Iterable[str], make: Callable[[str], Array]) -> None:
-        self._names, self._make = tuple(names), make
+    Parameters
+    ----------
+    anew : bool
+        Whether an array that is asked for is nobody else's, so that its reader may change it.
+    """
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], Array], *, anew: bool = False) -> None:
+        self._names, self._make, self.anew = tuple(names), make, anew
 
     def __getitem__(self, name: str) -> Array:
         """Make one array; raises KeyError for an unknown name."""
@@ -43,6 +49,39 @@ class EachArray(Mapping[str, Array]):
         return len(self._names)
 
 
+class Combined(Mapping[str, Array]):
+    """Arrays that are computed by element from others, in pieces or, where a whole one is asked for, at once.
+
+    Parameters
+    ----------
+    like : Mapping
+        Arrays of the same names and shapes.
+    make : callable
+        Returns the elements from one to another of the flattened array of a name.
+    """
+
+    def __init__(self, like: Mapping[str, Array], make: Callable[[str, int, int], Array]) -> None:
+        self._like, self.part = like, make
+
+    def __getitem__(self, name: str) -> Array:
+        """Compute one array; raises KeyError for an unknown name."""
+        like = self._like[name]
+        return self.part(name, 0, like.size).reshape(like.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._like)
+
+    def __len__(self) -> int:
+        """Return the number of arrays."""
+        return len(self._like)
+
+
+def makes_anew(arrays: Mapping[str, Array]) -> bool:
+    """Whether each array of these is made when it is asked for, for whoever asks."""
+    return isinstance(arrays, Stored | Combined) or (isinstance(arrays, EachArray) and arrays.anew)
+
+
 def spans(count: int, piece: int = PIECE) -> Iterator[tuple[int, int]]:
     """Cut so many elements into pieces; yields where each begins and ends."""
     return ((first, min(first + piece, count)) for first in range(0, count, piece))
@@ -50,7 +89,7 @@ def spans(count: int, piece: int = PIECE) -> Iterator[tuple[int, int]]:
 
 def part(arrays: Mapping[str, Array], name: str, first: int, last: int) -> Array:
     """Return elements of a flattened array; of a file just these are read."""
-    if isinstance(arrays, Stored):
+    if isinstance(arrays, Stored | Combined):
         return arrays.part(name, first, last)
     return arrays[name].reshape(-1)[first:last]
 
@@ -63,14 +102,16 @@ def stacked(models: Sequence[Mapping[str, Array]], name: str, count: int) -> Ite
 
 
 def weighted_sum(
-    models: Sequence[Mapping[str, Array]], shares: Sequence[float], name: str, shape: tuple[int, ...]
+    models: Sequence[Mapping[str, Array]], shares: Sequence[float], name: str, begin: int, end: int
 ) -> Array:
-    """Return one array of all models, weighted and summed in the order given, in float64."""
-    summed = np.zeros(math.prod(shape))
-    for first, last in spans(summed.size):
+    """Return elements of one array of all models, weighted and summed in the order given, in float64."""
+    summed = np.zeros(end - begin)
+    for first, last in spans(end - begin):
         for model, share in zip(models, shares, strict=True):
-            summed[first:last] += part(model, name, first, last).astype(np.float64) * share
-    return summed.reshape(shape)
+            piece = part(model, name, begin + first, begin + last).astype(np.float64)
+            piece *= share
+            summed[first:last] += piece
+    return summed
 
 
 def squares(arrays: Mapping[str, Array], name: str, count: int) -> float:

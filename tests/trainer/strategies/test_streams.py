@@ -64,7 +64,10 @@ def test_a_sum_in_pieces_is_the_sum_bit_for_bit() -> None:
     whole = np.zeros((SIDE, SIDE))
     for one, share in zip(models, shares, strict=True):
         whole = whole + one["weight"].astype(np.float64) * share
-    np.testing.assert_array_equal(weighted_sum(models, shares, "weight", (SIDE, SIDE)), whole)
+    np.testing.assert_array_equal(weighted_sum(models, shares, "weight", 0, SIDE**2), whole.reshape(-1))
+    first, last = PIECE - 3, SIDE**2 - 2
+    found = weighted_sum(models, shares, "weight", first, last)
+    np.testing.assert_array_equal(found, whole.reshape(-1)[first:last])
 
 
 def test_an_array_is_made_when_it_is_asked_for() -> None:
