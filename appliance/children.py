@@ -17,7 +17,7 @@ _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
-LARGEST_KEPT_BYTES: Final = 32 * 2**20  # glibc takes no more
+LARGEST_KEPT_BYTES: Final = 16 * 2**20  # with more, gaps between them cost a large model half its size
 _NEVER: Final = 2**31 - 1
 
 
