@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +20,7 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 LARGEST_KEPT_BYTES: Final = 16 * 2**20  # with more, gaps between them cost a large model half its size
+RETURN_EVERY_S: Final = 60.0
 _NEVER: Final = 2**31 - 1
 
 
@@ -68,6 +71,17 @@ def return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def return_freed_memory_at_times(every_s: float = RETURN_EVERY_S) -> None:
+    """Have a thread give back what this process has freed; for one that runs for ever and passes models on."""
+
+    def keep_returning() -> None:
+        while True:
+            time.sleep(every_s)
+            return_freed_memory()
+
+    threading.Thread(target=keep_returning, name="return-memory", daemon=True).start()
 
 
 def _prctl(option: int, argument: int) -> None:

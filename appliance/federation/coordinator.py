@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance import logs
-from appliance.children import adopt_orphans, collect_orphans
+from appliance.children import adopt_orphans, collect_orphans, return_freed_memory_at_times
 from appliance.federation import book as books
 from appliance.federation import enrolment, members, owncerts, policy
 from appliance.federation.enginehost import command, end_jobs
@@ -102,6 +102,7 @@ def run(
     """
     with _only_one(federation), tempfile.TemporaryDirectory(prefix="cloister-") as short:
         adopt_orphans()
+        return_freed_memory_at_times()
         book = books.open_book(federation)
         link = EngineLink(federation.admin_workspace)
         enrolling = enrolment.serve(federation, book, Path(short) / "enrol.sock")

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance.children import descendants_of, die_with_parent, send_signal
+from appliance.children import descendants_of, die_with_parent, return_freed_memory_at_times, send_signal
 from appliance.federation import policy
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, _stop)
     if arguments.beat is not None:
         threading.Thread(target=_beat, args=(arguments.beat,), name="beat", daemon=True).start()
+    return_freed_memory_at_times()
     run = _run_site if arguments.role == "site" else _run_server
     code = run(arguments.workspace, arguments.name)
     end_jobs()

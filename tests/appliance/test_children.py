@@ -64,3 +64,28 @@ def test_freed_arrays_are_used_again_and_then_go_back_to_the_system() -> None:
     assert found["faults"][-1] < found["faults"][0] / 4
     assert found["kept"] > 64
     assert found["left"] < 24
+
+
+# A thread does it while the process goes on with something else.
+AT_TIMES = """
+import os, time
+import numpy as np
+from appliance.children import keep_freed_arrays, return_freed_memory_at_times
+from tests.benchmarks.footprint import memory_of
+
+keep_freed_arrays()
+before = memory_of(os.getpid()).anonymous
+held = [np.ones(2**20) for _ in range(10)]
+last = held.pop()
+held.clear()
+assert memory_of(os.getpid()).anonymous - before > 64
+return_freed_memory_at_times(0.05)
+deadline = time.monotonic() + 60
+while memory_of(os.getpid()).anonymous - before > 24:
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+"""
+
+
+def test_a_process_that_runs_for_ever_gives_freed_memory_back_at_times() -> None:
+    subprocess.run([sys.executable, "-c", AT_TIMES], check=True, timeout=120)
