@@ -74,7 +74,7 @@ def return_freed_memory() -> None:
 
 
 def return_freed_memory_at_times(every_s: float = RETURN_EVERY_S) -> None:
-    """Have a thread give back what this process has freed; for one that runs for ever and passes models on."""
+    """Have a thread give back what a process has freed that runs for ever and passes models on."""
 
     def keep_returning() -> None:
         while True:
