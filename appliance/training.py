@@ -142,6 +142,7 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
     )
     with progress.during("encrypt") if work.key is not None else nullcontext():
         leaving, own = (work.leaving(update), update.own) if part is None else part.told(update, row.number)
+    progress.confirm("keep")
     _keep_update(zone, claim, work, built, update, leaving, own)
     if own:
         with reading(zone.engine) as session:
