@@ -271,7 +271,7 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
         key = sitekeys.key_of(zone, plan)
         weights = sitekeys.readable(key, plan, weights, row.number - (row.kind == TRAIN))
     if row.kind == TRAIN:
-        firsts.check(zone, plan, weights, row.number - 1)
+        firsts.check(zone, plan, row, weights, key)
     own: Weights = {}
     remembers = plan.compression is not None and plan.compression.remembers
     if site_rule(plan.strategy.name).stateful or remembers or plan.own_models:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,6 +11,8 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
+from appliance.consortium import block as blocks
+from appliance.consortium.errors import BlockFormError
 from appliance.consortium.offers import BROKEN
 from appliance.federation import messages, progress
 from appliance.federation.book import Counted
@@ -103,6 +106,16 @@ def _printable(code: object) -> str:
 
 def _refusal(code: str, message: str) -> messages.SiteAnswer:
     return messages.SiteAnswer(code, message, 0, {}, 0.0, "", "")
+
+
+def to_update(answer: Answer) -> aggregation.Update:
+    """Return an answer's update, with the norm that its site signed, where it signed one."""
+    try:
+        norm = blocks.read_statement(answer.said.statement.get("statement")).norm
+    except BlockFormError:  # where a consortium keeps a ledger, none such gets here
+        norm = None
+    most = math.inf if norm is None else norm / 1000
+    return aggregation.Update(answer.site, answer.arrays, answer.said.samples, most)
 
 
 def to_counted(answer: Answer, judgement: aggregation.Judgement | None) -> Counted:

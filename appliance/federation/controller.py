@@ -29,7 +29,7 @@ from appliance.federation import (
     turns,
     witness,
 )
-from appliance.federation.answers import FINAL_CODES, Answer, read_result, to_counted
+from appliance.federation.answers import FINAL_CODES, Answer, read_result, to_counted, to_update
 from appliance.federation.asking import POLL_S, Asking, as_it_is
 from appliance.federation.book import WAITING, Checkpoint, StaleJobError, open_book
 from appliance.federation.collection import MOST_LEASES, Collection
@@ -39,7 +39,6 @@ from appliance.federation.late import Late
 from appliance.federation.shelf import Carriage, Shelf
 from appliance.federation.wayback import WayBack, whole
 from trainer.errors import TrainerError
-from trainer.federation import aggregation
 from trainer.federation.errors import AggregationError
 from trainer.federation.gate import Refusal
 
@@ -197,7 +196,7 @@ class RunWorkflow(Asking):
             answers = turns.in_turn(plan, standing, sites & self._members(), lambda: self._silent, ask)
         else:
             answers = ask(sites)
-        updates = [aggregation.Update(a.site, a.arrays, a.said.samples) for a in answers if not a.said.code]
+        updates = [to_update(answer) for answer in answers if not answer.said.code]
         handing_over = partial(self._hand_over, plan, number, abort_signal, fl_ctx)
         led = leading.settle(plan, self._way_back.plain(standing), updates, handing_over)
         result = led.result

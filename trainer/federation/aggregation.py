@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,11 +31,15 @@ _DTYPES: Final = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """One site's answer as it arrived; nothing of it is trusted yet."""
+    """One site's answer as it arrived; nothing of it is trusted yet.
+
+    ``norm`` is what its site signed as the most of its L2 norm: the others bound the next model by it.
+    """
 
     site: str
     delta: Mapping[str, Array]
     samples: int
+    norm: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,8 @@ def judge(reference: Mapping[str, Array], update: Update, bounds: Bounds) -> Jud
     claimed, samples, reason = claims(update, bounds)
     if reason is None:
         try:
-            strategies.check_update(reference, update.delta, max_norm=bounds.update_norm)
+            most = min(bounds.update_norm, update.norm)
+            strategies.check_update(reference, update.delta, max_norm=most)
             strategies.check_step(reference, update.delta)  # one that leaves a range must not end the round
         except UpdateError as error:
             reason = str(error)

@@ -47,6 +47,10 @@ class FedAvg(WholeModel):
         scaled = EachArray(mean, lambda name: mean[name] * rate if name in floats else mean[name])
         return apply_step(global_weights, scaled), dict(state)
 
+    def longest_step(self, norms: Sequence[Sequence[float]], parameters: Mapping[str, Any]) -> float:
+        """Return the longest update's norm, times the rate."""
+        return rate_of(parameters) * super().longest_step(norms, parameters)
+
 
 def rate_of(parameters: Mapping[str, Any]) -> float:
     """Return the server's learning rate; raises StrategyError."""
