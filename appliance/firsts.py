@@ -98,13 +98,16 @@ def _last(session: Session, root: Path, row: Round, blocks: Mapping[int, Block])
 
 
 def _norms(plan: Plan, blocks: Mapping[int, Block], number: int) -> list[float]:
-    """Return the norms of the updates that counted in a round; the plan's bound where a site stated none."""
+    """Return the norms of the updates that counted in a round; the plan's bound where a site stated none.
+
+    A round to which nobody contributed is one that moved nothing.
+    """
     block = blocks.get(number)
     counted = [] if block is None else [one.statement for one in block.contributions if one.accepted]
     stated = [None if said is None else said.norm for said in counted]
     if block is None or block.kind != ROUND:
         stated = [None] * _MOST_SITES
-    return [plan.max_update_norm if norm is None else norm / 1000 for norm in stated]
+    return [plan.max_update_norm if norm is None else norm / 1000 for norm in stated] or [0.0]
 
 
 def _first(zone: ResearchZone, plan: Plan) -> Mapping[str, Array]:

@@ -65,7 +65,7 @@ class History:
         old, new = (fingerprint(one) for one in self.models[-2:])
         given = tuple(
             self.scene.contribution(site, number, old, plan=plan.sha256, norm=norm)
-            for site, norm in zip(OTHERS, norms, strict=True)
+            for site, norm in zip(OTHERS, norms, strict=False)
         )
         entry = Entry(blocks.ROUND, plan.sha256, number, old, new, given)
         with writing(self.scene.chronicle.engine) as session:
@@ -165,6 +165,18 @@ def test_a_model_that_the_ledger_does_not_name_is_none_to_count_from(tmp_path: P
     history.finish(0.5, (0.5, 0.5))
 
     assert history.ask()[0] == WorkState.DONE
+
+
+def test_a_round_to_which_nobody_contributed_moves_nothing(tmp_path: Path) -> None:
+    """A coordinator appends blocks alone; contributions it cannot make up."""
+    history = History(tmp_path)
+    history.trained()
+    history.finish(0.5, ())
+
+    found, reason = history.ask()
+
+    assert found == WorkState.DEAD
+    assert "UnfitModelError" in reason
 
 
 def test_momentum_of_rounds_before_counts(tmp_path: Path) -> None:

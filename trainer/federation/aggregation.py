@@ -14,7 +14,8 @@ from trainer import strategies
 from trainer.errors import UpdateError, WeightsError
 from trainer.federation.errors import AggregationError
 from trainer.federation.plan import MAX_SAMPLES
-from trainer.weights_io import Stored, to_bytes
+from trainer.tensor_layout import pieces
+from trainer.weights_io import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -178,9 +179,10 @@ def fingerprint(weights: Mapping[str, Any]) -> str:
     """Hash arrays as their weights file would hash; what no such file can hold hashes to an empty string."""
     if isinstance(weights, Stored):
         return weights.sha256
+    digest = hashlib.sha256()
     try:
-        return hashlib.sha256(
-            to_bytes({name: np.asarray(value) for name, value in weights.items()})
-        ).hexdigest()
+        for piece in pieces({name: np.asarray(value) for name, value in weights.items()}):
+            digest.update(piece)
     except WeightsError:
         return ""
+    return digest.hexdigest()
