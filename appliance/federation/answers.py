@@ -14,7 +14,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from appliance.consortium import block as blocks
 from appliance.consortium.errors import BlockFormError
 from appliance.consortium.offers import BROKEN
-from appliance.federation import messages, progress
+from appliance.federation import dialect, messages, progress
 from appliance.federation.book import Counted
 from trainer.errors import TrainerError
 from trainer.federation import aggregation
@@ -29,6 +29,10 @@ CLAIMED: Final = "samples_claimed"  # beside a contribution's metrics, where few
 FINAL_CODES: Final = frozenset(
     {*(code.value for code in Refusal if code != Refusal.PAUSED), "unreadable_plan", BROKEN}
 )
+
+MAY_COME_BACK: Final = frozenset({Refusal.PAUSED.value, dialect.OTHER_VERSION})
+"""What people at a site or here change before long: a run that lacks only such sites waits for them."""
+_TELLING: Final = frozenset({dialect.OTHER_VERSION, "unreadable_plan"})  # codes whose message is needed
 
 # What reading foreign objects may raise: ours, the engine's (of no common base) and Python's own.
 UNREADABLE: Final = (
@@ -78,6 +82,12 @@ def unfit(answer: Answer, error: TrainerError) -> Answer:
     return replace(answer, said=replace(answer.said, code="unfit", message=str(error)[:300]), arrays={})
 
 
+def why(answer: Answer) -> str:
+    """Return a refusal in words for the run's record."""
+    said = answer.said
+    return f"{answer.site}: {said.code}" + (f" ({said.message})" if said.code in _TELLING else "")
+
+
 def silent(site: str) -> Answer:
     """Return the refusal that stands for a site whose turn it was and which said nothing."""
     return Answer(site, _refusal("no_answer", "the site was passed over"))
@@ -90,6 +100,9 @@ def _read(site: str, result: object, expected: str) -> Answer:
     if code != ReturnCode.OK:
         return Answer(site, _refusal("engine_error", _printable(code)))
     said = messages.read_answer(result.get(messages.ANSWER_KEY))
+    wrong = dialect.mismatch(said.speaks, "the coordinator", f"site {site}")
+    if wrong and said.code != dialect.OTHER_VERSION:  # a site that says so itself speaks to its own people
+        return Answer(site, _refusal(dialect.OTHER_VERSION, wrong))
     if said.code or "DXO" not in result:
         key = result.get(messages.ENCRYPTION_KEY, "")
         return Answer(site, said, key=key if isinstance(key, str) else "")

@@ -14,7 +14,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from appliance.db.base import new_id, now
-from appliance.federation import enginehost, messages
+from appliance.federation import dialect, enginehost, messages
 from appliance.federation.answers import read_result, to_counted
 from appliance.federation.book import Book, Checkpoint
 from appliance.federation.messages import MessageError, Order
@@ -22,6 +22,7 @@ from tests.trainer.federation.plans import make_plan
 from trainer.federation import aggregation
 
 SAID = {
+    "speaks": dialect.own().to_json(),
     "code": "",
     "samples": 10,
     "metrics": {"auc": 0.5},
