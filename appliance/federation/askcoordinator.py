@@ -88,13 +88,7 @@ def learn_root(address: Address, fingerprint: str) -> bytes:
         raise StrangeRootError(_PROXY) from error
     if joincode.shortened(digest) != fingerprint:
         raise StrangeRootError("the coordinator has another root certificate than the code names")
-    try:
-        speaks = dialect.read(answer.get("speaks", {}))
-    except dialect.DialectError as error:
-        raise EnrolmentError(f"the coordinator's answer: {error}") from error
-    wrong = dialect.mismatch(speaks, "this site", "the coordinator")
-    if wrong:
-        raise EnrolmentError(wrong)
+    dialect.check_coordinator(answer)
     return root.public_bytes(_PEM)
 
 

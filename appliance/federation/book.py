@@ -264,7 +264,7 @@ class Book:
             self._record(session, RUN_PAUSED, run_id, {"state": run.state})
 
     def waits(self, run_id: str) -> bool:
-        """Whether the run's last job ended because it lacks sites that have paused, or run another version."""
+        """Whether the last job ended for lack of sites that have paused, or run another version."""
         with reading(self.engine) as session:
             reason = _run(session, run_id).reason
             return reason is not None and reason.startswith(WAITING)

@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from appliance.federation.errors import FederationError
+from appliance.federation.errors import EnrolmentError, FederationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PROTOCOL: Final = 1
 OLDEST: Final = 1  # with which this version still works
@@ -85,6 +88,16 @@ def mismatch(there: Dialect, here_name: str, there_name: str) -> str:
         return ""
     older = here_name if here.protocol < there.oldest else there_name
     return f"{here_name} runs {here}, {there_name} {there}: update Cloister at {older}"
+
+
+def check_coordinator(answer: Mapping[str, Any]) -> None:
+    """Raise EnrolmentError where a coordinator's answer is of a version with which this site cannot work."""
+    try:
+        wrong = mismatch(read(answer.get("speaks", {})), "this site", "the coordinator")
+    except DialectError as error:
+        raise EnrolmentError(f"the coordinator's answer: {error}") from error
+    if wrong:
+        raise EnrolmentError(wrong)
 
 
 def beside(told_by: str) -> str:

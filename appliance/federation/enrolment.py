@@ -159,7 +159,8 @@ class Enrolment:
 
     def _fetch(self, question: Mapping[str, Any]) -> dict[str, Any]:
         member = self._asking(question, "ledger")
-        return self._desk.fetch(member.name, _text(question, "request", authority.MAX_REQUEST_BYTES))
+        found = self._desk.fetch(member.name, _text(question, "request", authority.MAX_REQUEST_BYTES))
+        return {**found, "speaks": dialect.own().to_json()}
 
     def _share(self, question: Mapping[str, Any]) -> dict[str, Any]:
         member = self._asking(question, "share")
