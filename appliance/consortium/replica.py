@@ -230,7 +230,7 @@ def model_of(session: Session, plan: str, number: int) -> str | None:
 
 def rounds_of(session: Session, plan: str) -> dict[int, Block]:
     """Return by number the blocks that name a plan's models: of its start, and of its finished rounds."""
-    read = (blocks.read_block(signed.body) for signed in current(session))
+    read = (blocks.read_block(signed.body) for signed in current(session) if plan in signed.body)
     return {
         block.round: block
         for block in read
