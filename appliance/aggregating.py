@@ -41,10 +41,11 @@ def aggregate(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat)
     from trainer.federation import swarming  # noqa: PLC0415
 
     plan, row = work.plan, work.row
-    model, updates = swarming.unbundle(work.weights)
+    arrays = weights_io.mapped(work.weights)
+    model, updates = swarming.unbundle(arrays)
     _check_ours(zone, work, model, updates)
     progress("aggregate", 0, 1)
-    made = swarming.combined(work.weights, plan.strategy, plan.min_sites, plan.bounds)
+    made = swarming.combined(arrays, plan.strategy, plan.min_sites, plan.bounds)
     relative = f"federation/updates/{row.id}-{new_id()}.safetensors"
     digest = weights_io.save(zone.root / relative, made)
     with writing(zone.engine) as session:

@@ -1,4 +1,4 @@
-"""The first model of each plan that trains here, drawn once from the plan's seed and kept until its end."""
+"""What a site knows of a plan's models: the first, drawn once from its seed, and those that it trained on."""
 
 from __future__ import annotations
 
@@ -6,32 +6,108 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import or_, select
 
-from appliance.db.base import now
+from appliance.consortium import replica
+from appliance.consortium.block import ROUND
+from appliance.db.base import WorkState, now
 from appliance.db.engine import reading
-from appliance.db.research import Protocol, ProtocolState
+from appliance.db.research import Protocol, ProtocolState, Round
+from appliance.federation import sitekeys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from sqlalchemy.orm import Session
+
+    from appliance.consortium.block import Block
     from appliance.node import ResearchZone
+    from trainer.encryption.ckks import Key
     from trainer.federation.plan import Plan
     from trainer.weights_io import Array
 
+_MOST_SITES = 100  # of a round that the ledger does not tell of
 _OVER = (ProtocolState.REFUSED, ProtocolState.LEFT)
 
 
-def check(zone: ResearchZone, plan: Plan, weights: Mapping[str, Array], rounds: int) -> None:
-    """Check a global model against the first one, see :func:`trainer.first_model.check_reachable`."""
-    from trainer.first_model import check_reachable, is_bounded  # noqa: PLC0415 - torch loads here
+def check(
+    zone: ResearchZone, plan: Plan, row: Round, weights: Mapping[str, Array], key: Key | None = None
+) -> None:
+    """Check a round's global model against the last one that this site knows, else against the first.
 
-    if is_bounded(plan, rounds):
-        check_reachable(plan, weights, rounds, _first(zone, plan))
+    How far it can have moved since then say the norms that sites signed in the consortium's ledger.
+
+    Parameters
+    ----------
+    weights : Mapping
+        The model, readable.
+    key : Key, optional
+        Of an encrypted run.
+
+    Raises
+    ------
+    UnfitModelError
+        See :func:`trainer.first_model.check_reachable`.
+    """
+    from trainer.errors import UnfitModelError, WeightsError  # noqa: PLC0415 - other work starts without it
+    from trainer.first_model import FIRST, check_reachable, is_bounded, reach  # noqa: PLC0415 - torch loads
+    from trainer.weights_io import Stored  # noqa: PLC0415 - numpy loads here
+
+    rounds = row.number - 1
+    if not is_bounded(plan, rounds):
+        return
+    with reading(zone.engine) as session:
+        blocks = replica.rounds_of(session, plan.sha256)
+        last = _last(session, zone.root, row, blocks)
+    norms = [_norms(plan, blocks, number) for number in range(1, row.number)]
+    if last is not None:
+        try:
+            known: Mapping[str, Array] = Stored(zone.root / last.input_path)
+            if key is not None:
+                known = sitekeys.readable(key, plan, known, last.number - 1)
+            before = f"the model of round {last.number}"
+            check_reachable(weights, known, reach(plan, norms, last.number - 1), before)
+        except UnfitModelError:
+            raise
+        except WeightsError:
+            if (zone.root / last.input_path).is_file():
+                raise
+            last = None  # newer models took its place just now
+    if last is None and not plan.initial_sha256:
+        check_reachable(weights, _first(zone, plan), reach(plan, norms, 0), FIRST)
 
 
 def remove(root: Path, plan_sha256: str) -> None:
     """Remove the first model of a plan whose run is over."""
     _path(root, plan_sha256).unlink(missing_ok=True)
+
+
+def _last(session: Session, root: Path, row: Round, blocks: Mapping[int, Block]) -> Round | None:
+    """Return the last round that was trained here whose model is still here, and in the ledger."""
+    trained = select(Round).where(
+        Round.protocol_id == row.protocol_id,
+        Round.kind == "train",
+        Round.state == WorkState.DONE,
+        Round.number < row.number,
+    )
+    for one in session.scalars(trained.order_by(Round.number.desc())):
+        block = blocks.get(one.number - 1)
+        named = block is not None and block.model_out == one.global_model_sha256
+        if named and (root / one.input_path).is_file():
+            return one
+    return None
+
+
+def _norms(plan: Plan, blocks: Mapping[int, Block], number: int) -> list[float]:
+    """Return the norms of the updates that counted in a round; the plan's bound where a site stated none.
+
+    A round to which nobody contributed is one that moved nothing.
+    """
+    block = blocks.get(number)
+    counted = [] if block is None else [one.statement for one in block.contributions if one.accepted]
+    stated = [None if said is None else said.norm for said in counted]
+    if block is None or block.kind != ROUND:
+        stated = [None] * _MOST_SITES
+    return [plan.max_update_norm if norm is None else norm / 1000 for norm in stated] or [0.0]
 
 
 def _first(zone: ResearchZone, plan: Plan) -> Mapping[str, Array]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import func, select
@@ -13,6 +12,7 @@ from appliance.db.base import WorkState, new_id
 from appliance.db.engine import reading, writing
 from appliance.db.research import Label, Preflight, Protocol, ResearchInstance, ResearchJob, Subject
 from appliance.federation import protocols
+from appliance.heartbeat import Beat
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -26,7 +26,6 @@ KIND: Final = "preflight"
 PREFLIGHT_ASKED: Final = "preflight.asked"
 PREFLIGHT_DONE: Final = "preflight.done"
 MAX_ATTEMPTS: Final = 3
-_BEAT_EVERY_S: Final = 1.0
 _OPEN: Final = (WorkState.QUEUED, WorkState.RUNNING, WorkState.FAILED)
 
 
@@ -54,20 +53,6 @@ def ask(zone: ResearchZone, protocol_id: str, actor: str) -> str:
     return str(job_id)
 
 
-@dataclass
-class _Beat:
-    """Renews the lease at most once a second."""
-
-    claim: Claim
-    beaten: float = 0.0
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if done < total and time.monotonic() - self.beaten < _BEAT_EVERY_S:
-            return
-        self.claim.heartbeat({"stage": stage, "done": done, "total": total})
-        self.beaten = time.monotonic()
-
-
 def run(zone: ResearchZone, claim: Claim) -> None:
     """Do a claimed preflight; a task that cannot be examined makes the job dead with its reason."""
     from trainer.errors import TrainerError  # noqa: PLC0415
@@ -76,7 +61,7 @@ def run(zone: ResearchZone, claim: Claim) -> None:
     with reading(zone.engine) as session:
         protocol = session.get_one(Protocol, claim.subject_id)
     try:
-        report = _examine(zone, Plan.from_json(protocol.plan), _Beat(claim))
+        report = _examine(zone, Plan.from_json(protocol.plan), Beat(claim))
     except TrainerError as error:
         claim.die(logs.safe_reason(error))
         return
@@ -101,7 +86,7 @@ def newest_job(session: Session, protocol_id: str) -> ResearchJob | None:
     return session.scalar(found.order_by(ResearchJob.created_at.desc(), ResearchJob.id).limit(1))
 
 
-def _examine(zone: ResearchZone, plan: Plan, beat: _Beat) -> dict[str, Any]:
+def _examine(zone: ResearchZone, plan: Plan, beat: Beat) -> dict[str, Any]:
     from trainer import preflight  # noqa: PLC0415 - torch loads here
     from trainer.local_round import use_threads  # noqa: PLC0415
 

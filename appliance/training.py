@@ -144,6 +144,7 @@ def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) ->
     )
     with progress.during("encrypt") if work.key is not None else nullcontext():
         leaving, own = (work.leaving(update), update.own) if part is None else part.told(update, row.number)
+    progress.confirm("keep")
     _keep_update(zone, claim, work, built, update, leaving, own)
     if own:
         with reading(zone.engine) as session:
@@ -272,7 +273,7 @@ def _load(zone: ResearchZone, round_id: str) -> Work:
         key = sitekeys.key_of(zone, plan)
         weights = sitekeys.readable(key, plan, weights, row.number - (row.kind == TRAIN))
     if row.kind == TRAIN:
-        firsts.check(zone, plan, weights, row.number - 1)
+        firsts.check(zone, plan, row, weights, key)
     own: Weights = {}
     remembers = plan.compression is not None and plan.compression.remembers
     if site_rule(plan.strategy.name).stateful or remembers or plan.own_models:

@@ -6,7 +6,7 @@ The row is the truth. A Celery message only wakes a worker up; it may be lost or
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Engine, Row, Table, and_, event, or_, sele
 from sqlalchemy.dialects import postgresql, sqlite
 
 from appliance import logs, owners
+from appliance.db import faults
 from appliance.db.base import WorkState, now
 from appliance.db.engine import reading, writing
 from appliance.db.work_tables import JobModel, WorkModel, table_of
@@ -22,6 +23,7 @@ from appliance.reconciling import Counts, bury_late, reconcile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
     from types import TracebackType
 
     from sqlalchemy.orm import Session
@@ -46,6 +48,7 @@ LONGEST_RETRY_S: Final = 900.0
 CLAIM_LOST: Final = "work.claim_lost"
 WORK_FAILED: Final = "work.failed"
 WORK_DEAD: Final = "work.dead"
+OUTCOME_UNSAID: Final = "work.outcome_unsaid"  # the database failed too
 
 _LOG = logs.logger(__name__)
 
@@ -130,6 +133,11 @@ class Claim:
     lease_s: float
     row: Row[Any]
     ended: bool = False
+    lease_until: datetime = field(init=False)  # as last stored
+
+    def __post_init__(self) -> None:
+        """Take the lease as it was claimed."""
+        self.lease_until = self.row.lease_until
 
     @property
     def subject_id(self) -> str:
@@ -149,10 +157,12 @@ class Claim:
         LeaseLostError
             If the row is no longer ours; stop working then.
         """
-        values: dict[str, Any] = {**columns, "lease_until": now() + timedelta(seconds=self.lease_s)}
+        until = now() + timedelta(seconds=self.lease_s)
+        values: dict[str, Any] = {**columns, "lease_until": until}
         if progress is not None:
             values["progress"] = progress
         self._change(values)
+        self.lease_until = until
 
     def finish(self, session: Session | None = None) -> None:
         """Mark the row done; with ``session`` in the caller's writing transaction, beside its results.
@@ -261,7 +271,7 @@ class claimed(AbstractContextManager["Claim | None"]):  # noqa: N801 - read as: 
         claim = self._claim
         swallow = error is None or isinstance(error, Exception)
         if isinstance(error, LeaseLostError):
-            _LOG.warning(CLAIM_LOST, row_id=self._row_id)
+            _LOG.warning(CLAIM_LOST, row_id=self._row_id, reason=str(error))
         elif claim is not None and not claim.ended:
             self._fail(claim, error)
         elif error is not None:
@@ -277,8 +287,10 @@ class claimed(AbstractContextManager["Claim | None"]):  # noqa: N801 - read as: 
                 claim.fail(logs.safe_reason(error))
             else:
                 claim.fail("interrupted", retry_in_s=0)
-        except LeaseLostError:
-            _LOG.warning(CLAIM_LOST, row_id=self._row_id)
+        except LeaseLostError as lost:
+            _LOG.warning(CLAIM_LOST, row_id=self._row_id, reason=str(lost))
+        except faults.PASSING as failure:  # the reconciler takes the row when its lease is over
+            _LOG.error(OUTCOME_UNSAID, row_id=self._row_id, reason=faults.name_of(failure))
 
 
 def retry(session: Session, model: WorkModel, row_id: str) -> bool:

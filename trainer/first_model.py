@@ -8,18 +8,19 @@ from trainer import peers, strategies
 from trainer.errors import StrategyError, UnfitModelError
 from trainer.networks import initial_weights
 from trainer.strategies import streams
-from trainer.strategies.fedavg import FedAvg, rate_of
 
 WRAPPING: Final = frozenset({"domain-adaptation", "variation-aware"})
 """Strategies whose sites use a network around the task's (:mod:`trainer.wrapped`)."""
 ANOMALY_ALONE: Final = frozenset({"feddis"})
 """Strategies that need a split autoencoder, which learns nothing but what is healthy."""
 
+FIRST: Final = "its seed's first model"
+
 _ROUNDING: Final = 1e-4  # of the model's norm: processors draw the same numbers but for their last bits
 _SLACK: Final = 1.001
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from trainer.federation.plan import Plan
     from trainer.task import TaskSpec
@@ -66,53 +67,64 @@ def first_model(
 
 
 def is_bounded(plan: Plan, rounds: int) -> bool:
-    """Whether :func:`check_reachable` says anything about the model of a plan after so many rounds.
+    """Whether a site can say how far the global model of a plan may lie from one it knows.
 
-    Before any round it must be the first model. Later it can lie only so far from it where the coordinator
-    averages updates: other strategies have no such bound, and neither has a packed way back. Nothing is known
-    where a run starts from an earlier model, or sites have their own.
+    Before any round it must be the first model, unless the run starts from an earlier run's. Later ones lie
+    within what the updates of the rounds between allow, unless the way back is packed: what a packed step
+    leaves out comes later. Nothing is known where sites have models of their own.
     """
-    if plan.initial_sha256 or plan.own_models:
+    if plan.own_models:
         return False
-    averages = isinstance(strategies.STRATEGIES.get(plan.strategy.name), FedAvg)
-    packed = plan.compression is not None and plan.compression.both_ways
-    return not rounds or (averages and not packed)
+    if not rounds:
+        return not plan.initial_sha256
+    return plan.compression is None or not plan.compression.both_ways
+
+
+def reach(plan: Plan, norms: Sequence[Sequence[float]], since: int) -> float:
+    """Return how far rounds can have moved a plan's model, as an L2 norm.
+
+    Parameters
+    ----------
+    norms : sequence of sequence of float
+        By round, all from the first one: L2 norms of the updates that counted.
+    since : int
+        So many of these rounds are not asked about.
+    """
+    rule, parameters = strategies.get(plan.strategy.name), plan.strategy.parameters
+    capped = [[min(norm, plan.max_update_norm) for norm in one] for one in norms]
+    return sum(rule.longest_step(capped[:count], parameters) for count in range(since + 1, len(capped) + 1))
 
 
 def check_reachable(
-    plan: Plan, weights: Mapping[str, Array], rounds: int, first: Mapping[str, Array]
+    weights: Mapping[str, Array], known: Mapping[str, Array], reached: float, what: str = FIRST
 ) -> None:
-    """Check that a global model is what a plan's rounds can have made of the first model that its seed gives.
+    """Check that a global model lies where a plan's rounds can have moved one that a site knows.
 
     Parameters
     ----------
     weights : Mapping
-        The global model; where :func:`is_bounded` says no, nothing is checked.
-    rounds : int
-        Finished before.
-    first : Mapping
-        The plan's :func:`first_model`.
+        The global model.
+    known : Mapping
+        The plan's :func:`first_model`, or that of a later round.
+    reached : float
+        How far it can have moved since: :func:`reach`, 0 where it is to be the very same.
+    what : str
+        The known model, for the message.
 
     Raises
     ------
     UnfitModelError
-        If the model has other tensors, or lies farther from the first one.
+        If the model has other tensors, or lies farther away.
     """
-    if not is_bounded(plan, rounds):
-        return
-    if weights.keys() != first.keys():
+    if weights.keys() != known.keys():
         raise UnfitModelError("the global model has other tensors than the task's network")
     size = moved = 0.0
-    for name in first:
-        shape, is_float, count = streams.form_of(first, name)
+    for name in known:
+        shape, is_float, count = streams.form_of(known, name)
         if streams.form_of(weights, name)[0] != shape:
             raise UnfitModelError("the global model has tensors of other shapes than the task's network")
         if is_float:
-            size += streams.squares(first, name, count)
-            moved += streams.squared_distance(weights, first, name, count)
-    rate = rate_of(plan.strategy.parameters) if rounds else 0.0
-    most = rounds * plan.max_update_norm * rate * _SLACK + _ROUNDING * max(1.0, size**0.5)
-    if not moved**0.5 <= most:
-        raise UnfitModelError(
-            "the global model is not what this plan's rounds can have made of its seed's first model"
-        )
+            size += streams.squares(known, name, count)
+            moved += streams.squared_distance(weights, known, name, count)
+    if not moved**0.5 <= reached * _SLACK + _ROUNDING * max(1.0, size**0.5):
+        raise UnfitModelError(f"the global model is not what this plan's rounds can have made of {what}")

@@ -22,6 +22,7 @@ from trainer.errors import WeightsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from mmap import mmap
 
 Array = NDArray[Any]
 LENGTH_BYTES: Final = 8
@@ -133,7 +134,7 @@ def places(head: bytes, size_bytes: int) -> dict[str, Place]:
     return found
 
 
-def view(content: bytes, place: Place) -> Array:
+def view(content: bytes | mmap, place: Place) -> Array:
     """Return an array that reads these bytes where they are."""
     return np.frombuffer(content, place.dtype, place.count, place.first).reshape(place.shape)
 

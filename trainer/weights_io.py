@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -165,6 +166,15 @@ class Stored(Mapping[str, Array]):
             raise WeightsError(f"{self.path.name}: {name} cannot be read ({error.strerror})") from error
         return part
 
+    def mapped(self) -> Weights:
+        """Return arrays that read the file where it lies; they stay whole when it is removed.
+
+        For what is handed on: the system takes their pages back whenever it needs the memory.
+        """
+        with self.path.open("rb") as stream:
+            content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        return {name: tensor_layout.view(content, place) for name, place in self._places.items()}
+
     def __iter__(self) -> Iterator[str]:
         """Iterate over the sorted names."""
         return iter(self._places)
@@ -172,6 +182,11 @@ class Stored(Mapping[str, Array]):
     def __len__(self) -> int:
         """Return the number of arrays."""
         return len(self._places)
+
+
+def mapped(weights: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Return a model of a file with its arrays mapped, any other as it is."""
+    return weights.mapped() if isinstance(weights, Stored) else weights
 
 
 def _places(path: Path) -> dict[str, tensor_layout.Place]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
@@ -49,7 +50,8 @@ class Statement:
     """What a site says it contributed to one round, and which history it had before its eyes.
 
     ``update`` and ``dataset`` are empty where nothing left or no data was used; ``head_size`` and
-    ``head_root`` name the newest head that the site had checked.
+    ``head_root`` name the newest head that the site had checked. ``norm`` is the update's, see
+    :func:`stated_norm`; the text names it only where there is one.
     """
 
     federation: str
@@ -64,6 +66,7 @@ class Statement:
     samples: int
     head_size: int
     head_root: str
+    norm: int | None = None
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,24 @@ def canonical(value: Any) -> str:
     content = asdict(value)
     if content.get("share", ...) is None:
         del content["share"]
+    said = [one["statement"] for one in content.get("contributions", ())]
+    for statement in [content] if isinstance(value, Statement) else said:
+        if statement is not None and statement["norm"] is None:
+            del statement["norm"]
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def stated_norm(norm: float) -> int | None:
+    """Return the L2 norm of an update as sites state it: in thousandths, at most a quarter of an octave more.
+
+    The others need a bound, not the number. None where it is too large to be stated.
+    """
+    if norm <= 0:
+        return 0
+    if not norm <= _MAX_COUNT / 2000:
+        return None
+    quarters = math.ceil(4 * math.log2(norm * 1000))
+    return max(math.ceil(2 ** (quarters / 4)), math.ceil(norm * 1000))
 
 
 def federation_id(coordinator: str) -> str:
@@ -265,12 +285,16 @@ def read_block(body: str) -> Block:
 
 def read_statement(value: object) -> Statement:
     """Read a site's statement; raises BlockFormError."""
+    if isinstance(value, dict):
+        value = {"norm": None, **value}
     statement = Statement(**_shape(Statement, value, "statement"))
     _texts(statement, "statement", _HASH, "federation", "plan", "model", "receipt", "head_root")
     _texts(statement, "statement", re.compile(f"(?:{_HASH.pattern})?"), "update", "dataset")
     _texts(statement, "statement", SITE_NAME, "site")
     _texts(statement, "statement", re.compile("train|finalize"), "kind")
     _counts(statement, "statement", "number", "samples", "head_size")
+    if statement.norm is not None:
+        _counts(statement, "statement", "norm")
     return statement
 
 

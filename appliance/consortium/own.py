@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
 from appliance.consortium import block as blocks
 from appliance.consortium.block import Head, Signed, Statement
-from appliance.consortium.chain import Finding
+from appliance.consortium.chain import TRAIN, Finding
 from appliance.db.research import Receipt
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def statement(receipt: Receipt, federation: str, head: Head) -> Statement:
         samples=body["samples"],
         head_size=head.size,
         head_root=head.root,
+        norm=blocks.stated_norm(body["update_norm"]) if body["kind"] == TRAIN else None,
     )
 
 
@@ -50,6 +52,9 @@ def check(session: Session, zone: ResearchZone, signed: Signed) -> Iterator[Find
         if one.site == site and one.statement is not None:
             receipt = session.scalar(select(Receipt).where(Receipt.body_sha256 == one.statement.receipt))
             head = Head(one.statement.head_size, one.statement.head_root)
-            if receipt is None or statement(receipt, block.federation, head) != one.statement:
+            own = None if receipt is None else statement(receipt, block.federation, head)
+            if own is not None and one.statement.norm is None:  # said before norms were stated
+                own = replace(own, norm=None)
+            if own != one.statement:
                 message = "a contribution in this site's name is not in its receipts"
                 yield Finding("foreign_contribution", block.sequence, message)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from appliance.consortium.block import Block
     from appliance.node import ResearchZone
 
 AGGREGATE: Final = "aggregate"
@@ -225,6 +226,16 @@ def model_of(session: Session, plan: str, number: int) -> str | None:
         if (block.plan, block.round) == (plan, number) and block.kind in {blocks.RUN, blocks.ROUND}:
             return block.model_out
     return None
+
+
+def rounds_of(session: Session, plan: str) -> dict[int, Block]:
+    """Return by number the blocks that name a plan's models: of its start, and of its finished rounds."""
+    read = (blocks.read_block(signed.body) for signed in current(session) if plan in signed.body)
+    return {
+        block.round: block
+        for block in read
+        if block.plan == plan and block.kind in {blocks.RUN, blocks.ROUND}
+    }
 
 
 def head(session: Session) -> ConsortiumHead | None:

@@ -12,7 +12,7 @@ from appliance.consortium.errors import ConsortiumError
 from appliance.consortium.offers import read_offer
 from appliance.consortium.replica import Held, Replica
 from appliance.db.engine import reading
-from appliance.federation import joining, workspaces
+from appliance.federation import dialect, joining, workspaces
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,12 +42,14 @@ class Speaker:
         ConsortiumError
             If something is wrong with the history; a finding is open then.
         EnrolmentError, StrangeRootError, CoordinatorAwayError
-            If the coordinator refuses, is another one, or is away.
+            If the coordinator refuses, is another one, runs a version with which this one cannot work, or is
+            away.
         """
         said: dict[str, Any] | None = None
         first = len(self._stored())
         while True:
             answer = self._ask("ledger", {"first": first, "countersignature": said})
+            dialect.check_coordinator(answer)
             offer = read_offer(_mapping(answer, "offer"))
             if said is not None and first >= offer.head.size:
                 return Chain.replay(self._stored())

@@ -22,8 +22,9 @@ _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
 def make_engine(url: str, *, read_only: bool = False) -> Engine:
     """Make an engine; nothing connects before its first use.
 
-    SQLite runs in WAL mode with foreign keys and ``synchronous=FULL``. An engine that a process inherits
-    through ``fork`` forgets its connections there and opens its own.
+    SQLite runs in WAL mode with foreign keys and ``synchronous=FULL``. Both wait thirty seconds for a lock
+    that another holds, and for a network that no longer answers, and fail then. An engine that a process
+    inherits through ``fork`` forgets its connections there and opens its own.
 
     Parameters
     ----------
@@ -44,11 +45,12 @@ def make_engine(url: str, *, read_only: bool = False) -> Engine:
     else:
         engine = create_engine(
             parsed,
-            connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "tcp_user_timeout": BUSY_TIMEOUT_MS},
             pool_pre_ping=True,
             pool_size=2,
             max_overflow=8,
         )
+        event.listen(engine, "connect", _prepare_postgresql)
         event.listen(engine, "begin", _begin_postgresql)
     if read_only:
         engine = engine.execution_options(**{_MODE: "locked"})
@@ -77,6 +79,14 @@ def _begin_sqlite(connection: Connection) -> None:
     writing = connection.get_execution_options().get(_MODE, "write") == "write"
     connection.exec_driver_sql(f"PRAGMA query_only={'OFF' if writing else 'ON'}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+def _prepare_postgresql(connection: Any, record: Any) -> None:
+    """Wait for another's lock as long as SQLite does, instead of for ever."""
+    del record
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET lock_timeout = {BUSY_TIMEOUT_MS}")
+    connection.commit()
 
 
 def _begin_postgresql(connection: Connection) -> None:

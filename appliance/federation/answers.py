@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,8 +11,10 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
+from appliance.consortium import block as blocks
+from appliance.consortium.errors import BlockFormError
 from appliance.consortium.offers import BROKEN
-from appliance.federation import messages, progress
+from appliance.federation import dialect, messages, progress
 from appliance.federation.book import Counted
 from trainer.errors import TrainerError
 from trainer.federation import aggregation
@@ -26,6 +29,10 @@ CLAIMED: Final = "samples_claimed"  # beside a contribution's metrics, where few
 FINAL_CODES: Final = frozenset(
     {*(code.value for code in Refusal if code != Refusal.PAUSED), "unreadable_plan", BROKEN}
 )
+
+MAY_COME_BACK: Final = frozenset({Refusal.PAUSED.value, dialect.OTHER_VERSION})
+"""What people at a site or here change before long: a run that lacks only such sites waits for them."""
+_TELLING: Final = frozenset({dialect.OTHER_VERSION, "unreadable_plan"})  # codes whose message is needed
 
 # What reading foreign objects may raise: ours, the engine's (of no common base) and Python's own.
 UNREADABLE: Final = (
@@ -75,6 +82,12 @@ def unfit(answer: Answer, error: TrainerError) -> Answer:
     return replace(answer, said=replace(answer.said, code="unfit", message=str(error)[:300]), arrays={})
 
 
+def why(answer: Answer) -> str:
+    """Return a refusal in words for the run's record."""
+    said = answer.said
+    return f"{answer.site}: {said.code}" + (f" ({said.message})" if said.code in _TELLING else "")
+
+
 def silent(site: str) -> Answer:
     """Return the refusal that stands for a site whose turn it was and which said nothing."""
     return Answer(site, _refusal("no_answer", "the site was passed over"))
@@ -87,6 +100,9 @@ def _read(site: str, result: object, expected: str) -> Answer:
     if code != ReturnCode.OK:
         return Answer(site, _refusal("engine_error", _printable(code)))
     said = messages.read_answer(result.get(messages.ANSWER_KEY))
+    wrong = dialect.mismatch(said.speaks, "the coordinator", f"site {site}")
+    if wrong and said.code != dialect.OTHER_VERSION:  # a site that says so itself speaks to its own people
+        return Answer(site, _refusal(dialect.OTHER_VERSION, wrong))
     if said.code or "DXO" not in result:
         key = result.get(messages.ENCRYPTION_KEY, "")
         return Answer(site, said, key=key if isinstance(key, str) else "")
@@ -103,6 +119,16 @@ def _printable(code: object) -> str:
 
 def _refusal(code: str, message: str) -> messages.SiteAnswer:
     return messages.SiteAnswer(code, message, 0, {}, 0.0, "", "")
+
+
+def to_update(answer: Answer) -> aggregation.Update:
+    """Return an answer's update, with the norm that its site signed, where it signed one."""
+    try:
+        norm = blocks.read_statement(answer.said.statement.get("statement")).norm
+    except BlockFormError:  # where a consortium keeps a ledger, none such gets here
+        norm = None
+    most = math.inf if norm is None else norm / 1000
+    return aggregation.Update(answer.site, answer.arrays, answer.said.samples, most)
 
 
 def to_counted(answer: Answer, judgement: aggregation.Judgement | None) -> Counted:

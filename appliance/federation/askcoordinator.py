@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 
-from appliance.federation import joincode, statements
+from appliance.federation import dialect, joincode, statements
 from appliance.federation.errors import CoordinatorAwayError, EnrolmentError, StrangeRootError
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ def learn_root(address: Address, fingerprint: str) -> bytes:
         If it cannot be reached.
     StrangeRootError
         If the root is another one, or the connection's certificate is not of it.
+    EnrolmentError
+        If it runs a version of Cloister with which this one cannot work.
     """
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -86,6 +88,7 @@ def learn_root(address: Address, fingerprint: str) -> bytes:
         raise StrangeRootError(_PROXY) from error
     if joincode.shortened(digest) != fingerprint:
         raise StrangeRootError("the coordinator has another root certificate than the code names")
+    dialect.check_coordinator(answer)
     return root.public_bytes(_PEM)
 
 

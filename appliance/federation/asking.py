@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from nvflare.apis.controller_spec import ClientTask, Task, TaskCompletionStatus
+from nvflare.apis.controller_spec import ClientTask, SendOrder, Task, TaskCompletionStatus
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable, make_reply
@@ -89,7 +89,10 @@ class Asking(Controller):  # type: ignore[misc]
                 one[messages.ENCRYPTION_KEY] = self._key.text
             receive = self._receiver(answers, collection, keep)
             tasks.append(Task(name=name, data=one, result_received_cb=receive))
-            self.broadcast(task=tasks[-1], fl_ctx=fl_ctx, targets=sites, min_responses=0)
+            if len(sites) == 1:  # the engine keeps a copy of all that it broadcasts
+                self.send(tasks[-1], fl_ctx, sites, SendOrder.ANY)
+            else:
+                self.broadcast(task=tasks[-1], fl_ctx=fl_ctx, targets=sites, min_responses=0)
         while not self._is_over(collection):
             if abort_signal.triggered:
                 raise StaleJobError("the job was aborted")

@@ -32,7 +32,7 @@ RUN_ADDED: Final = "run.added"
 ROUND_FINISHED: Final = "round.finished"
 RUN_ENDED: Final = "run.ended"
 RUN_PAUSED: Final = "run.paused"
-WAITING: Final = "waiting for sites that have paused"  # how a run's reason begins then
+WAITING: Final = "waiting for sites"  # how a run's reason begins then
 OPEN: tuple[RunState, ...] = (RunState.QUEUED, RunState.RUNNING)
 
 
@@ -264,7 +264,7 @@ class Book:
             self._record(session, RUN_PAUSED, run_id, {"state": run.state})
 
     def waits(self, run_id: str) -> bool:
-        """Whether the run's last job ended because too many sites have paused it."""
+        """Whether the last job ended for lack of sites that have paused, or run another version."""
         with reading(self.engine) as session:
             reason = _run(session, run_id).reason
             return reason is not None and reason.startswith(WAITING)

@@ -29,7 +29,15 @@ from appliance.federation import (
     turns,
     witness,
 )
-from appliance.federation.answers import FINAL_CODES, Answer, read_result, to_counted
+from appliance.federation.answers import (
+    FINAL_CODES,
+    MAY_COME_BACK,
+    Answer,
+    read_result,
+    to_counted,
+    to_update,
+    why,
+)
 from appliance.federation.asking import POLL_S, Asking, as_it_is
 from appliance.federation.book import WAITING, Checkpoint, StaleJobError, open_book
 from appliance.federation.collection import MOST_LEASES, Collection
@@ -39,9 +47,7 @@ from appliance.federation.late import Late
 from appliance.federation.shelf import Carriage, Shelf
 from appliance.federation.wayback import WayBack, whole
 from trainer.errors import TrainerError
-from trainer.federation import aggregation
 from trainer.federation.errors import AggregationError
-from trainer.federation.gate import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -160,10 +166,10 @@ class RunWorkflow(Asking):
         if not collection.enough:
             if any(answer.said.code == BROKEN for answer in answers):  # all shall see what one site found
                 self._circulate(everyone - refused, abort_signal, fl_ctx)
-            paused = [answer.site for answer in answers if answer.said.code == Refusal.PAUSED]
-            if len(collection.usable) + len(paused) >= needed:
-                raise AggregationError(f"{WAITING}: {', '.join(paused)}")
-            reasons = ", ".join(f"{a.site}: {a.said.code}" for a in answers if a.said.code) or "no answer"
+            waits = [answer for answer in answers if answer.said.code in MAY_COME_BACK]
+            if len(collection.usable) + len(waits) >= needed:
+                raise AggregationError(f"{WAITING} {'; '.join(map(why, waits))}")
+            reasons = "; ".join(why(answer) for answer in answers if answer.said.code) or "no answer"
             hopeless = len(self._members() - delivered - refused) < needed  # whoever is away may come back
             raise (NotAdmittedError if hopeless else AggregationError)(
                 f"{len(collection.usable)} sites take part of {needed} needed ({reasons})"
@@ -197,7 +203,7 @@ class RunWorkflow(Asking):
             answers = turns.in_turn(plan, standing, sites & self._members(), lambda: self._silent, ask)
         else:
             answers = ask(sites)
-        updates = [aggregation.Update(a.site, a.arrays, a.said.samples) for a in answers if not a.said.code]
+        updates = [to_update(answer) for answer in answers if not answer.said.code]
         handing_over = partial(self._hand_over, plan, number, abort_signal, fl_ctx)
         led = leading.settle(plan, self._way_back.plain(standing), updates, handing_over)
         result = led.result

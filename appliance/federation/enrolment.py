@@ -21,7 +21,7 @@ from appliance import logs
 from appliance.db.base import now
 from appliance.db.coordinator import MemberState
 from appliance.db.engine import writing
-from appliance.federation import authority, invitations, members, policy, statements
+from appliance.federation import authority, dialect, invitations, members, policy, statements
 from appliance.federation.errors import EnrolmentError, MembershipError
 from appliance.federation.invitations import Judged, Standing
 from appliance.federation.ledgerdesk import LedgerDesk
@@ -112,7 +112,11 @@ class Enrolment:
 
     def _hello(self, question: Mapping[str, Any]) -> dict[str, Any]:
         del question
-        return {"root": self.authority.pem.decode("ascii"), "at": now().isoformat(), "version": 1}
+        return {
+            "root": self.authority.pem.decode("ascii"),
+            "at": now().isoformat(),
+            "speaks": dialect.own().to_json(),
+        }
 
     def _check(self, question: Mapping[str, Any]) -> dict[str, Any]:
         found = self._judged(question)
@@ -155,7 +159,8 @@ class Enrolment:
 
     def _fetch(self, question: Mapping[str, Any]) -> dict[str, Any]:
         member = self._asking(question, "ledger")
-        return self._desk.fetch(member.name, _text(question, "request", authority.MAX_REQUEST_BYTES))
+        found = self._desk.fetch(member.name, _text(question, "request", authority.MAX_REQUEST_BYTES))
+        return {**found, "speaks": dialect.own().to_json()}
 
     def _share(self, question: Mapping[str, Any]) -> dict[str, Any]:
         member = self._asking(question, "share")

@@ -69,9 +69,18 @@ class Exchange:
             return Refused(str(answer["code"]), str(answer["message"])), {}
         return None, _mapping(answer["countersignature"])
 
-    def admit(self, plan: Mapping[str, Any], plan_sha256: str, wait_s: float) -> Refused | None:
-        """Propose a plan and wait for a person's decision; None means admitted."""
-        body = {"plan": plan, "plan_sha256": plan_sha256}
+    def note_other_version(self, protocol: int) -> None:
+        """Have the site write down that its coordinator speaks another protocol."""
+        self._ask("POST", "/v1/versions", {"protocol": protocol})
+
+    def admit(
+        self, plan: Mapping[str, Any], plan_sha256: str, wait_s: float, told_by: str = ""
+    ) -> Refused | None:
+        """Propose a plan and wait for a person's decision; None means admitted.
+
+        ``told_by``: which Cloister the coordinator runs.
+        """
+        body = {"plan": plan, "plan_sha256": plan_sha256, "told_by": told_by}
         return self._until_decided(lambda: _mapping(self._ask("POST", "/v1/plans", body)), wait_s)
 
     def take_key(self, plan_sha256: str, key: str) -> Refused | None:

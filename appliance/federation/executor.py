@@ -19,7 +19,7 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
-from appliance.federation import messages, policy
+from appliance.federation import dialect, messages, policy
 from appliance.federation.errors import SiteServiceError
 from appliance.federation.exchange import AbortedError, Exchange, Finished, Refused
 from appliance.federation.unixclient import UnixClient
@@ -50,22 +50,29 @@ class SiteExecutor(Executor):  # type: ignore[misc]
             partial(_tell_progress, fl_ctx),
         )
         try:
-            order = messages.read_order(shareable.get(messages.ORDER_KEY))
-            refused, countersignature = exchange.keep(order.ledger)
-            if refused is not None or task_name == policy.TASK_LEDGER:
-                return _plain(refused, countersignature)
-            key = _text(shareable, messages.ENCRYPTION_KEY)
-            if task_name == policy.TASK_ADMIT:
-                return _admit(exchange, order, key, countersignature)
-            refused = exchange.take_key(order.plan_sha256, key) if key else None
-            if refused is not None:
-                return _plain(refused, countersignature)
-            return self._round(task_name, exchange, order, shareable, countersignature)
+            return self._answer(task_name, exchange, shareable)
         except AbortedError:
             return make_reply(ReturnCode.TASK_ABORTED)
         except (SiteServiceError, TrainerError, messages.MessageError) as error:
             self.log_error(fl_ctx, f"task {task_name}: {error}")
             return _plain(Refused("site_error", str(error)[:300]))
+
+    def _answer(self, task_name: str, exchange: Exchange, shareable: Shareable) -> Shareable:
+        order = messages.read_order(shareable.get(messages.ORDER_KEY))
+        wrong = dialect.mismatch(order.speaks, "this site", "the coordinator")
+        if wrong:  # before anything of it is read: blocks of another version would look like forged ones
+            exchange.note_other_version(order.speaks.protocol)
+            return _plain(Refused(dialect.OTHER_VERSION, wrong))
+        refused, countersignature = exchange.keep(order.ledger)
+        if refused is not None or task_name == policy.TASK_LEDGER:
+            return _plain(refused, countersignature)
+        key = _text(shareable, messages.ENCRYPTION_KEY)
+        if task_name == policy.TASK_ADMIT:
+            return _admit(exchange, order, key, countersignature)
+        refused = exchange.take_key(order.plan_sha256, key) if key else None
+        if refused is not None:
+            return _plain(refused, countersignature)
+        return self._round(task_name, exchange, order, shareable, countersignature)
 
     def _round(
         self,
@@ -100,7 +107,8 @@ def _admit(
     exchange: Exchange, order: messages.Order, key: str, countersignature: Mapping[str, Any]
 ) -> Shareable:
     """Show the plan; where updates are encrypted, take the sites' key, or offer one while there is none."""
-    refused, offered = exchange.admit(order.plan, order.plan_sha256, order.wait_s), ""
+    told_by = str(order.speaks)
+    refused, offered = exchange.admit(order.plan, order.plan_sha256, order.wait_s, told_by), ""
     if refused is None and key:
         refused = exchange.take_key(order.plan_sha256, key)
     elif refused is None and "encryption" in order.plan:

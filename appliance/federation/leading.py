@@ -16,6 +16,7 @@ from trainer.federation import aggregation, rounds, swarming
 from trainer.federation.aggregation import Aggregate, Judgement
 from trainer.federation.errors import AggregationError
 from trainer.strategies.swarm import leader
+from trainer.weights_io import mapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -107,7 +108,8 @@ def lead(
     ]
     if len(usable) < plan.min_sites:
         raise AggregationError(f"{len(usable)} usable updates; expected at least {plan.min_sites}")
-    arrays = swarming.bundle(standing.weights, usable)
+    # What goes to the site is read from where the updates lie, however many there are.
+    arrays = swarming.bundle(standing.weights, [replace(one, delta=mapped(one.delta)) for one in usable])
     left = {one.site for one in usable}
     while left:
         site = leader(standing.number + 1, left, plan.seed)

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance.federation import dialect
 from appliance.federation.errors import FederationError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Order:
     wait_s: float = 0.0
     plan: Mapping[str, Any] = field(default_factory=dict)
     ledger: Mapping[str, Any] = field(default_factory=dict)  # blocks of the consortium's ledger
+    speaks: dialect.Dialect = field(default_factory=dialect.own)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class SiteAnswer:
     signature: str
     statement: Mapping[str, Any] = field(default_factory=dict)
     countersignature: Mapping[str, Any] = field(default_factory=dict)
+    speaks: dialect.Dialect = field(default_factory=dialect.own)
 
 
 def write_order(order: Order) -> str:
@@ -78,14 +81,14 @@ def read_order(text: object) -> Order:
         raise MessageError("order: expected hashes, a plan and an offer of blocks")
     if not _is_count(number) or not _is_number(wait_s, 0.0, MAX_SECONDS):
         raise MessageError("order: expected a round and a time")
-    return Order(str(texts[0]), number, str(texts[1]), float(wait_s), plan, ledger)
+    return Order(str(texts[0]), number, str(texts[1]), float(wait_s), plan, ledger, _speaks(content))
 
 
 def refusal_of(refused: Refused | None) -> dict[str, Any]:
     """Return the answer of a site that sends nothing."""
     if refused is None:
-        return {"code": ""}
-    return {"code": refused.code, "message": refused.message}
+        return {"code": "", "speaks": dialect.own().to_json()}
+    return {"code": refused.code, "message": refused.message, "speaks": dialect.own().to_json()}
 
 
 def answer_of(finished: Finished) -> dict[str, Any]:
@@ -98,6 +101,7 @@ def answer_of(finished: Finished) -> dict[str, Any]:
         "receipt_sha256": finished.receipt_sha256,
         "signature": finished.signature,
         "statement": dict(finished.statement),
+        "speaks": dialect.own().to_json(),
     }
 
 
@@ -121,7 +125,17 @@ def read_answer(text: object) -> SiteAnswer:
     signed = {name: content.get(name, {}) for name in ("statement", "countersignature")}
     if not all(isinstance(item, dict) for item in signed.values()):
         raise MessageError("answer: expected objects that were signed")
-    return SiteAnswer(samples=samples, metrics=metrics, train_seconds=float(seconds), **texts, **signed)
+    speaks = _speaks(content)
+    return SiteAnswer(
+        samples=samples, metrics=metrics, train_seconds=float(seconds), speaks=speaks, **texts, **signed
+    )
+
+
+def _speaks(content: Mapping[str, Any]) -> dialect.Dialect:
+    try:
+        return dialect.read(content.get("speaks", {}))
+    except dialect.DialectError as error:
+        raise MessageError(str(error)) from error
 
 
 def _check_metrics(metrics: dict[str, Any]) -> None:

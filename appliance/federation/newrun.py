@@ -15,9 +15,7 @@ from appliance.db.coordinator import FinishedRound, MemberState
 from appliance.db.engine import reading
 from appliance.federation import coordinator, members, provision
 from appliance.federation.errors import CoordinatorError
-from trainer import peers
 from trainer.encryption import ENCRYPTED
-from trainer.errors import StrategyError
 from trainer.federation.errors import PlanError
 from trainer.federation.peering import record
 from trainer.federation.plan import Plan, default_expiry
@@ -69,10 +67,6 @@ def add(root: Path, plan_file: Path, first_model: FirstModel = initial_model) ->
     sites = members.active(book.engine)
     if plan.min_sites > len(sites):
         raise CoordinatorError(f"min_sites: expected at most {len(sites)}, the federation's sites")
-    try:
-        peers.terms(plan.strategy.name).check_parameters(plan.strategy.parameters)
-    except StrategyError as error:
-        raise CoordinatorError(f"{plan_file.name}: strategy: {error}") from error
     earlier = _earlier(book, plan.initial_sha256) if plan.initial_sha256 else None
     return book.add_run(plan, first_model(plan, federation.runs / plan.run_id, earlier))
 

@@ -9,7 +9,9 @@ from sqlalchemy import select
 
 from appliance import logs
 from appliance.db.base import now
+from appliance.db.engine import writing
 from appliance.db.research import ResearchLedgerEntry
+from appliance.federation.dialect import OTHER_VERSION, PROTOCOL
 from trainer.federation.gate import Refusal
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from appliance.ledger import Ledger
+    from appliance.node import ResearchZone
 
 ORDER_REFUSED: Final = "order.refused"
 UNREADABLE_PLAN: Final = "unreadable_plan"
@@ -58,6 +61,12 @@ def note(session: Session, ledger: Ledger, code: str, protocol_id: str | None = 
         return
     _LOG.warning(ORDER_REFUSED, code=code, protocol_id=protocol_id)
     ledger.append(session, kind=ORDER_REFUSED, subject_id=protocol_id, body={"code": code, **more})
+
+
+def note_other_version(zone: ResearchZone, protocol: int) -> None:
+    """Record that the coordinator speaks a protocol with which this site cannot work."""
+    with writing(zone.engine) as session:
+        note(session, zone.ledger, OTHER_VERSION, coordinator_protocol=protocol, protocol=PROTOCOL)
 
 
 def _entries(session: Session, protocol_id: str | None) -> Iterator[ResearchLedgerEntry]:

@@ -14,6 +14,7 @@ from trainer.federation.errors import AggregationError
 from trainer.federation.peering import record as records
 from trainer.federation.peering.letters import Mail, order_to_send
 from trainer.federation.peering.relay import Heard, Relay
+from trainer.weights_io import mapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -103,7 +104,7 @@ class Relaying:
         """
         record = _record(standing)
         messages: dict[str, Mapping[str, Array]] = {
-            other: self.room.message(record, other, site) for other in self.relay.links(record, site)
+            other: self.room.message(record, other, site).mapped() for other in self.relay.links(record, site)
         }
         start = {} if standing.number == 0 or record.version(site) else self.start
         mail = Mail(tuple(sorted(there)), {**messages, **(pulled or {})}, start)
@@ -143,7 +144,8 @@ class Relaying:
             if answer.said.code:
                 continue
             try:
-                found[answer.site] = self.relay.check_model(record, answer.site, to, answer.arrays)
+                arrays = mapped(answer.arrays)
+                found[answer.site] = self.relay.check_model(record, answer.site, to, arrays)
             except UpdateError as error:
                 _LOG.warning(MODEL_REFUSED, site=answer.site, reason=str(error))
         return found
@@ -167,7 +169,9 @@ def of_run(plan: Plan, book: Book, run_id: str) -> Relaying | None:
     """Return the coordinator's part in a run between peers; None for any other."""
     if not plan.own_models:
         return None
-    return Relaying(Relay(plan, start_of(book, run_id)), Mailroom(book.root / "runs" / run_id / "mail"))
+    return Relaying(
+        Relay(plan, start_of(book, run_id).mapped()), Mailroom(book.root / "runs" / run_id / "mail")
+    )
 
 
 def _record(standing: Checkpoint) -> Record:

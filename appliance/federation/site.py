@@ -20,6 +20,7 @@ from appliance.db.engine import reading, writing
 from appliance.db.research import Protocol, Receipt, ResearchLedgerEntry, Round
 from appliance.federation import budget, departures, protocols, refusals, roundfiles, roundrows, sitekeys
 from appliance.federation.departures import FINALIZE, TRAIN
+from appliance.federation.dialect import beside
 from appliance.federation.errors import ReleaseError
 from trainer import strategies
 from trainer.errors import TrainerError
@@ -78,12 +79,15 @@ class SiteService:
 
     zone: ResearchZone
 
-    def propose(self, content: dict[str, Any], announced_sha256: str) -> Decision:
-        """Write a plan down when it is new, and say whether its first round may run."""
+    def propose(self, content: dict[str, Any], announced_sha256: str, told_by: str = "") -> Decision:
+        """Write a plan down when it is new, and say whether its first round may run.
+
+        ``told_by``: the coordinator's version, with which a plan that cannot be read is refused.
+        """
         try:
             plan = Plan.from_json(content)
         except TrainerError as error:
-            return self._refused(refusals.UNREADABLE_PLAN, str(error)[:300])
+            return self._refused(refusals.UNREADABLE_PLAN, str(error)[:200] + beside(told_by))
         if plan.sha256 != announced_sha256:
             return self._refused(gate.Refusal.OTHER_PLAN, "the plan differs from its announced hash")
         with writing(self.zone.engine) as session:

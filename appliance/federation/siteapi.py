@@ -9,7 +9,7 @@ from appliance import node
 from appliance.consortium.errors import BlockFormError
 from appliance.consortium.offers import read_offer
 from appliance.consortium.replica import Held, Replica
-from appliance.federation import sitekeys
+from appliance.federation import refusals, sitekeys
 from appliance.federation.envelope import EnvelopeError
 from appliance.federation.site import Asked, Decision, SiteService
 from appliance.federation.unixclient import FEDERATION_SOCKET
@@ -41,10 +41,17 @@ def routes(service: SiteService) -> list[Route]:
 
     def propose(request: Request) -> object:
         body = request.json()
-        plan, digest = body.get("plan"), body.get("plan_sha256")
-        if not isinstance(plan, dict) or not isinstance(digest, str):
+        plan, digest, told_by = body.get("plan"), body.get("plan_sha256"), body.get("told_by", "")
+        if not isinstance(plan, dict) or not isinstance(digest, str) or not isinstance(told_by, str):
             raise RequestError(400, "expected plan and plan_sha256")
-        return asdict(service.propose(plan, digest))
+        return asdict(service.propose(plan, digest, told_by))
+
+    def note_version(request: Request) -> object:
+        protocol = request.json().get("protocol")
+        if type(protocol) is not int:
+            raise RequestError(400, "expected protocol")
+        refusals.note_other_version(service.zone, protocol)
+        return {}
 
     def begin(request: Request) -> object:
         return _begin(service, replica, _asked(request.json()))
@@ -63,6 +70,7 @@ def routes(service: SiteService) -> list[Route]:
     replica = Replica(service.zone)
     return [
         Route("POST", "/v1/plans", propose),
+        Route("POST", "/v1/versions", note_version),
         *_keys(service.zone),
         *_files(service),
         Route("POST", "/v1/rounds", begin),

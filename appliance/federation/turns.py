@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from appliance.federation.answers import Answer, silent
+from appliance.federation.answers import Answer, silent, to_update
 from trainer import strategies
 from trainer.federation import aggregation
 
@@ -48,5 +48,6 @@ def in_turn(
 
 
 def _is_usable(answer: Answer, plan: Plan, standing: Checkpoint) -> bool:
-    update = aggregation.Update(answer.site, answer.arrays, answer.said.samples)
-    return not answer.said.code and aggregation.judge(standing.weights, update, plan.bounds).reason is None
+    if answer.said.code:
+        return False
+    return aggregation.judge(standing.weights, to_update(answer), plan.bounds).reason is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +14,8 @@ from trainer import strategies
 from trainer.errors import UpdateError, WeightsError
 from trainer.federation.errors import AggregationError
 from trainer.federation.plan import MAX_SAMPLES
-from trainer.weights_io import Stored, to_bytes
+from trainer.tensor_layout import pieces
+from trainer.weights_io import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,11 +32,15 @@ _DTYPES: Final = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """One site's answer as it arrived; nothing of it is trusted yet."""
+    """One site's answer as it arrived; nothing of it is trusted yet.
+
+    ``norm`` is what its site signed as the most of its L2 norm: the others bound the next model by it.
+    """
 
     site: str
     delta: Mapping[str, Array]
     samples: int
+    norm: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,8 @@ def judge(reference: Mapping[str, Array], update: Update, bounds: Bounds) -> Jud
     claimed, samples, reason = claims(update, bounds)
     if reason is None:
         try:
-            strategies.check_update(reference, update.delta, max_norm=bounds.update_norm)
+            most = min(bounds.update_norm, update.norm)
+            strategies.check_update(reference, update.delta, max_norm=most)
             strategies.check_step(reference, update.delta)  # one that leaves a range must not end the round
         except UpdateError as error:
             reason = str(error)
@@ -172,9 +179,10 @@ def fingerprint(weights: Mapping[str, Any]) -> str:
     """Hash arrays as their weights file would hash; what no such file can hold hashes to an empty string."""
     if isinstance(weights, Stored):
         return weights.sha256
+    digest = hashlib.sha256()
     try:
-        return hashlib.sha256(
-            to_bytes({name: np.asarray(value) for name, value in weights.items()})
-        ).hexdigest()
+        for piece in pieces({name: np.asarray(value) for name, value in weights.items()}):
+            digest.update(piece)
     except WeightsError:
         return ""
+    return digest.hexdigest()

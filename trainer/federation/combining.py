@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from trainer.compression import CompressionError
 from trainer.encryption import EncryptionError
+from trainer.errors import StrategyError
 from trainer.federation.errors import PlanError
-from trainer.peers import PEERS
+from trainer.peers import PEERS, terms
 from trainer.privacy.promise import PrivacyError, check_promised
 
 if TYPE_CHECKING:
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def check_together(plan: Plan) -> None:
-    """Raise PlanError for parts that no run can have together."""
+    """Raise PlanError for a strategy that is none, and for parts that no run can have together."""
+    try:
+        terms(plan.strategy.name).check_parameters(plan.strategy.parameters)
+    except StrategyError as error:
+        raise PlanError(f"strategy: {error}") from error
     _check_peers(plan)
     _check_privacy(plan)
     _check_encryption(plan)

@@ -100,6 +100,15 @@ class Strategy(Protocol):
             If there is no contribution, a site twice, a weight below 1 or a wrong parameter.
         """
 
+    def longest_step(self, norms: Sequence[Sequence[float]], parameters: Mapping[str, Any]) -> float:
+        """Return how far the last of some rounds can have moved the model at most, as an L2 norm.
+
+        Parameters
+        ----------
+        norms : sequence of sequence of float
+            By round, from the run's first one: L2 norms of the updates that counted.
+        """
+
 
 class WholeModel:
     """What most strategies share: all sites get the network's weights, and train without a proximal term."""
@@ -124,6 +133,11 @@ class WholeModel:
     def prepared(self, initial: Mapping[str, Array]) -> Weights:
         """Return the network's weights as they are."""
         return dict(initial)
+
+    def longest_step(self, norms: Sequence[Sequence[float]], parameters: Mapping[str, Any]) -> float:
+        """Return the longest update's norm: the step is a mean of updates, however they are weighted."""
+        del parameters
+        return max(norms[-1])
 
 
 def check_update(

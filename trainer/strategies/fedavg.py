@@ -51,6 +51,10 @@ class FedAvg(WholeModel):
 
         return apply_step(global_weights, Combined(global_weights, step)), dict(state)
 
+    def longest_step(self, norms: Sequence[Sequence[float]], parameters: Mapping[str, Any]) -> float:
+        """Return the longest update's norm, times the rate."""
+        return rate_of(parameters) * super().longest_step(norms, parameters)
+
 
 def rate_of(parameters: Mapping[str, Any]) -> float:
     """Return the server's learning rate; raises StrategyError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -65,6 +66,19 @@ class ServerOptimizer(WholeModel):
                 step[name], moments = self._step(name, array, step[name], state, parameters)
                 next_state.update(moments)
         return apply_step(global_weights, step), next_state
+
+    def longest_step(self, norms: Sequence[Sequence[float]], parameters: Mapping[str, Any]) -> float:
+        """Return the bound of the first moment, scaled; running statistics move by the plain mean beside it.
+
+        What the adaptive ones divide by is ``tau`` at least.
+        """
+        beta1, moment = _beta(parameters, "beta1", 0.9), 0.0
+        for one in norms:
+            moment = beta1 * moment + max(one)
+        scale = self._rate(parameters)
+        if self.kind != "fedavgm":
+            scale *= (1 - beta1) / _tau(parameters)
+        return math.hypot(scale * moment, max(norms[-1]))
 
     def _step(
         self,

@@ -67,6 +67,11 @@ class CoordinateWise(WholeModel):
 
         return apply_step(global_weights, EachArray(global_weights, middle)), dict(state)
 
+    def longest_step(self, norms: Sequence[Sequence[float]], parameters: Mapping[str, Any]) -> float:
+        """Return the root of the norms' sum of squares: a middle is no larger than the largest value."""
+        del parameters
+        return math.hypot(*norms[-1])
+
 
 @dataclass(frozen=True)
 class Krum(WholeModel):

@@ -58,6 +58,11 @@ class Scaffold(WholeModel):
         }
         return {**initial, **controls}
 
+    def longest_step(self, norms: Sequence[Sequence[float]], parameters: Mapping[str, Any]) -> float:
+        """Return the longest update's norm; the rate is the model's alone, and not that of the controls."""
+        rate = number(parameters, "server_learning_rate", 1.0, 1e-6, 10.0)
+        return max(rate, 1.0) * super().longest_step(norms, parameters)
+
     def aggregate(
         self,
         global_weights: Mapping[str, Array],

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 from trainer.errors import StrategyError
-from trainer.strategies.fedavg import FedAvg
+from trainer.strategies.fedavg import FedAvg, rate_of
 from trainer.strategies.lots import lot
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping, Sequence
 
 
 class Swarm(FedAvg):
@@ -22,6 +23,10 @@ class Swarm(FedAvg):
     """
 
     led_by_site = True
+
+    def longest_step(self, norms: Sequence[Sequence[float]], parameters: Mapping[str, Any]) -> float:
+        """Return what the coordinator lets pass: each number between what the sites say of it."""
+        return rate_of(parameters) * math.hypot(*norms[-1])
 
 
 def leader(number: int, sites: Collection[str], seed: int) -> str:

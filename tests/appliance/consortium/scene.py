@@ -61,8 +61,17 @@ class Scene:
         said = Countersignature(chain.head, signature, blocks.public_hex(key.public_key()))
         return self.chronicle.take_countersignature(site, said)
 
-    def contribution(self, site: str, number: int, model: str, head: Head | None = None) -> Contribution:
-        """Let a site sign what it contributes to a round."""
+    def contribution(
+        self,
+        site: str,
+        number: int,
+        model: str,
+        head: Head | None = None,
+        *,
+        plan: str = PLAN,
+        norm: float | None = None,
+    ) -> Contribution:
+        """Let a site sign what it contributes to a round, with the norm that it states."""
         chain = self.chronicle.chain()
         seen = head or chain.head
         statement = Statement(
@@ -70,7 +79,7 @@ class Scene:
             site,
             "train",
             number,
-            PLAN,
+            plan,
             model,
             digest(f"update {site} {number}"),
             digest(f"receipt {site} {number}"),
@@ -78,6 +87,7 @@ class Scene:
             10,
             seen.size,
             seen.root,
+            None if norm is None else blocks.stated_norm(norm),
         )
         return Contribution(
             site,

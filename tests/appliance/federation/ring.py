@@ -78,12 +78,14 @@ class Program:
     argv: list[str]
     log: Path
     process: subprocess.Popen[bytes] | None = None
+    tree_root: Path | None = None  # of another copy of the program, to run in this one's place
 
     def start(self) -> None:
         """Start it in a session of its own."""
         with self.log.open("ab") as stream:
+            env = {**os.environ, **({"PYTHONPATH": str(self.tree_root)} if self.tree_root else {})}
             self.process = subprocess.Popen(
-                self.argv, stdout=stream, stderr=stream, start_new_session=True, cwd=self.log.parent
+                self.argv, stdout=stream, stderr=stream, start_new_session=True, cwd=self.log.parent, env=env
             )
 
     @property

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,15 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from appliance.db.base import new_id, now
-from appliance.federation import enginehost, messages
-from appliance.federation.answers import read_result, to_counted
+from appliance.federation import dialect, enginehost, messages
+from appliance.federation.answers import read_result, to_counted, to_update
 from appliance.federation.book import Book, Checkpoint
 from appliance.federation.messages import MessageError, Order
 from tests.trainer.federation.plans import make_plan
 from trainer.federation import aggregation
 
 SAID = {
+    "speaks": dialect.own().to_json(),
     "code": "",
     "samples": 10,
     "metrics": {"auc": 0.5},
@@ -180,3 +182,16 @@ def test_a_site_serves_no_shell_no_files_no_logs_and_no_shutdown() -> None:
 
     assert names == enginehost.ALLOWED_REQUESTS
     assert not [name for name in names if "Shell" in name or "Log" in name or "Shutdown" in name]
+
+
+def test_the_norm_that_a_site_signed_goes_with_its_update() -> None:
+    signed = dict.fromkeys(("federation", "plan", "model", "update", "receipt", "dataset"), "a" * 64)
+    statement = {**signed, "site": "north", "kind": "train", "number": 1, "samples": 10}
+    statement |= {"head_size": 1, "head_root": "a" * 64}
+
+    def norm(said: dict[str, Any]) -> float:
+        return to_update(read_result("north", result({**SAID, "statement": {"statement": said}}))).norm
+
+    assert norm({**statement, "norm": 1500}) == 1.5
+    assert norm(statement) == math.inf  # of a version that stated none
+    assert norm({**statement, "norm": "much"}) == math.inf  # the witness refuses it before

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,18 @@ def test_a_site_that_claims_many_samples_weighs_no_more_than_the_plan_allows() -
 
     np.testing.assert_allclose(result.weights["weight"], 3.0)
     assert [(one.samples, one.claimed) for one in result.judgements] == [(10, 10), (20, 10_000)]
+
+
+def test_a_site_that_signed_a_smaller_norm_than_it_sends_is_refused() -> None:
+    """The other sites bound the next model by what was signed; who states too little would stop them."""
+    norm = strategies.update_norm(update("north", 1.0).delta)
+    told = [replace(update("north", 1.0), norm=norm), replace(update("low", 1.0), norm=norm * 0.99)]
+
+    result = run(*told)
+
+    judged = {judgement.site: judgement.reason for judgement in result.judgements}
+    assert judged["north"] is None
+    assert "norm" in (judged["low"] or "")
 
 
 def test_an_update_above_the_plans_norm_is_refused() -> None:

@@ -13,7 +13,7 @@ from tests.benchmarks.bench_privacy import TASK
 from tests.trainer.federation.plans import make_plan
 from trainer.datasets import Dataset, Samples
 from trainer.errors import UnfitModelError
-from trainer.first_model import check_reachable, first_model
+from trainer.first_model import check_reachable, first_model, reach
 from trainer.local_round import use_threads
 from trainer.networks import initial_weights, with_weights
 
@@ -81,7 +81,7 @@ def test_an_update_in_which_nothing_came_through_is_known_for_one() -> None:
 
 
 def test_crafted_weights_fit_the_network_but_a_site_refuses_them_for_its_first_round() -> None:
-    """Later ones within the plan's bound would pass: noise alone protects from them."""
+    """Later ones within what sites say they moved would pass: noise alone protects from them."""
     task = victims.task_of(8)
     near, far = (
         crafted.crafted_weights(task, blobs(2, 50).x, 1, strength)[0]
@@ -91,10 +91,10 @@ def test_crafted_weights_fit_the_network_but_a_site_refuses_them_for_its_first_r
 
     first = first_model(plan.task, plan.strategy.name, plan.seed)
     with_weights(task, near)
-    for weights, rounds in ((near, 0), (far, 0), (far, 1)):
+    for weights, norms in ((near, []), (far, []), (far, [[100.0]]), (near, [[5.0, 8.0]])):
         with pytest.raises(UnfitModelError, match="seed"):
-            check_reachable(plan, weights, rounds, first)
-    check_reachable(plan, near, 1, first)
+            check_reachable(weights, first, reach(plan, norms, 0))
+    check_reachable(near, first, reach(plan, [[5.0, 100.0]], 0))
 
 
 def test_an_attacker_learns_the_way_from_an_update_to_its_picture() -> None:

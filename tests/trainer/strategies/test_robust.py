@@ -74,7 +74,7 @@ def test_a_site_cannot_weigh_more_by_claiming_more_samples(name: str) -> None:
     assert moved(name, loud) == moved(name, FIVE)
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     honest=hnp.arrays(np.float32, (5, 4), elements=st.floats(-10, 10, width=32)),
     hostile=hnp.arrays(np.float32, (2, 4), elements=st.floats(-(2.0**40), 2.0**40, width=32)),
@@ -90,7 +90,7 @@ def test_two_of_seven_cannot_move_a_coordinate_beyond_the_honest_ones(
     assert np.all(new["w"] >= honest.min(axis=0) - 1e-4)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(
     honest=hnp.arrays(np.float32, (5, 4), elements=st.floats(-1, 1, width=32)),
     direction=hnp.arrays(np.float32, (2, 4), elements=st.floats(-1, 1, width=32)),
@@ -123,7 +123,7 @@ def test_with_three_sites_nobody_is_scored() -> None:
     assert dict(anomaly_scores(FIVE[:3])) == {}
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(
     hnp.arrays(np.float32, (5, 3), elements=st.floats(-100, 100, width=32)),
     st.randoms(use_true_random=False),
