@@ -113,7 +113,7 @@ def answer_study(session: ModelSession, paths: Sequence[Path], alive: Callable[[
 
 
 def segment_study(session: ModelSession, paths: Sequence[Path], alive: Callable[[], None]) -> SegmentOutcome:
-    """Run a segmenting model on each series of a study, or on each picture; of one series at a time.
+    """Run a model that marks segments on each series of a study, or on each picture; one series at a time.
 
     Parameters
     ----------
@@ -138,13 +138,11 @@ def segment_study(session: ModelSession, paths: Sequence[Path], alive: Callable[
             alive()
             try:
                 ds = read_instance(path, with_pixels=True)
-                labels = marking.mark_picture(session, ds)
+                pictures.append(marking.mark_picture(session, path, ds))
             except PreprocessingError as error:
                 unreadable.append((path, error.code))
-                continue
-            del ds.PixelData
-            pictures.append((path, ds, labels))
-        return SegmentOutcome(tuple(marking.joined(pictures)), tuple(unreadable))
+        joined = marking.joined(pictures, measured=session.card.threshold is not None)
+        return SegmentOutcome(tuple(joined), tuple(unreadable))
     marked = []
     for group in _by_series(paths, unreadable):
         alive()
@@ -169,7 +167,9 @@ def _by_series(paths: Sequence[Path], unreadable: list[tuple[Path, str]]) -> lis
 
 
 def build_segment_results(context: SegmentContext) -> list[tuple[str, Dataset]]:
-    """Make a segmentation (``seg``) of each series, of volumes the report (``sr``), and the capture (``sc``).
+    """Make a segmentation (``seg``) of each series, the report (``sr``), and the capture (``sc``).
+
+    Of single pictures, whose pixels have no volume, there is a report where they have a score.
 
     Raises
     ------
@@ -183,7 +183,7 @@ def build_segment_results(context: SegmentContext) -> list[tuple[str, Dataset]]:
 
     segmentations = [build_segmentation(context, marked) for marked in context.marked]
     results = [("seg", ds) for ds in segmentations]
-    if context.card.input.volume is not None:
+    if context.card.input.volume is not None or context.card.threshold is not None:
         results.append(("sr", build_measurements(context, segmentations)))
     marked, index = most_marked(context)
     shown = read_instance(marked.paths[index], with_pixels=True)

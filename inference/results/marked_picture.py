@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from PIL import Image, ImageDraw
 
+from inference.deviations import NO_FINDING
 from inference.results.colors import color_of
 from inference.results.picture import (
     BLACK,
@@ -74,7 +75,7 @@ def render_marked(context: SegmentContext, shown: Dataset) -> npt.NDArray[np.uin
     draw_header(draw, width, context.card)
     draw.rectangle((0, top, width, canvas.height), fill=PANEL)
     for number, segment in enumerate(order):
-        _segment(draw, top + MARGIN + number * _ROW, width, segment, _size(context, marked, segment))
+        _segment(draw, top + MARGIN + number * _ROW, width, segment, _size(marked, segment))
     about = [
         f"Model package {context.package_sha256[:12]}",
         f"picture {index + 1} of {len(marked.sources)}, where most is marked",
@@ -84,8 +85,19 @@ def render_marked(context: SegmentContext, shown: Dataset) -> npt.NDArray[np.uin
     if context.unreadable:
         about.append(f"{context.unreadable} could not be read")
     first = "Not for diagnosis or treatment. Outlines are a model's output under study."
+    if context.card.threshold is not None:
+        first = f"Not for diagnosis or treatment. An outline is {NO_FINDING}."
+        about.append(_scored(context, marked))
     draw_footer(draw, canvas.height - FOOTER, width, first, ", ".join(about))
     return np.asarray(canvas, dtype=np.uint8)
+
+
+def _scored(context: SegmentContext, marked: Marked) -> str:
+    """Say from which difference on pixels are outlined, and how far the marked ones differ."""
+    said = f"outlined above {100 * (context.grey_threshold or 0):.1f} % of black to white"
+    if marked.score is None:
+        return said
+    return f"{said}: highest {100 * marked.score.highest:.1f}, mean {100 * marked.score.mean:.1f}"
 
 
 def _outlined(
@@ -119,11 +131,11 @@ def _segment(draw: ImageDraw.ImageDraw, top: int, width: int, segment: Segment, 
     )
 
 
-def _size(context: SegmentContext, marked: Marked, segment: Segment) -> str:
+def _size(marked: Marked, segment: Segment) -> str:
     voxels = marked.voxels(segment)
     if not voxels:
         return "none marked"
-    if context.card.input.volume is None:
+    if not marked.voxel_mm3:
         return f"{voxels} pixels"
     cut = ", cut off" if segment.number in marked.cut_off else ""
     return f"{marked.volume_ml(segment):.2f} mL{cut}"
