@@ -245,7 +245,8 @@ def test_what_differs_is_marked_on_the_picture_s_own_pixels(
 def test_results_pass_the_iod_checker_and_a_retry_makes_the_same(
     name: str, tmp_path: Path, deviating: Callable[..., ModelSession], iod_checker: IODChecker
 ) -> None:
-    sources = masked.series(slices()[0], "P-7", **({"orientation": OBLIQUE} if name == "oblique" else {}))
+    options: dict[str, Any] = {"orientation": OBLIQUE} if name == "oblique" else {}
+    sources = masked.series(slices()[0], "P-7", **options)
     sources = {"a gap": [*sources[:2], *sources[3:]], "one slice": sources[:1]}.get(name, sources)
     card = exact() if name != "empty" else make_deviation_card(threshold=replace(THRESHOLD, value=5.0))
     if name == "projection":
