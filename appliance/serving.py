@@ -241,10 +241,11 @@ def _write_all(
 def segment_rows(context: SegmentContext) -> dict[str, Any]:
     """Return what was marked, as plain JSON values: a row for each segment of each series.
 
-    ``volume_ml`` is None of single pictures; ``cut_off`` says that the segment reaches the model's edge.
+    ``volume_ml`` is None of single pictures; ``cut_off`` says that the segment reaches the model's edge. Of
+    a model of anomalies ``score`` says how far marked pixels differ, and ``deviation_threshold`` from where
+    on they are marked, both as shares of black to white.
     """
-    measured = context.card.input.volume is not None
-    return {
+    found: dict[str, Any] = {
         "segments": [
             {
                 "series": number,
@@ -253,8 +254,9 @@ def segment_rows(context: SegmentContext) -> dict[str, Any]:
                 "scheme": segment.scheme,
                 "meaning": segment.meaning,
                 "voxels": marked.voxels(segment),
-                "volume_ml": round(marked.volume_ml(segment), 3) if measured else None,
+                "volume_ml": round(marked.volume_ml(segment), 3) if marked.voxel_mm3 else None,
                 "cut_off": segment.number in marked.cut_off,
+                "score": None if marked.score is None else vars(marked.score),
             }
             for number, marked in enumerate(context.marked, start=1)
             for segment in context.segments
@@ -262,6 +264,9 @@ def segment_rows(context: SegmentContext) -> dict[str, Any]:
         "series": len(context.marked),
         "pictures": len(context.sources),
     }
+    if context.grey_threshold is not None:
+        found["deviation_threshold"] = round(context.grey_threshold, 6)
+    return found
 
 
 def finding_rows(context: ResultContext) -> list[dict[str, Any]]:

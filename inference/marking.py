@@ -169,7 +169,7 @@ def _joined(group: Sequence[Picture], *, measured: bool) -> Marked:
     score = None
     if measured and labels.any():
         mean = sum(one.total for one in group) / int(np.count_nonzero(labels))
-        score = Score(max(one.highest for one in group), mean)
+        score = Score(round(max(one.highest for one in group), 4), round(mean, 4))
     return Marked(
         tuple(group[index].ds for index in order),
         tuple(group[index].path for index in order),

@@ -45,7 +45,8 @@ def infer(
 
     The package is verified as on a node: signature, hashes, a limited process of its own.
     """
-    from inference.errors import InferenceError  # noqa: PLC0415  only when the command runs
+    from inference.deviations import NO_FINDING  # noqa: PLC0415  only when the command runs
+    from inference.errors import InferenceError  # noqa: PLC0415
 
     signers = {"given": _given(signer)} if signer is not None else _of_node(config)
     if not package.exists() or not study.exists():
@@ -67,7 +68,13 @@ def infer(
     for row in figures["segments"]:
         volume = "" if row["volume_ml"] is None else f", {row['volume_ml']:.3f} mL"
         volume += ", cut off at the edge of what the model sees" if row["cut_off"] else ""
+        if row["score"] is not None:
+            highest, mean = (100 * row["score"][name] for name in ("highest", "mean"))
+            volume += f", highest {highest:.1f} %, mean {mean:.1f} % of black to white"
         typer.echo(f"series {row['series']}: {row['meaning']}: {row['voxels']} voxels{volume}")
+    if "deviation_threshold" in figures:
+        share = 100 * figures["deviation_threshold"]
+        typer.echo(f"marked above {share:.1f} % of black to white: {NO_FINDING}")
     for name in figures["files"]:
         typer.echo(name)
 

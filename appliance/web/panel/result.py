@@ -29,6 +29,7 @@ from appliance.web.panel.parts import (
 )
 from appliance.web.panel.results import finding_name, is_positive
 from appliance.web.panel.study_results import kind_name
+from inference.deviations import NO_FINDING
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -78,6 +79,7 @@ class ResultView:
     sees_pictures: bool
     segments: tuple[segment_parts.SegmentRow, ...] = ()
     unreadable: int = 0
+    deviation_threshold: float | None = None  # of a model of anomalies
 
 
 def load(desk: Desk, viewer: Viewer, query: Query) -> ResultView:
@@ -122,6 +124,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> ResultView:
             sees_pictures=sees,
             segments=segment_parts.read(result.finding),
             unreadable=int(result.finding.get("unreadable") or 0),
+            deviation_threshold=segment_parts.threshold(result.finding),
         )
 
 
@@ -194,11 +197,18 @@ def _finding(view: ResultView) -> Markup:
 
 
 def _segments(view: ResultView) -> Markup:
-    left_out = None
+    left_out, meaning = None, None
+    if view.deviation_threshold is not None:
+        words = (
+            f"A mark is {NO_FINDING}: pixels that differ by more than {100 * view.deviation_threshold:.1f} % "
+            "of black to white from what the model makes of the picture."
+        )
+        meaning = el("p", words, class_="muted")
     if view.unreadable:
         words = f"{view.unreadable} of the study could not be marked: no volume, or not readable."
         left_out = el("p", words, class_="muted")
-    return card("Segments", segment_parts.draw_table(view.segments), left_out)
+    found = segment_parts.draw_table(view.segments, view.deviation_threshold)
+    return card("Segments", found, meaning, left_out)
 
 
 def _origin(view: ResultView) -> Markup:

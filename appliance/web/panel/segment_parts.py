@@ -1,4 +1,4 @@
-"""What a segmenting model marked: as a line in a list, and as a table."""
+"""What a model marked: as a line in a list, and as a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SegmentRow:
-    """A segment in one series; ``volume_ml`` is None of single pictures, too small where it is cut off."""
+    """A segment in one series; ``volume_ml`` is None of single pictures, too small where it is cut off.
+
+    ``score`` is highest and mean difference of what is marked, as shares of black to white, of a model of
+    anomalies.
+    """
 
     series: int
     meaning: str
@@ -24,6 +28,7 @@ class SegmentRow:
     voxels: int
     volume_ml: float | None
     cut_off: bool
+    score: tuple[float, float] | None = None
 
     @property
     def size(self) -> str:
@@ -41,9 +46,20 @@ def read(finding: Mapping[str, Any]) -> tuple[SegmentRow, ...]:
             voxels=int(row["voxels"]),
             volume_ml=row["volume_ml"],
             cut_off=bool(row["cut_off"]),
+            score=_score(row.get("score")),
         )
         for row in finding.get("segments") or ()
     )
+
+
+def _score(value: Mapping[str, Any] | None) -> tuple[float, float] | None:
+    return None if value is None else (float(value["highest"]), float(value["mean"]))
+
+
+def threshold(finding: Mapping[str, Any]) -> float | None:
+    """Return from which difference on a model of anomalies marks, as a share of black to white."""
+    value = finding.get("deviation_threshold")
+    return None if value is None else float(value)
 
 
 def names(rows: tuple[SegmentRow, ...]) -> str:
@@ -51,10 +67,12 @@ def names(rows: tuple[SegmentRow, ...]) -> str:
     return ", ".join(dict.fromkeys(row.meaning for row in rows))
 
 
-def draw_table(rows: tuple[SegmentRow, ...]) -> Markup:
-    """Draw the segments; which series each is of, where there are several."""
+def draw_table(rows: tuple[SegmentRow, ...], above: float | None = None) -> Markup:
+    """Draw the segments; which series each is of, where there are several; with scores where ``above`` is."""
     several = len({row.series for row in rows}) > 1
-    columns = (Column("Segment", "wide"), Column("Voxels", "number"), Column("Volume", "number"))
+    columns = [Column("Segment", "wide"), Column("Voxels", "number"), Column("Volume", "number")]
+    if above is not None:
+        columns.append(Column("Difference", "number"))
     body = [
         (
             stack(
@@ -65,7 +83,15 @@ def draw_table(rows: tuple[SegmentRow, ...]) -> Markup:
             ),
             row.voxels,
             DASH if row.volume_ml is None else f"{row.volume_ml:.3f} mL",
+            *(() if above is None else (_difference(row),)),
         )
         for row in rows
     ]
     return table("Segments", columns, body, compact=True)
+
+
+def _difference(row: SegmentRow) -> Markup | str:
+    if row.score is None:
+        return DASH
+    highest, mean = row.score
+    return stack(el("span", f"up to {100 * highest:.1f} %"), el("small", f"mean {100 * mean:.1f} %"))
