@@ -16,6 +16,8 @@ from inference.deviations import DEVIATION, NO_FINDING
 from inference.errors import PackageError, SessionError
 from inference.package import load_package, open_package, write_package
 from inference.preprocessing import PreprocessingSpec
+from inference.results import marked_picture, picture
+from inference.results.colors import color_of
 from inference.results.context import Predecessor
 from inference.results.measured import DIFFERS, MEANING
 from inference.session import ModelSession
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from numpy.typing import NDArray
+    from PIL import ImageDraw
     from pydicom import Dataset
 
     from tests.inference.conftest import IODChecker
@@ -200,6 +203,29 @@ def test_all_results_say_that_a_mark_is_a_difference_and_no_finding(
     assert "threshold=2.8" in report.to_json()
     for ds in (segmentation, report, found["sc"][0]):
         assert "RESEARCH USE ONLY" in ds.SeriesDescription
+
+
+def test_the_capture_says_so_in_full_and_shows_how_far_marked_pixels_differ(
+    tmp_path: Path, deviating: Callable[..., ModelSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    genuine = picture.fitted
+
+    def noted(draw: ImageDraw.ImageDraw, text: str, *rest: Any) -> str:
+        written.append(genuine(draw, text, *rest))
+        return written[-1]
+
+    for module in (marked_picture, picture):
+        monkeypatch.setattr(module, "fitted", noted)
+    context, found = made(deviating(exact()), tmp_path, masked.series(slices()[0], "P-7"))
+    assert DEVIATION.label in written
+    assert marked_picture.NO_FINDING in written
+    mean = context.marked[0].score
+    assert mean is not None
+    assert f"More than 70.0 % of black to white; highest 100.0 %, mean {100 * mean.mean:.1f} %" in written
+    assert not any("…" in text for text in written)
+    pixels = found["sc"][0].pixel_array
+    assert (pixels == color_of(DEVIATION)).all(axis=2).any()
 
 
 def test_where_nothing_differs_the_segmentation_is_empty_and_the_report_has_no_score(
