@@ -207,8 +207,7 @@ def _segments(view: ResultView) -> Markup:
     if view.unreadable:
         words = f"{view.unreadable} of the study could not be marked: no volume, or not readable."
         left_out = el("p", words, class_="muted")
-    found = segment_parts.draw_table(view.segments, view.deviation_threshold)
-    return card("Segments", found, meaning, left_out)
+    return card("Segments", segment_parts.draw_table(view.segments), meaning, left_out)
 
 
 def _origin(view: ResultView) -> Markup:

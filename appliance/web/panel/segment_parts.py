@@ -67,12 +67,10 @@ def names(rows: tuple[SegmentRow, ...]) -> str:
     return ", ".join(dict.fromkeys(row.meaning for row in rows))
 
 
-def draw_table(rows: tuple[SegmentRow, ...], above: float | None = None) -> Markup:
-    """Draw the segments; which series each is of, where there are several; with scores where ``above`` is."""
+def draw_table(rows: tuple[SegmentRow, ...]) -> Markup:
+    """Draw the segments; which series each is of, where there are several."""
     several = len({row.series for row in rows}) > 1
-    columns = [Column("Segment", "wide"), Column("Voxels", "number"), Column("Volume", "number")]
-    if above is not None:
-        columns.append(Column("Difference", "number"))
+    columns = (Column("Segment", "wide"), Column("Voxels", "number"), Column("Volume", "number"))
     body = [
         (
             stack(
@@ -80,18 +78,15 @@ def draw_table(rows: tuple[SegmentRow, ...], above: float | None = None) -> Mark
                 el("small", row.code),
                 el("small", f"series {row.series}") if several else None,
                 el("small", "cut off at the edge of what the model sees") if row.cut_off else None,
+                el("small", _difference(*row.score)) if row.score else None,
             ),
             row.voxels,
             DASH if row.volume_ml is None else f"{row.volume_ml:.3f} mL",
-            *(() if above is None else (_difference(row),)),
         )
         for row in rows
     ]
     return table("Segments", columns, body, compact=True)
 
 
-def _difference(row: SegmentRow) -> Markup | str:
-    if row.score is None:
-        return DASH
-    highest, mean = row.score
-    return stack(el("span", f"up to {100 * highest:.1f} %"), el("small", f"mean {100 * mean:.1f} %"))
+def _difference(highest: float, mean: float) -> str:
+    return f"differs by up to {100 * highest:.1f} %, mean {100 * mean:.1f} %"
