@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from inference.errors import PreprocessingError
+from inference.frames_of_reference import NEEDING
 from inference.pixels import pixel_aspect
 from inference.preprocessing import prepare, unplaced
 from inference.results.context import Marked, Score
@@ -105,7 +106,8 @@ def mark_picture(session: ModelSession, path: Path, ds: Dataset) -> Picture:
     Raises
     ------
     PreprocessingError
-        If the picture is not usable, or says where it lies and not in which frame of reference.
+        If the picture is not usable, or lacks a frame of reference though it says where it lies, or is of a
+        kind that has one (:mod:`inference.frames_of_reference`).
     SessionError
         If the model fails.
     """
@@ -192,6 +194,11 @@ def _place(ds: Dataset) -> tuple[Hashable, Hashable]:
     """Return what pictures of one object share, and where this one lies."""
     series = str(ds.SeriesInstanceUID)
     if "ImagePositionPatient" not in ds:
+        if str(ds.get("SOPClassUID", "")) in NEEDING and not ds.get("FrameOfReferenceUID"):
+            raise PreprocessingError(
+                "volume.frame_of_reference",
+                "expected one in a picture of its kind; a mask could not be placed",
+            )
         return (series, str(ds.SOPInstanceUID)), ()
     plane = plane_of(ds)
     _check_frame_of_reference(plane)
