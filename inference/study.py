@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -9,7 +10,7 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
-from inference.errors import PreprocessingError
+from inference.errors import NotApplicableError, PreprocessingError, ResultError
 from inference.preprocessing import prepare
 from inference.results.context import DEVICE, MANUFACTURER, Answer
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from inference.results.context import Marked, ResultContext, SegmentContext
     from inference.session import ModelSession
 
+_OTHER_FORM: Final = ("volume.", "pixel.frames")
 _READ_ERRORS: Final = (InvalidDicomError, OSError, ValueError, TypeError, KeyError, AttributeError, EOFError)
 
 
@@ -61,6 +63,19 @@ def read_instance(path: Path, *, with_pixels: bool) -> Dataset:
     if not ds.get("SOPInstanceUID") or not ds.get("StudyInstanceUID"):
         raise PreprocessingError("instance.read", "no SOP Instance UID or Study Instance UID")
     return ds
+
+
+def nothing_read(unreadable: Sequence[tuple[Path, str]]) -> ResultError:
+    """Return the error of a model that could read nothing of a study, of one or more instances or series.
+
+    Where all are whole, and only not of the form that the model reads, it is a NotApplicableError.
+    """
+    reasons = Counter(code for _, code in unreadable)
+    told = ", ".join(f"{number} {code}" for code, number in sorted(reasons.items()))
+    first = unreadable[0][1]
+    if all(code.startswith(_OTHER_FORM) for code in reasons):
+        return NotApplicableError(first, f"no series or picture of the form that the model reads: {told}")
+    return ResultError(first, f"no picture or series of the study could be read: {told}")
 
 
 def is_own_result(ds: Dataset) -> bool:

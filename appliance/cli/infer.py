@@ -75,6 +75,8 @@ def infer(
     if "deviation_threshold" in figures:
         share = 100 * figures["deviation_threshold"]
         typer.echo(f"marked above {share:.1f} % of black to white: {NO_FINDING}")
+    if figures["unreadable"]:
+        typer.echo(f"left out, since the model could not read it: {figures['unreadable']} of the study")
     for name in figures["files"]:
         typer.echo(name)
 
@@ -168,13 +170,12 @@ def _findings(
     session: ModelSession, paths: list[Path], origin: dict[str, Any]
 ) -> tuple[list[tuple[str, Dataset]], dict[str, Any]]:
     from appliance.serving import finding_rows  # noqa: PLC0415
-    from inference.errors import ResultError  # noqa: PLC0415
     from inference.results.context import ResultContext  # noqa: PLC0415
-    from inference.study import answer_study, build_results  # noqa: PLC0415
+    from inference.study import answer_study, build_results, nothing_read  # noqa: PLC0415
 
     outcome = answer_study(session, paths, lambda: None)
     if not outcome.answers:
-        raise ResultError(outcome.unreadable[0][1], "no picture of the study could be read")
+        raise nothing_read(outcome.unreadable)
     context = ResultContext(answers=outcome.answers, unreadable=len(outcome.unreadable), **origin)
     found = {
         "pictures": len(outcome.answers),
@@ -188,12 +189,11 @@ def _segments(
     session: ModelSession, paths: list[Path], origin: dict[str, Any]
 ) -> tuple[list[tuple[str, Dataset]], dict[str, Any]]:
     from appliance.serving import segment_rows  # noqa: PLC0415
-    from inference.errors import ResultError  # noqa: PLC0415
     from inference.results.context import SegmentContext  # noqa: PLC0415
-    from inference.study import build_segment_results, segment_study  # noqa: PLC0415
+    from inference.study import build_segment_results, nothing_read, segment_study  # noqa: PLC0415
 
     outcome = segment_study(session, paths, lambda: None)
     if not outcome.marked:
-        raise ResultError(outcome.unreadable[0][1], "no series of the study could be marked")
+        raise nothing_read(outcome.unreadable)
     context = SegmentContext(marked=outcome.marked, unreadable=len(outcome.unreadable), **origin)
     return build_segment_results(context), {**segment_rows(context), "unreadable": len(outcome.unreadable)}
