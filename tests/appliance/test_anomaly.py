@@ -81,7 +81,7 @@ def test_a_round_trains_on_people_without_anomalies_and_says_which(node: Trainin
     assert found.headline is not None
 
 
-def finals(node: TrainingNode, zipped: Path) -> Package:
+def taken_in(node: TrainingNode, zipped: Path) -> Package:
     """Take a package in as the clinical zone does."""
     signers = {"research": node.zone.keys.signing.public_key()}
     return load_package(zipped, node.zone.root / "taken", signers)
@@ -94,7 +94,7 @@ def test_the_final_model_is_measured_packaged_and_crosses_with_its_report(node: 
     assert isinstance(metrics, AnomalyMetrics)
     assert metrics.headline is not None
     spool = node.zone.settings.crossing_in / "packages"
-    package = finals(node, spool / f"{node.plan.run_id}.zip")
+    package = taken_in(node, spool / f"{node.plan.run_id}.zip")
     with reading(node.zone.engine) as session:
         candidate = session.scalars(select(CandidateModel)).one()
     assert package.sha256 == candidate.package_sha256
@@ -110,7 +110,6 @@ def test_the_final_model_is_measured_packaged_and_crosses_with_its_report(node: 
     assert 0 <= report["facts"]["parity_max_abs"] <= PARITY_LIMIT
     assert 0 <= report["facts"]["parity_voxels"] <= PARITY_VOXELS
     assert "this_site_s_own" not in report["facts"]["federation"]
-    assert not (node.zone.root / "federation" / "finals").exists()
 
 
 def test_a_site_without_healthy_held_out_people_makes_no_package_and_says_why(tmp_path: Path) -> None:
@@ -136,7 +135,7 @@ def test_under_feddis_the_package_has_the_site_s_own_appearance_and_says_so(tmp_
     assert trained.state == WorkState.DONE, trained.reason
     row = deliver(node, node.add_round("finalize", number=2, weights=shared))
     assert (row.state, row.reason) == (WorkState.DONE, None)
-    package = finals(node, node.zone.settings.crossing_in / "packages" / f"{node.plan.run_id}.zip")
+    package = taken_in(node, node.zone.settings.crossing_in / "packages" / f"{node.plan.run_id}.zip")
     assert package.card.provenance["federation"]["this_site_s_own"] == "appearance encoder"
     with reading(node.zone.engine) as session:
         own = sitestate.load(session, node.zone.root, row)
