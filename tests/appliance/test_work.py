@@ -74,19 +74,6 @@ def test_work_that_finishes_is_done(clinical_engine: Engine) -> None:
     assert (row.state, row.attempts, row.lease_owner, row.reason) == (WorkState.DONE, 1, None, None)
 
 
-def test_work_that_is_done_may_leave_a_note_and_is_not_tried_again(clinical_engine: Engine) -> None:
-    job_id = make_job(clinical_engine)
-    with claim(clinical_engine, job_id) as held:
-        assert held is not None
-        held.finish(note="not applicable: no volume")
-    row = job(clinical_engine, job_id)
-    assert (row.state, row.reason) == (WorkState.DONE, "not applicable: no volume")
-    with writing(clinical_engine) as session:
-        assert not work.retry(session, ClinicalJob, job_id)
-    with claim(clinical_engine, job_id) as again:
-        assert again is None
-
-
 def test_a_second_delivery_finds_nothing_to_do(clinical_engine: Engine) -> None:
     job_id = make_job(clinical_engine)
     with claim(clinical_engine, job_id) as first:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import select
 
@@ -32,6 +32,7 @@ from appliance.web.panel.study_results import kind_name
 from inference.deviations import NO_FINDING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from markupsafe import Markup
@@ -108,9 +109,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> ResultView:
             model_state=model.state,
             package_sha256=model.package_sha256,
             finding=finding_name(result.finding),
-            finding_code=" ".join(
-                str(result.finding[key]) for key in ("scheme", "code") if result.finding.get(key)
-            ),
+            finding_code=_code(result.finding),
             probability=result.probability,
             threshold=float(threshold) if isinstance(threshold, int | float) else None,
             positive=is_positive(result),
@@ -126,6 +125,10 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> ResultView:
             unreadable=int(result.finding.get("unreadable") or 0),
             deviation_threshold=segment_parts.threshold(result.finding),
         )
+
+
+def _code(finding: Mapping[str, Any]) -> str:
+    return " ".join(str(finding[key]) for key in ("scheme", "code") if finding.get(key))
 
 
 def _deliveries_of(session: Session, result_id: str) -> tuple[DeliveryRow, ...]:

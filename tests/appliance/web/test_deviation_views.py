@@ -98,8 +98,10 @@ def test_where_nothing_is_marked_there_is_no_difference_to_tell(served: Desk) ->
     assert "up to" not in drawn
 
 
-def test_the_list_of_results_shows_the_volume(served: Desk) -> None:
+def test_the_list_of_results_shows_the_volume_and_says_that_it_is_no_finding(served: Desk) -> None:
     view = results.load(served, VIEWER, Query())
     (row,) = view.rows
     assert row.finding == "Differs from what the model learnt as normal"
-    assert f"{row.segments[0].volume_ml:.3f} mL" in str(join(results.draw(view, VIEWER).values()))
+    drawn = str(join(results.draw(view, VIEWER).values()))
+    assert f"{row.segments[0].volume_ml:.3f} mL" in drawn
+    assert ">no finding<" in drawn
