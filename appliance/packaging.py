@@ -75,35 +75,31 @@ def export(
 
 
 def _parity(work: Work, exported: Exported) -> dict[str, float]:
-    """Say how far the served model strays; of a segmentation also at how many of its voxels."""
+    """Say how far the served model strays; of one that marks something also at how many of its voxels."""
     found = {"parity_max_abs": exported.parity_max_abs}
-    if work.plan.task.segmentation is not None:
+    if work.plan.task.finding is None:
         found["parity_voxels"] = exported.parity_voxels
     return found
 
 
-def keep(zone: ResearchZone, work: Work) -> str:
-    """Keep the final model of a run that has no package as ``federation/finals/<run>.safetensors``.
-
-    Nothing crosses to the clinical zone. Returns the file's hash.
-    """
-    from trainer import weights_io  # noqa: PLC0415
-
-    path = zone.root / "federation" / "finals" / f"{work.plan.run_id}.safetensors"
-    return weights_io.save(path, work.weights)
-
-
 def provenance(work: Work, built: Built) -> dict[str, Any]:
-    """Return where a model comes from and what it was measured on: hashes and counts, nothing of a person."""
+    """Return where a model comes from and what it was measured on: hashes and counts, nothing of a person.
+
+    Where a part of the model is this site's alone, and the rest is the run's, ``this_site_s_own`` names it.
+    """
+    from trainer.site_rules import site_rule  # noqa: PLC0415 - torch loads here
+
+    federation = {
+        "run_id": work.plan.run_id,
+        "rounds": work.plan.total_rounds,
+        "strategy": work.plan.strategy.name,
+        "plan_sha256": work.plan.sha256,
+        "task_sha256": work.plan.task.sha256,
+        "global_model_sha256": work.row.global_model_sha256,
+    }
+    own = site_rule(work.plan.strategy.name).own_part
     return {
-        "federation": {
-            "run_id": work.plan.run_id,
-            "rounds": work.plan.total_rounds,
-            "strategy": work.plan.strategy.name,
-            "plan_sha256": work.plan.sha256,
-            "task_sha256": work.plan.task.sha256,
-            "global_model_sha256": work.row.global_model_sha256,
-        },
+        "federation": {**federation, "this_site_s_own": own} if own else federation,
         "site": work.row.site,
         "dataset_sha256": built.dataset.content_sha256,
         "dataset_counts": built.dataset.counts,

@@ -15,7 +15,7 @@ from appliance import durable, figures, logs, serving_rows
 from appliance.db.clinical import ModelState
 from appliance.db.engine import reading, writing
 from appliance.models import trusted_signers
-from inference.errors import InferenceError, PackageError, ResultError
+from inference.errors import InferenceError, NotApplicableError, PackageError, ResultError
 from inference.results.identity import check_same_patient
 from inference.study import (
     answer_study,
@@ -23,6 +23,7 @@ from inference.study import (
     build_segment_results,
     fits,
     is_own_result,
+    nothing_read,
     read_instance,
     segment_study,
 )
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 MODEL_FAILED: Final = "inference.model_failed"
 PICTURE_UNREADABLE: Final = "inference.picture_unreadable"
 DONE: Final = "inference.done"
+NOT_APPLICABLE: Final = "not applicable"
 _SESSIONS: Final = 4
 _PERMANENT: Final = ("identity.", "pixel.", "volume.", "instance.", "result.")
 
@@ -75,7 +77,8 @@ def infer_study(zone: ClinicalZone, claim: Claim) -> None:
     """Run every active and shadow model that fits a study revision and queue what it made for delivery.
 
     Results already made of the same instances are not made again, so neither a second message nor our own
-    results that come back from the PACS lead to new ones. Ends the claim.
+    results that come back from the PACS lead to new ones. Ends the claim: done, with a note where a model
+    cannot read what the study has.
 
     Parameters
     ----------
@@ -95,11 +98,14 @@ def infer_study(zone: ClinicalZone, claim: Claim) -> None:
             claim.finish(session)
         return
     made, failures = _run_models(zone, claim, facts)
-    blocking = [failure for failure in failures if failure.model.state == ModelState.ACTIVE]
+    unfit = [one for one in failures if isinstance(one.error, NotApplicableError)]
+    blocking = [one for one in failures if one.model.state == ModelState.ACTIVE and one not in unfit]
     with writing(zone.engine) as session:
-        jobs = serving_rows.store(session, zone.ledger, facts, made, int(claim.row.priority))
+        jobs = serving_rows.store(
+            session, zone.ledger, facts, made, int(claim.row.priority), not_applicable=len(unfit)
+        )
         if not blocking:
-            claim.finish(session)
+            claim.finish(session, note="; ".join(f"{NOT_APPLICABLE}: {_told(one)}" for one in unfit) or None)
     for job_id in jobs:
         zone.wake("deliver", job_id)
     if blocking:
@@ -107,8 +113,12 @@ def infer_study(zone: ClinicalZone, claim: Claim) -> None:
     _LOG.info(DONE, study_revision_id=facts.revision_id, results=sum(len(item.files) for item in made))
 
 
+def _told(failure: _Failure) -> str:
+    return f"model {failure.model.name} {failure.model.version}: {failure.error}"
+
+
 def _end_failed(claim: Claim, failure: _Failure) -> None:
-    reason = f"model {failure.model.name} {failure.model.version}: {failure.error}"
+    reason = _told(failure)
     if failure.error.code.startswith(_PERMANENT):
         claim.die(reason)
     else:
@@ -164,7 +174,7 @@ def _run_model(
     said = ask(loaded, paths, origin, claim.heartbeat)
     _tell_unreadable(model, fitting, said.unreadable)
     if not said.results:
-        raise ResultError(said.unreadable[0][1], "no picture or series of the study could be read")
+        raise nothing_read(said.unreadable)
     return serving_rows.Made(
         model=model,
         files=tuple(_write_all(zone, facts, model, said.results)),
@@ -241,10 +251,11 @@ def _write_all(
 def segment_rows(context: SegmentContext) -> dict[str, Any]:
     """Return what was marked, as plain JSON values: a row for each segment of each series.
 
-    ``volume_ml`` is None of single pictures; ``cut_off`` says that the segment reaches the model's edge.
+    ``volume_ml`` is None of single pictures; ``cut_off`` says that the segment reaches the model's edge. Of
+    a model of anomalies ``score`` says how far marked pixels differ, and ``deviation_threshold`` from where
+    on they are marked, both as shares of black to white.
     """
-    measured = context.card.input.volume is not None
-    return {
+    found: dict[str, Any] = {
         "segments": [
             {
                 "series": number,
@@ -253,8 +264,9 @@ def segment_rows(context: SegmentContext) -> dict[str, Any]:
                 "scheme": segment.scheme,
                 "meaning": segment.meaning,
                 "voxels": marked.voxels(segment),
-                "volume_ml": round(marked.volume_ml(segment), 3) if measured else None,
+                "volume_ml": round(marked.volume_ml(segment), 3) if marked.voxel_mm3 else None,
                 "cut_off": segment.number in marked.cut_off,
+                "score": None if marked.score is None else vars(marked.score),
             }
             for number, marked in enumerate(context.marked, start=1)
             for segment in context.segments
@@ -262,6 +274,9 @@ def segment_rows(context: SegmentContext) -> dict[str, Any]:
         "series": len(context.marked),
         "pictures": len(context.sources),
     }
+    if context.grey_threshold is not None:
+        found["deviation_threshold"] = round(context.grey_threshold, 6)
+    return found
 
 
 def finding_rows(context: ResultContext) -> list[dict[str, Any]]:

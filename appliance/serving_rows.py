@@ -178,10 +178,19 @@ def fingerprint(sources: Iterable[Source]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def store(session: Session, ledger: Ledger, facts: Facts, made: Sequence[Made], priority: int) -> list[str]:
+def store(
+    session: Session,
+    ledger: Ledger,
+    facts: Facts,
+    made: Sequence[Made],
+    priority: int,
+    *,
+    not_applicable: int = 0,
+) -> list[str]:
     """Store results and deliveries, supersede what they replace; return the ids of the new delivery jobs.
 
     Runs in the caller's writing transaction. If a later revision was assembled meanwhile, nothing is stored.
+    ``not_applicable`` is how many models could read nothing of the study.
     """
     if _later_revision(session, facts.study_id, facts.number):
         record_outdated(session, ledger, facts)
@@ -192,6 +201,8 @@ def store(session: Session, ledger: Ledger, facts: Facts, made: Sequence[Made], 
             jobs += _store_result(session, ledger, facts, item, file, priority)
         _supersede(session, ledger, facts, item.model)
     body = {"models": len(made), "results": sum(len(item.files) for item in made)}
+    if not_applicable:
+        body["not_applicable"] = not_applicable
     ledger.append(session, kind=INFERENCE_DONE, subject_id=facts.revision_id, body=body)
     return jobs
 

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 ROUND_TRAINED: Final = "round.trained"
 MODEL_EXPORTED: Final = "model.exported"
-MODEL_KEPT: Final = "model.kept"  # an anomaly task's, for which there is no package
 TRAIN: Final = "train"
 FINALIZE: Final = "finalize"
 _LOOK_AGAIN_S: Final = 60.0
@@ -207,16 +206,6 @@ def _finalize(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat)
         own, _ = taken_over(work.own, counted=True)
         work = replace(work, weights=rule.deployed(plan.task, work.weights, own, trained=True))
     metrics = evaluate(plan.task, work.weights, built.dataset, progress).to_json()
-    if plan.task.anomaly is not None:
-        with progress.during("export"):
-            kept = packaging.keep(zone, work)
-        with writing(zone.engine) as session:
-            _evaluated(session, row.id, built, metrics)
-            body = {"round_id": row.id, "model_sha256": kept}
-            zone.ledger.append(session, kind=MODEL_KEPT, subject_id=row.id, body=body)
-            claim.finish(session)
-        _LOG.info(MODEL_KEPT, round_id=row.id)
-        return
     exported = packaging.export(zone, work, built, metrics, progress.during("export"))
     with writing(zone.engine) as session:
         _evaluated(session, row.id, built, metrics)

@@ -164,15 +164,17 @@ class Claim:
         self._change(values)
         self.lease_until = until
 
-    def finish(self, session: Session | None = None) -> None:
+    def finish(self, session: Session | None = None, *, note: str | None = None) -> None:
         """Mark the row done; with ``session`` in the caller's writing transaction, beside its results.
+
+        ``note`` says what a person should know of it all the same, and is shown where reasons are.
 
         Raises
         ------
         LeaseLostError
             If the row is no longer ours; the caller's transaction must not commit.
         """
-        self._end({"state": WorkState.DONE, "reason": None}, session)
+        self._end({"state": WorkState.DONE, "reason": note}, session)
 
     def fail(self, reason: str, retry_in_s: float | None = None) -> None:
         """Mark the row failed, to be tried again later; after the last attempt it is dead.

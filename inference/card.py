@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from inference.deviations import Threshold, read_threshold
 from inference.errors import PackageError, PreprocessingError
 from inference.fields import check_code, check_text, is_number, read_list, read_mapping, read_object
 from inference.preprocessing import PreprocessingSpec
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 
 FORMAT: Final = "cloister-model/1"
 SEGMENTS_FORMAT: Final = "cloister-model/2"  # what marks segments; a reader of the first alone refuses it
+RESIDUAL_FORMAT: Final = "cloister-model/3"  # what marks where a picture differs from what was learnt
 CLASSIFICATION: Final = "classification-2d"
 SEGMENTATION_2D: Final = "segmentation-2d"
 SEGMENTATION_3D: Final = "segmentation-3d"
-TASKS: Final = (CLASSIFICATION, SEGMENTATION_2D, SEGMENTATION_3D)
+ANOMALY_2D: Final = "anomaly-2d"
+TASKS: Final = (CLASSIFICATION, SEGMENTATION_2D, SEGMENTATION_3D, ANOMALY_2D)
 ACTIVATIONS: Final = ("none", "sigmoid")
 MAX_CARD_BYTES: Final = 1 << 20
 
@@ -85,17 +88,22 @@ class ModelOutput:
     """What the model answers: float32 (n, findings), or (n, 1 + segments, *size) of a segmenting one.
 
     ``activation`` is applied after the model: ``none`` to probabilities, ``sigmoid`` to logits of findings.
-    Of segments the first plane is what is none of them; probabilities of a voxel sum to 1.
+    Of segments the first plane is what is none of them; probabilities of a voxel sum to 1. With a
+    ``threshold`` the answer is (n, 1, *size), how far each pixel is from what the model makes of it, 0 or
+    more; the one segment is where that is above the threshold.
     """
 
     findings: tuple[Finding, ...] = ()
     name: str = "probability"
     activation: str = "none"
     segments: tuple[Segment, ...] = ()
+    threshold: Threshold | None = None
 
     def __post_init__(self) -> None:
         if self.segments:
             check_segments(self.segments)
+        if self.threshold is not None and len(self.segments) != 1:
+            raise PackageError("card", "output.segments: expected one beside a threshold")
         if self.findings if self.segments else not 1 <= len(self.findings) <= 32:
             raise PackageError("card", "output.findings: expected 1 to 32, none beside segments")
         check_text(self.name, "output.name", 64)
@@ -126,19 +134,35 @@ class ModelCard:
             raise PackageError("card", "output: expected segments of a segmentation, findings of no other")
         if (self.input.volume is not None) != (self.task == SEGMENTATION_3D):
             raise PackageError("card", f"input.volume: expected one of {SEGMENTATION_3D}, of no other task")
+        if (self.output.threshold is not None) != (self.task == ANOMALY_2D):
+            raise PackageError("card", f"output.threshold: expected one of {ANOMALY_2D}, of no other task")
         if self.segmenting and math.prod(self.input.size) > MAX_VOXELS:
             raise PackageError("card", f"input: expected at most {MAX_VOXELS} voxels")
 
     @property
     def segmenting(self) -> bool:
         """Whether the model marks segments."""
-        return self.task in (SEGMENTATION_2D, SEGMENTATION_3D)
+        return self.task != CLASSIFICATION
+
+    @property
+    def threshold(self) -> Threshold | None:
+        """From where on a difference is marked; None of models of anything but anomalies."""
+        return self.output.threshold
+
+    @property
+    def format(self) -> str:
+        """By which of the formats the card is written."""
+        if self.threshold is not None:
+            return RESIDUAL_FORMAT
+        return SEGMENTS_FORMAT if self.segmenting else FORMAT
 
     @property
     def answer_shape(self) -> tuple[int, ...]:
         """Shape of the answer to one input."""
         if not self.segmenting:
             return (len(self.output.findings),)
+        if self.threshold is not None:
+            return (1, *self.input.size)
         return (1 + len(self.output.segments), *self.input.size)
 
     def to_json(self) -> dict[str, Any]:
@@ -153,11 +177,13 @@ class ModelCard:
         if self.segmenting:
             source["volume"] = None if self.input.volume is None else self.input.volume.to_json()
             answer["segments"] = [segment.to_json() for segment in self.output.segments]
+            if self.threshold is not None:
+                answer["threshold"] = self.threshold.to_json()
         else:
             answer["activation"] = self.output.activation
             answer["findings"] = [vars(finding) for finding in self.output.findings]
         return {
-            "format": SEGMENTS_FORMAT if self.segmenting else FORMAT,
+            "format": self.format,
             "name": self.name,
             "version": self.version,
             "task": self.task,
@@ -183,15 +209,14 @@ class ModelCard:
             ``card``, naming the field.
         """
         top = read_object(value, "card", _CARD_FIELDS)
-        if top["format"] not in (FORMAT, SEGMENTS_FORMAT):
-            raise PackageError("card", f"format: expected {FORMAT} or {SEGMENTS_FORMAT}")
-        segmenting = top["format"] == SEGMENTS_FORMAT
+        if not isinstance(top["format"], str) or top["format"] not in _OUTPUT_FIELDS:
+            raise PackageError("card", f"format: expected {' or '.join(_OUTPUT_FIELDS)}")
         return cls(
             name=top["name"],
             version=top["version"],
             task=top["task"],
-            input=_read_input(top["input"], segmenting=segmenting),
-            output=_read_output(top["output"], segmenting=segmenting),
+            input=_read_input(top["input"], segmenting=top["format"] != FORMAT),
+            output=_read_output(top["output"], top["format"]),
             intended_use=top["intended_use"],
             provenance=read_mapping(top["provenance"], "provenance"),
             metrics=read_mapping(top["metrics"], "metrics"),
@@ -221,7 +246,11 @@ _CARD_FIELDS: Final = frozenset(
     {"format", "name", "version", "task", "input", "output", "intended_use", "provenance", "metrics"}
 )
 _INPUT_FIELDS: Final = frozenset({"name", "modalities", "sop_classes", "preprocessing"})
-_OUTPUT_FIELDS: Final = frozenset({"name", "activation", "findings"})
+_OUTPUT_FIELDS: Final[Mapping[str, frozenset[str]]] = {
+    FORMAT: frozenset({"name", "activation", "findings"}),
+    SEGMENTS_FORMAT: frozenset({"name", "segments"}),
+    RESIDUAL_FORMAT: frozenset({"name", "segments", "threshold"}),
+}
 _FINDING_FIELDS: Final = frozenset({"code", "scheme", "meaning", "label", "threshold"})
 
 
@@ -240,11 +269,13 @@ def _read_input(value: object, *, segmenting: bool) -> ModelInput:
     )
 
 
-def _read_output(value: object, *, segmenting: bool) -> ModelOutput:
-    if segmenting:
-        answer = read_object(value, "output", frozenset({"name", "segments"}))
-        return ModelOutput(name=answer["name"], segments=read_segments(answer["segments"]))
-    answer = read_object(value, "output", _OUTPUT_FIELDS)
+def _read_output(value: object, written_as: str) -> ModelOutput:
+    answer = read_object(value, "output", _OUTPUT_FIELDS[written_as])
+    if written_as != FORMAT:
+        threshold = read_threshold(answer["threshold"]) if written_as == RESIDUAL_FORMAT else None
+        return ModelOutput(
+            name=answer["name"], segments=read_segments(answer["segments"]), threshold=threshold
+        )
     findings = [
         Finding(**read_object(item, "finding", _FINDING_FIELDS))
         for item in read_list(answer["findings"], "output.findings")

@@ -32,3 +32,7 @@ class SessionError(InferenceError):
 
 class ResultError(InferenceError):
     """A DICOM result cannot be made from these instances."""
+
+
+class NotApplicableError(ResultError):
+    """A model has nothing to say of a study: nothing in it is of the form that the model reads."""

@@ -59,6 +59,11 @@ class PreprocessingSpec:
     def __post_init__(self) -> None:
         _check(self)
 
+    @property
+    def black(self) -> float:
+        """What black, and what is around the picture, is in the model's input."""
+        return -self.mean / self.standard_deviation
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object that :meth:`from_json` reads back."""
         return asdict(self)

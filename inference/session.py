@@ -41,7 +41,7 @@ _SUM_ROUNDING: Final = 1e-3
 
 
 class ModelSession:
-    """An ONNX session on the CPU that answers probabilities.
+    """An ONNX session on the CPU that answers probabilities, or differences.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class ModelSession:
             ) from error
 
     def run(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return the probability of each finding of the card, or of each class at every voxel.
+        """Return the probability of each finding of the card, or of each class at every voxel, or residuals.
 
         Parameters
         ----------
@@ -91,7 +91,8 @@ class ModelSession:
         Returns
         -------
         ndarray
-            float32, shape (n, findings) or (n, 1 + segments, *size), 0.0 to 1.0.
+            float32, shape (n, findings) or (n, 1 + segments, *size), 0.0 to 1.0; of a model of anomalies
+            (n, 1, *size), 0.0 or more: how far each pixel is from what the model makes of it.
 
         Raises
         ------
@@ -122,6 +123,8 @@ class ModelSession:
             raise SessionError("session.output", f"expected float32 of shape {wanted}")
         if not np.isfinite(answer).all():
             raise SessionError("session.output", "expected finite numbers")
+        if self.card.threshold is not None:
+            return _residuals(answer)
         if self.card.segmenting:
             return _shares(answer)
         if self.card.output.activation == "sigmoid":
@@ -130,6 +133,13 @@ class ModelSession:
         if (answer < 0).any() or (answer > 1).any():
             raise SessionError("session.output", "expected probabilities, 0 to 1")
         return answer
+
+
+def _residuals(answer: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return differences, checked to be such: a model may also answer what it makes of the picture."""
+    if answer.min(initial=0) < -_ROUNDING:
+        raise SessionError("session.output", "expected differences, 0 or more")
+    return answer.clip(0)
 
 
 def _shares(answer: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

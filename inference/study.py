@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -9,7 +10,7 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
-from inference.errors import PreprocessingError
+from inference.errors import NotApplicableError, PreprocessingError, ResultError
 from inference.preprocessing import prepare
 from inference.results.context import DEVICE, MANUFACTURER, Answer
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from inference.results.context import Marked, ResultContext, SegmentContext
     from inference.session import ModelSession
 
+_OTHER_FORM: Final = ("volume.", "pixel.frames")
 _READ_ERRORS: Final = (InvalidDicomError, OSError, ValueError, TypeError, KeyError, AttributeError, EOFError)
 
 
@@ -61,6 +63,19 @@ def read_instance(path: Path, *, with_pixels: bool) -> Dataset:
     if not ds.get("SOPInstanceUID") or not ds.get("StudyInstanceUID"):
         raise PreprocessingError("instance.read", "no SOP Instance UID or Study Instance UID")
     return ds
+
+
+def nothing_read(unreadable: Sequence[tuple[Path, str]]) -> ResultError:
+    """Return the error of a model that could read nothing of a study, of one or more instances or series.
+
+    Where all are whole, and only not of the form that the model reads, it is a NotApplicableError.
+    """
+    reasons = Counter(code for _, code in unreadable)
+    told = ", ".join(f"{number} {code}" for code, number in sorted(reasons.items()))
+    first = unreadable[0][1]
+    if all(code.startswith(_OTHER_FORM) for code in reasons):
+        return NotApplicableError(first, f"no series or picture of the form that the model reads: {told}")
+    return ResultError(first, f"no picture or series of the study could be read: {told}")
 
 
 def is_own_result(ds: Dataset) -> bool:
@@ -113,7 +128,7 @@ def answer_study(session: ModelSession, paths: Sequence[Path], alive: Callable[[
 
 
 def segment_study(session: ModelSession, paths: Sequence[Path], alive: Callable[[], None]) -> SegmentOutcome:
-    """Run a segmenting model on each series of a study, or on each picture; of one series at a time.
+    """Run a model that marks segments on each series of a study, or on each picture; one series at a time.
 
     Parameters
     ----------
@@ -138,13 +153,11 @@ def segment_study(session: ModelSession, paths: Sequence[Path], alive: Callable[
             alive()
             try:
                 ds = read_instance(path, with_pixels=True)
-                labels = marking.mark_picture(session, ds)
+                pictures.append(marking.mark_picture(session, path, ds))
             except PreprocessingError as error:
                 unreadable.append((path, error.code))
-                continue
-            del ds.PixelData
-            pictures.append((path, ds, labels))
-        return SegmentOutcome(tuple(marking.joined(pictures)), tuple(unreadable))
+        joined = marking.joined(pictures, measured=session.card.threshold is not None)
+        return SegmentOutcome(tuple(joined), tuple(unreadable))
     marked = []
     for group in _by_series(paths, unreadable):
         alive()
@@ -169,7 +182,9 @@ def _by_series(paths: Sequence[Path], unreadable: list[tuple[Path, str]]) -> lis
 
 
 def build_segment_results(context: SegmentContext) -> list[tuple[str, Dataset]]:
-    """Make a segmentation (``seg``) of each series, of volumes the report (``sr``), and the capture (``sc``).
+    """Make a segmentation (``seg``) of each series, the report (``sr``), and the capture (``sc``).
+
+    Of single pictures, whose pixels have no volume, there is a report where they have a score.
 
     Raises
     ------
@@ -183,7 +198,7 @@ def build_segment_results(context: SegmentContext) -> list[tuple[str, Dataset]]:
 
     segmentations = [build_segmentation(context, marked) for marked in context.marked]
     results = [("seg", ds) for ds in segmentations]
-    if context.card.input.volume is not None:
+    if context.card.input.volume is not None or context.card.threshold is not None:
         results.append(("sr", build_measurements(context, segmentations)))
     marked, index = most_marked(context)
     shown = read_instance(marked.paths[index], with_pixels=True)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 
-from inference.card import CLASSIFICATION, SEGMENTATION_2D, SEGMENTATION_3D
+from inference.card import ANOMALY_2D, CLASSIFICATION, SEGMENTATION_2D, SEGMENTATION_3D
+from inference.deviations import DEVIATION, Threshold
 from inference.package import Finding, ModelCard, ModelInput, ModelOutput, Package, write_package
 from inference.segments import ANATOMICAL_STRUCTURE, Category, Segment, VolumeSpec
 from inference.session import ModelSession
+from trainer.anomaly.measures import AnomalyMetrics
+from trainer.anomaly.network import Strayed
 from trainer.errors import ExportError
 from trainer.networks import with_weights
 from trainer.objectives import batch_size_of
@@ -25,16 +28,20 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from numpy.typing import NDArray
 
+    from trainer.anomaly.spec import AnomalySpec
     from trainer.datasets import Samples
     from trainer.task import TaskSpec
 
 OPSET: Final = 18
 PARITY_LIMIT: Final = 1e-4
 PARITY_VOXELS: Final = 1e-4
-"""Largest share of voxels of which the likeliest class may differ: those between two almost equal ones."""
-NO_PACKAGE: Final = (
-    "an anomaly task has no model package: its answer is how far a picture strays, which no result says; "
-    "expected a classification or a segmentation"
+"""Largest share of voxels of which the likeliest class may differ: those between two almost equal ones.
+
+Of anomalies: that are on the other side of the threshold.
+"""
+NO_THRESHOLD: Final = (
+    "no healthy held-out case to take the threshold of anomalies from; expected people without a mask of an "
+    "anomaly in the held-out part"
 )
 INTENDED_USE: Final = "Research use only. Not a medical device; not for diagnosis."
 _BATCH: Final = 64
@@ -44,8 +51,8 @@ _BATCH: Final = 64
 class Exported:
     """A written model package and how far the runtime strays from torch on real inputs.
 
-    ``parity_max_abs`` is of a probability; ``parity_voxels`` the share of voxels that become of another
-    class, 0 of a classification.
+    ``parity_max_abs`` is of a probability, or of a residual of anomalies; ``parity_voxels`` the share of
+    voxels that become of another class, or come to the threshold's other side, 0 of a classification.
     """
 
     package_sha256: str
@@ -62,13 +69,16 @@ class Parity:
 
 
 def export_onnx(
-    task: TaskSpec, weights: Mapping[str, NDArray[Any]], samples: Samples
+    task: TaskSpec,
+    weights: Mapping[str, NDArray[Any]],
+    samples: Samples,
+    threshold: Threshold | None = None,
 ) -> tuple[bytes, Parity]:
     """Export to ONNX and compare with torch.
 
     The graph takes ``image``, float32 (n, 1, *size), and gives ``probability``, float32 (n, 1), with the
-    sigmoid inside; of a segmentation ``segments``, float32 (n, classes, *size), with the softmax inside. n is
-    free.
+    sigmoid inside; of a segmentation ``segments``, float32 (n, classes, *size), with the softmax inside; of
+    anomalies ``residual``, float32 (n, 1, *size), with the difference to the input inside. n is free.
 
     Parameters
     ----------
@@ -78,6 +88,8 @@ def export_onnx(
         The trained model.
     samples : Samples
         Real inputs, at least one.
+    threshold : Threshold, optional
+        Of an anomaly task, which has no model without.
 
     Returns
     -------
@@ -87,21 +99,19 @@ def export_onnx(
     Raises
     ------
     ExportError
-        If there is no sample, a probability differs by more than 1e-4, more than one voxel of 10,000 becomes
-        of another class, or the task is one of anomalies.
+        If there is no sample or no threshold, a probability or residual differs by more than 1e-4, or more
+        than one voxel of 10,000 becomes of another class or of the threshold's other side.
     """
-    if task.anomaly is not None:
-        raise ExportError(NO_PACKAGE)
     if len(samples) == 0:
         raise ExportError("no sample to compare the exported model on; expected at least one")
-    last = torch.nn.Sigmoid() if task.segmentation is None else torch.nn.Softmax(dim=1)
-    model = torch.nn.Sequential(with_weights(task, weights), last).eval()
-    content = _to_onnx(model, task)
-    parity = _compare(model, task, content, np.ascontiguousarray(samples.x))
+    card = _card(task, threshold)
+    model = _answering(task, with_weights(task, weights)).eval()
+    content = _to_onnx(model, task, card.output.name)
+    parity = _compare(model, card, content, np.ascontiguousarray(samples.x))
     if not (parity.max_abs <= PARITY_LIMIT and parity.voxels <= PARITY_VOXELS):
         raise ExportError(
-            "the exported model strays from the trained one; expected probabilities within "
-            f"{PARITY_LIMIT} and another class at {PARITY_VOXELS} of all voxels at most"
+            "the exported model strays from the trained one; expected probabilities or residuals within "
+            f"{PARITY_LIMIT} and another class or side at {PARITY_VOXELS} of all voxels at most"
         )
     return content, parity
 
@@ -118,29 +128,54 @@ def export_package(
     metrics: Mapping[str, Any],
 ) -> Exported:
     """Export, check and write a signed model package; raises ExportError."""
-    content, parity = export_onnx(task, weights, samples)
     card = model_card(task, version, provenance, metrics)
+    content, parity = export_onnx(task, weights, samples, card.threshold)
     return Exported(write_package(folder, content, card, signing_key), parity.max_abs, parity.voxels)
 
 
 def model_card(
     task: TaskSpec, version: str, provenance: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> ModelCard:
-    """Return the card of a model of this task; raises ExportError for one of anomalies."""
-    kind, volume, output = _answer_of(task)
+    """Return the card of a model of this task; of anomalies with the threshold that ``metrics`` found.
+
+    Raises
+    ------
+    ExportError
+        If a model of anomalies has no threshold.
+    """
+    threshold = None if task.anomaly is None else _threshold(task.anomaly, metrics)
+    return replace(_card(task, threshold), version=version, provenance=provenance, metrics=metrics)
+
+
+def _threshold(spec: AnomalySpec, metrics: Mapping[str, Any]) -> Threshold:
+    """Read the threshold out of the figures of the held-out part."""
+    found = AnomalyMetrics.from_json(metrics)
+    if not found.threshold or not found.healthy:
+        raise ExportError(NO_THRESHOLD)
+    return Threshold(found.threshold, spec.healthy_share, found.healthy, found.healthy_subjects)
+
+
+def _answering(task: TaskSpec, network: torch.nn.Module) -> torch.nn.Module:
+    """Return the network with what makes its last layer an answer."""
+    if task.anomaly is not None:
+        return Strayed(network)
+    last = torch.nn.Sigmoid() if task.segmentation is None else torch.nn.Softmax(dim=1)
+    return torch.nn.Sequential(network, last)
+
+
+def _card(task: TaskSpec, threshold: Threshold | None) -> ModelCard:
+    kind, volume, output = _answer_of(task, threshold)
     return ModelCard(
         name=task.name,
-        version=version,
+        version="0",
         task=kind,
         input=ModelInput(modalities=task.modalities, preprocessing=task.preprocessing, volume=volume),
         output=output,
         intended_use=INTENDED_USE,
-        provenance=provenance,
-        metrics=metrics,
     )
 
 
-def _answer_of(task: TaskSpec) -> tuple[str, VolumeSpec | None, ModelOutput]:
+def _answer_of(task: TaskSpec, threshold: Threshold | None) -> tuple[str, VolumeSpec | None, ModelOutput]:
     if task.finding is not None:
         finding = Finding(
             code=task.finding.code,
@@ -152,7 +187,9 @@ def _answer_of(task: TaskSpec) -> tuple[str, VolumeSpec | None, ModelOutput]:
         return CLASSIFICATION, None, ModelOutput(findings=(finding,))
     spec = task.segmentation
     if spec is None:
-        raise ExportError(NO_PACKAGE)
+        if threshold is None:
+            raise ExportError(NO_THRESHOLD)
+        return ANOMALY_2D, None, ModelOutput(name="residual", segments=(DEVIATION,), threshold=threshold)
     segments = tuple(
         Segment(
             number=number,
@@ -171,9 +208,8 @@ def _answer_of(task: TaskSpec) -> tuple[str, VolumeSpec | None, ModelOutput]:
     return SEGMENTATION_3D, VolumeSpec(spec.slices, (slices, rows, columns)), output
 
 
-def _to_onnx(model: torch.nn.Module, task: TaskSpec) -> bytes:
+def _to_onnx(model: torch.nn.Module, task: TaskSpec, output: str) -> bytes:
     example = torch.zeros((2, 1, *task.size))
-    output = _answer_of(task)[2].name
     with tempfile.TemporaryDirectory(prefix="cloister-export-") as folder, warnings.catch_warnings():
         path = Path(folder) / "model.onnx"
         # The tracing exporter needs a fifth of the other one's time and memory; torch is pinned.
@@ -191,11 +227,11 @@ def _to_onnx(model: torch.nn.Module, task: TaskSpec) -> bytes:
         return path.read_bytes()
 
 
-def _compare(model: torch.nn.Module, task: TaskSpec, content: bytes, x: NDArray[np.float32]) -> Parity:
+def _compare(model: torch.nn.Module, card: ModelCard, content: bytes, x: NDArray[np.float32]) -> Parity:
     """Run both as an inference worker would, part by part: of volumes all answers together are large."""
     furthest, differing, voxels = 0.0, 0, 0
     with tempfile.TemporaryDirectory(prefix="cloister-export-") as name:
-        package = Package(model_card(task, "0", {}, {}), Path(name), sha256="", signer="")
+        package = Package(card, Path(name), sha256="", signer="")
         package.model_path.write_bytes(content)
         session = ModelSession(package, threads=1)
         step = batch_size_of(x, _BATCH)
@@ -206,7 +242,14 @@ def _compare(model: torch.nn.Module, task: TaskSpec, content: bytes, x: NDArray[
             found = session.run(part)
             strays = float(np.max(np.abs(found.astype(np.float64) - expected)))
             furthest = max(furthest, strays) if np.isfinite(strays) else float("inf")
-            if task.segmentation is not None:
-                differing += int((found.argmax(axis=1) != expected.argmax(axis=1)).sum())
+            if card.segmenting:
+                differing += int((_marks(card, found) != _marks(card, expected)).sum())
                 voxels += found[:, 0].size
     return Parity(furthest, differing / max(1, voxels))
+
+
+def _marks(card: ModelCard, answer: NDArray[np.float32]) -> NDArray[Any]:
+    """Return the class of each voxel, or whether it is above the threshold."""
+    if card.threshold is None:
+        return np.asarray(answer.argmax(axis=1))
+    return np.asarray(answer[:, 0] > card.threshold.value)

@@ -28,7 +28,8 @@ def measured(network: torch.nn.Module, task: TaskSpec, samples: Samples, progres
     """Return the figures of a network on samples; progress has stage ``evaluate``."""
     if task.anomaly is not None:
         strayed = residuals(network, samples.x, progress)
-        return measures.measure(samples.y, strayed, task.anomaly.healthy_share, samples.pseudonyms)
+        inside = measures.pictured(samples.x, task.preprocessing.black)
+        return measures.measure(samples.y, strayed, task.anomaly.healthy_share, samples.pseudonyms, inside)
     if task.segmentation is None:
         scores = probabilities(network, samples.x, progress)
         return metrics.measure(samples.y, scores, task.threshold)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from trainer import steppers
+from trainer.anomaly.network import Strayed
 from trainer.objectives import batch_size_of, objective_of
 from trainer.ports import silent
 
@@ -129,12 +130,12 @@ def residuals(
 
     progress has stage ``evaluate``.
     """
-    network.eval()
+    strayed = Strayed(network).eval()
     found = np.empty((len(x), *x.shape[2:]), dtype=np.float32)
     with torch.inference_mode():
         for first in range(0, len(x), _EVALUATION_BATCH):
             given = torch.from_numpy(np.ascontiguousarray(x[first : first + _EVALUATION_BATCH]))
-            found[first : first + _EVALUATION_BATCH] = (network(given) - given).abs().squeeze(1).numpy()
+            found[first : first + _EVALUATION_BATCH] = strayed(given).squeeze(1).numpy()
             progress("evaluate", min(first + _EVALUATION_BATCH, len(x)), len(x))
     return found
 

@@ -285,7 +285,6 @@ def _content_rules(report: Report) -> tuple[tuple[str, bool], ...]:
             ("few_healthy_to_train_on", 0 < train.cases < FEW_CASES),
             ("nothing_healthy_in_held_out", held_out.negative == 0),
             ("nothing_marked_in_held_out", held_out.positive == 0),
-            ("model_stays_in_research", True),
         )
     if report.segments is None:
         return (

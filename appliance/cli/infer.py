@@ -45,7 +45,8 @@ def infer(
 
     The package is verified as on a node: signature, hashes, a limited process of its own.
     """
-    from inference.errors import InferenceError  # noqa: PLC0415  only when the command runs
+    from inference.deviations import NO_FINDING  # noqa: PLC0415  only when the command runs
+    from inference.errors import InferenceError  # noqa: PLC0415
 
     signers = {"given": _given(signer)} if signer is not None else _of_node(config)
     if not package.exists() or not study.exists():
@@ -67,7 +68,15 @@ def infer(
     for row in figures["segments"]:
         volume = "" if row["volume_ml"] is None else f", {row['volume_ml']:.3f} mL"
         volume += ", cut off at the edge of what the model sees" if row["cut_off"] else ""
+        if row["score"] is not None:
+            highest, mean = (100 * row["score"][name] for name in ("highest", "mean"))
+            volume += f", highest {highest:.1f} %, mean {mean:.1f} % of black to white"
         typer.echo(f"series {row['series']}: {row['meaning']}: {row['voxels']} voxels{volume}")
+    if "deviation_threshold" in figures:
+        share = 100 * figures["deviation_threshold"]
+        typer.echo(f"marked above {share:.1f} % of black to white: {NO_FINDING}")
+    if figures["unreadable"]:
+        typer.echo(f"left out, since the model could not read it: {figures['unreadable']} of the study")
     for name in figures["files"]:
         typer.echo(name)
 
@@ -161,13 +170,12 @@ def _findings(
     session: ModelSession, paths: list[Path], origin: dict[str, Any]
 ) -> tuple[list[tuple[str, Dataset]], dict[str, Any]]:
     from appliance.serving import finding_rows  # noqa: PLC0415
-    from inference.errors import ResultError  # noqa: PLC0415
     from inference.results.context import ResultContext  # noqa: PLC0415
-    from inference.study import answer_study, build_results  # noqa: PLC0415
+    from inference.study import answer_study, build_results, nothing_read  # noqa: PLC0415
 
     outcome = answer_study(session, paths, lambda: None)
     if not outcome.answers:
-        raise ResultError(outcome.unreadable[0][1], "no picture of the study could be read")
+        raise nothing_read(outcome.unreadable)
     context = ResultContext(answers=outcome.answers, unreadable=len(outcome.unreadable), **origin)
     found = {
         "pictures": len(outcome.answers),
@@ -181,12 +189,11 @@ def _segments(
     session: ModelSession, paths: list[Path], origin: dict[str, Any]
 ) -> tuple[list[tuple[str, Dataset]], dict[str, Any]]:
     from appliance.serving import segment_rows  # noqa: PLC0415
-    from inference.errors import ResultError  # noqa: PLC0415
     from inference.results.context import SegmentContext  # noqa: PLC0415
-    from inference.study import build_segment_results, segment_study  # noqa: PLC0415
+    from inference.study import build_segment_results, nothing_read, segment_study  # noqa: PLC0415
 
     outcome = segment_study(session, paths, lambda: None)
     if not outcome.marked:
-        raise ResultError(outcome.unreadable[0][1], "no series of the study could be marked")
+        raise nothing_read(outcome.unreadable)
     context = SegmentContext(marked=outcome.marked, unreadable=len(outcome.unreadable), **origin)
     return build_segment_results(context), {**segment_rows(context), "unreadable": len(outcome.unreadable)}

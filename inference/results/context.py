@@ -98,6 +98,14 @@ class ResultContext(Making):
         return max(self.answers, key=lambda answer: answer.probabilities[0])
 
 
+@dataclass(frozen=True)
+class Score:
+    """How far marked pixels are from what the model makes of them, as shares of black to white."""
+
+    highest: float
+    mean: float
+
+
 @dataclass(frozen=True, eq=False)
 class Marked:
     """What a model marked in a series, or in pictures of one size that lie alike.
@@ -114,6 +122,8 @@ class Marked:
         Of one voxel; 0 of single pictures, whose pixels have no volume.
     cut_off : frozenset of int
         Numbers of the segments that reach the edge of what the model sees of the series: larger, maybe.
+    score : Score, optional
+        Of all that is marked, by a model that scores pixels.
     """
 
     sources: tuple[Dataset, ...]
@@ -121,6 +131,7 @@ class Marked:
     labels: npt.NDArray[np.uint8]
     voxel_mm3: float = 0.0
     cut_off: frozenset[int] = frozenset()
+    score: Score | None = None
 
     @property
     def series_instance_uid(self) -> str:
@@ -157,3 +168,11 @@ class SegmentContext(Making):
     def sources(self) -> list[Dataset]:
         """All instances that were marked."""
         return [source for one in self.marked for source in one.sources]
+
+    @property
+    def grey_threshold(self) -> float | None:
+        """From which difference on pixels are marked, as a share of black to white; None without scores."""
+        threshold = self.card.threshold
+        if threshold is None:
+            return None
+        return threshold.value * self.card.input.preprocessing.standard_deviation

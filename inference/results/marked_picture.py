@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from inference.segments import Segment
 
 MAX_ROWS: Final = 8
+NOT_FOR_DIAGNOSIS: Final = "Not for diagnosis or treatment. Outlines are a model's output under study."
+NO_FINDING: Final = "Not for diagnosis. A mark is a difference from learnt normal, no finding."
 _ROW: Final = 56
+_NOTE: Final = 44
 _OUTLINE: Final = 3  # pixels wide
 
 
@@ -68,13 +71,28 @@ def render_marked(context: SegmentContext, shown: Dataset) -> npt.NDArray[np.uin
     order = sorted(largest, key=lambda one: one.number)
     width = max(MIN_WIDTH, picture.shape[1])
     top = HEADER + picture.shape[0]
-    canvas = Image.new("RGB", (width, top + MARGIN + len(order) * _ROW + FOOTER), BLACK)
+    below = top + MARGIN + len(order) * _ROW
+    note = _scored(context, marked)
+    canvas = Image.new("RGB", (width, below + (_NOTE if note else 0) + FOOTER), BLACK)
     canvas.paste(Image.fromarray(picture), ((width - picture.shape[1]) // 2, HEADER))
     draw = ImageDraw.Draw(canvas)
     draw_header(draw, width, context.card)
     draw.rectangle((0, top, width, canvas.height), fill=PANEL)
     for number, segment in enumerate(order):
-        _segment(draw, top + MARGIN + number * _ROW, width, segment, _size(context, marked, segment))
+        _segment(draw, top + MARGIN + number * _ROW, width, segment, _size(marked, segment))
+    draw.text(
+        (MARGIN, below + 8),
+        fitted(draw, note, font_of(22), width - 2 * MARGIN),
+        QUIET,
+        font_of(22),
+        anchor="lt",
+    )
+    first = NOT_FOR_DIAGNOSIS if not note else NO_FINDING
+    draw_footer(draw, canvas.height - FOOTER, width, first, _about(context, marked, index))
+    return np.asarray(canvas, dtype=np.uint8)
+
+
+def _about(context: SegmentContext, marked: Marked, index: int) -> str:
     about = [
         f"Model package {context.package_sha256[:12]}",
         f"picture {index + 1} of {len(marked.sources)}, where most is marked",
@@ -83,9 +101,17 @@ def render_marked(context: SegmentContext, shown: Dataset) -> npt.NDArray[np.uin
         about.append(f"one of {len(context.marked)} that were marked")
     if context.unreadable:
         about.append(f"{context.unreadable} could not be read")
-    first = "Not for diagnosis or treatment. Outlines are a model's output under study."
-    draw_footer(draw, canvas.height - FOOTER, width, first, ", ".join(about))
-    return np.asarray(canvas, dtype=np.uint8)
+    return ", ".join(about)
+
+
+def _scored(context: SegmentContext, marked: Marked) -> str:
+    """Say from which difference on pixels are marked, and how far they differ; empty without scores."""
+    if context.grey_threshold is None:
+        return ""
+    said = f"More than {100 * context.grey_threshold:.1f} % of black to white"
+    if marked.score is None:
+        return said
+    return f"{said}; highest {100 * marked.score.highest:.1f} %, mean {100 * marked.score.mean:.1f} %"
 
 
 def _outlined(
@@ -114,16 +140,17 @@ def _segment(draw: ImageDraw.ImageDraw, top: int, width: int, segment: Segment, 
     left = MARGIN + edge + 18
     room = width - left - 2 * MARGIN - int(draw.textlength(size, font_of(30)))
     color = QUIET if size.startswith("none") else TEXT
-    draw.text(
-        (left, middle), fitted(draw, segment.meaning, font_of(30), room), color, font_of(30), anchor="lm"
-    )
+    name = segment.meaning
+    if draw.textlength(name, font_of(30)) > room:
+        name = segment.label
+    draw.text((left, middle), fitted(draw, name, font_of(30), room), color, font_of(30), anchor="lm")
 
 
-def _size(context: SegmentContext, marked: Marked, segment: Segment) -> str:
+def _size(marked: Marked, segment: Segment) -> str:
     voxels = marked.voxels(segment)
     if not voxels:
         return "none marked"
-    if context.card.input.volume is None:
+    if not marked.voxel_mm3:
         return f"{voxels} pixels"
     cut = ", cut off" if segment.number in marked.cut_off else ""
     return f"{marked.volume_ml(segment):.2f} mL{cut}"

@@ -2,7 +2,7 @@
 
 References
 ----------
-DICOM PS3.16 TID 1500, 1411 (Volumetric ROI Measurements), 4019.
+DICOM PS3.16 TID 1500, 1411 (Volumetric ROI Measurements), 1501, 4019; CID 7464 (modifiers).
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from highdicom.sr import (
     CodedConcept,
     Measurement,
     MeasurementReport,
+    MeasurementsAndQualitativeEvaluations,
     QualitativeEvaluation,
     ReferencedSegment,
+    SourceImageForMeasurementGroup,
     SourceSeriesForSegmentation,
     TrackingIdentifier,
     VolumetricROIMeasurementsAndQualitativeEvaluations,
 )
 
+from inference.deviations import NO_FINDING
 from inference.results.identity import check_same_patient
 from inference.results.report import algorithm, evidence_of, observer, procedure_of, write_report
 from inference.results.seg import tracking_uid
@@ -35,6 +38,14 @@ if TYPE_CHECKING:
 _VOLUME: Final = CodedConcept("118565006", "SCT", "Volume")
 CUT_OFF: Final = CodedConcept("CUT-OFF", "99CLOISTER", "Cut off at the edge of what the model sees")
 _YES: Final = CodedConcept("373066001", "SCT", "Yes")
+_DIFFERENCE: Final = CodedConcept(
+    "DIFFERENCE", "99CLOISTER", "Difference from what the model makes of it, of black to white"
+)
+_MAXIMUM: Final = CodedConcept("56851009", "SCT", "Maximum")
+_MEAN: Final = CodedConcept("373098007", "SCT", "Mean")
+_PERCENT: Final = CodedConcept("%", "UCUM", "Percent")
+MEANING: Final = CodedConcept("MEANING", "99CLOISTER", "What the mark means")
+DIFFERS: Final = CodedConcept("NO-FINDING", "99CLOISTER", NO_FINDING.capitalize())
 _MILLILITRE: Final = CodedConcept("mL", "UCUM", "milliliter")
 
 
@@ -44,7 +55,7 @@ def build_measurements(context: SegmentContext, segmentations: Sequence[Dataset]
     Parameters
     ----------
     context : SegmentContext
-        The model and what it marked, in volumes.
+        The model and what it marked, in volumes, or in pictures that it gives a score.
     segmentations : sequence of Dataset
         What was made of each, in its order: each group refers to its segment.
 
@@ -76,24 +87,59 @@ def build_measurements(context: SegmentContext, segmentations: Sequence[Dataset]
 
 def _group(
     context: SegmentContext, marked: Marked, segmentation: Dataset, segment: Segment
-) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
-    return VolumetricROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=TrackingIdentifier(
+) -> MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations:
+    alike = {
+        "tracking_identifier": TrackingIdentifier(
             uid=tracking_uid(context, marked, segment), identifier=segment.label
         ),
+        "finding_type": CodedConcept(segment.code, segment.scheme, segment.meaning),
+        "finding_category": CodedConcept(
+            segment.category.code, segment.category.scheme, segment.category.meaning
+        ),
+        "algorithm_id": algorithm(context, *_parameters(context)),
+        "qualitative_evaluations": _said(context, marked, segment) or None,
+    }
+    if not marked.voxel_mm3:  # a picture, or slices that are no volume: TID 1501
+        return MeasurementsAndQualitativeEvaluations(
+            **alike,
+            measurements=_scores(marked) or None,
+            source_images=[
+                SourceImageForMeasurementGroup(str(one.SOPClassUID), str(one.SOPInstanceUID))
+                for one in marked.sources
+            ],
+        )
+    volume = Measurement(name=_VOLUME, value=round(marked.volume_ml(segment), 3), unit=_MILLILITRE)
+    return VolumetricROIMeasurementsAndQualitativeEvaluations(
+        **alike,
         referenced_segment=ReferencedSegment(
             sop_class_uid=str(segmentation.SOPClassUID),
             sop_instance_uid=str(segmentation.SOPInstanceUID),
             segment_number=segment.number,
             source_series=SourceSeriesForSegmentation(marked.series_instance_uid),
         ),
-        finding_type=CodedConcept(segment.code, segment.scheme, segment.meaning),
-        finding_category=CodedConcept(
-            segment.category.code, segment.category.scheme, segment.category.meaning
-        ),
-        algorithm_id=algorithm(context),
-        measurements=[Measurement(name=_VOLUME, value=round(marked.volume_ml(segment), 3), unit=_MILLILITRE)],
-        qualitative_evaluations=(
-            [QualitativeEvaluation(CUT_OFF, _YES)] if segment.number in marked.cut_off else None
-        ),
+        measurements=[volume, *_scores(marked)],
     )
+
+
+def _parameters(context: SegmentContext) -> list[str]:
+    threshold = context.card.threshold
+    if threshold is None:
+        return []
+    return [f"threshold={threshold.value:g}", f"healthy_share={threshold.healthy_share:g}"]
+
+
+def _said(context: SegmentContext, marked: Marked, segment: Segment) -> list[QualitativeEvaluation]:
+    said = [QualitativeEvaluation(CUT_OFF, _YES)] if segment.number in marked.cut_off else []
+    if context.card.threshold is not None:
+        said.append(QualitativeEvaluation(MEANING, DIFFERS))
+    return said
+
+
+def _scores(marked: Marked) -> list[Measurement]:
+    """Say how far the marked pixels are from what the model makes of them; nothing where none is."""
+    if marked.score is None:
+        return []
+    return [
+        Measurement(name=_DIFFERENCE, value=round(100 * value, 2), unit=_PERCENT, derivation=how)
+        for value, how in ((marked.score.highest, _MAXIMUM), (marked.score.mean, _MEAN))
+    ]

@@ -14,6 +14,7 @@ from highdicom.color import CIELabColor
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from highdicom.sr import CodedConcept
 
+from inference.deviations import NO_FINDING
 from inference.errors import ResultError
 from inference.results.colors import color_of
 from inference.results.context import DEVICE, MANUFACTURER, RESEARCH_USE
@@ -79,7 +80,7 @@ def build_segmentation(context: SegmentContext, marked: Marked) -> Dataset:
             software_versions=context.software_version,
             device_serial_number=context.package_sha256,
             content_label="RESEARCH_USE",
-            content_description=f"{RESEARCH_USE}: not for diagnosis",
+            content_description=_what_it_is(context),
             series_description=f"{RESEARCH_USE}: {context.card.name}"[:64],
             content_date=made.date(),
             content_time=made.time(),
@@ -105,9 +106,9 @@ def _description(context: SegmentContext, marked: Marked, segment: Segment) -> S
         family=_FAMILY,
         version=context.card.version,
         source=MANUFACTURER,
-        parameters={"package_sha256": context.package_sha256},
+        parameters={"package_sha256": context.package_sha256, **_threshold(context)},
     )
-    return SegmentDescription(
+    description = SegmentDescription(
         segment_number=segment.number,
         segment_label=segment.label,
         segmented_property_category=_coded(segment.category),
@@ -118,6 +119,22 @@ def _description(context: SegmentContext, marked: Marked, segment: Segment) -> S
         tracking_id=segment.label,
         display_color=CIELabColor.from_rgb(*color_of(segment)),
     )
+    if context.card.threshold is not None:
+        description.SegmentDescription = f"{RESEARCH_USE}: {NO_FINDING}"
+    return description
+
+
+def _what_it_is(context: SegmentContext) -> str:
+    if context.card.threshold is None:
+        return f"{RESEARCH_USE}: not for diagnosis"
+    return f"{RESEARCH_USE}: differs from learnt normal, no finding"
+
+
+def _threshold(context: SegmentContext) -> dict[str, str]:
+    threshold = context.card.threshold
+    if threshold is None:
+        return {}
+    return {"threshold": f"{threshold.value:g}", "healthy_share": f"{threshold.healthy_share:g}"}
 
 
 def _reduced(source: Dataset, first: Dataset) -> Dataset:

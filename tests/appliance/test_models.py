@@ -5,9 +5,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydicom import dcmread
 from sqlalchemy import select
 from typer.testing import CliRunner
 
@@ -20,8 +18,8 @@ from appliance.models import Counts, ModelError, NotAllowedError
 from inference.errors import PackageError
 from inference.evaluation import read_report, sign_report
 from inference.package import package_sha256
-from tests.appliance.serving_material import add_model, add_user, drop_package, study_instance
-from tests.inference.material import make_card, make_instance, make_onnx
+from tests.appliance.serving_material import add_model, add_user, drop_package
+from tests.inference.material import make_card, make_onnx
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -277,51 +275,3 @@ def test_the_command_says_what_is_wrong(clinical_zone: ClinicalZone, config: Pat
     assert done.exit_code == 1
     done = _run("model", "show", "1234", "--config", config)
     assert isinstance(done.exception, ModelError)
-
-
-def _public(zone: ClinicalZone, path: Path) -> Path:
-    key = models.trusted_signers(zone.settings.crossing_in)["research"]
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    path.write_bytes(key.public_bytes(serialization.Encoding.PEM, form))
-    return path
-
-
-def test_infer_runs_a_package_on_a_folder_without_a_node(clinical_zone: ClinicalZone, tmp_path: Path) -> None:
-    package = drop_package(clinical_zone)
-    study = tmp_path / "study"
-    study.mkdir()
-    for number in range(2):
-        study_instance().save_as(study / f"{number}.dcm", enforce_file_format=True)
-    (study / "notes.txt").write_text("not DICOM")
-    signer = _public(clinical_zone, tmp_path / "signer.pem")
-    done = _run("infer", package, study, tmp_path / "out", "--signer", signer, "--json")
-    assert done.exit_code == 0, done.output
-    figures = json.loads(done.stdout)
-    assert figures["pictures"] == 2
-    assert figures["package_sha256"] == package_sha256(package)
-    assert [dcmread(path).PatientID for path in figures["files"]] == ["P-1071", "P-1071"]
-    text = _run("infer", package, study / "0.dcm", tmp_path / "out", "--signer", signer)
-    assert "Pneumonia: 0." in text.output
-
-
-def test_infer_says_what_is_wrong_with_exit_codes(
-    clinical_zone: ClinicalZone, config: Path, tmp_path: Path
-) -> None:
-    package = drop_package(clinical_zone)
-    file = tmp_path / "a.dcm"
-    make_instance(Modality="CT").save_as(file, enforce_file_format=True)
-    out = tmp_path / "out"
-    assert _run("infer", package, file, out, "--config", config).exit_code == 1  # not the model's modality
-    assert _run("infer", package, tmp_path / "gone", out, "--config", config).exit_code == 2
-    assert _run("infer", package, file, out, "--config", tmp_path / "gone.toml").exit_code == 2
-    assert _run("infer", package, file, out, "--signer", file).exit_code == 2
-    stranger = drop_package(clinical_zone, "stranger", key=Ed25519PrivateKey.generate())
-    refused = _run("infer", stranger, file, out, "--config", config)
-    assert refused.exit_code == 1
-    assert "package.signer" in refused.output
-    two = tmp_path / "two"
-    two.mkdir()
-    study_instance().save_as(two / "a.dcm", enforce_file_format=True)
-    study_instance(StudyInstanceUID="1.2.3").save_as(two / "b.dcm", enforce_file_format=True)
-    assert "several studies" in _run("infer", package, two, out, "--config", config).output
-    assert not out.exists()

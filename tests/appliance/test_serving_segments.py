@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.uid import ComprehensiveSRStorage, SecondaryCaptureImageStorage, SegmentationStorage
 from sqlalchemy import select
-from typer.testing import CliRunner
 
-from appliance import cli, models
-from appliance.db.clinical import ClinicalJob, Delivery, ModelVersion, Result
-from appliance.db.engine import reading
+from appliance import models
+from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry, Delivery, ModelVersion, Result
+from appliance.db.engine import reading, writing
 from appliance.delivery import deliver
 from appliance.models import Counts
 from appliance.web.panel import segment_parts
-from appliance.work import claimed
+from appliance.work import claimed, retry
 from dicom_node.inbox import Inbox
 from inference.results.uids import result_uid
 from inference.volumes import read_volume
@@ -148,15 +146,52 @@ def test_a_new_revision_supersedes_and_its_report_names_the_one_before(clinical_
     assert named.SeriesInstanceUID == dcmread(clinical_zone.root / before.path).SeriesInstanceUID
 
 
-def test_a_study_without_a_volume_is_dead_with_the_reason(clinical_zone: ClinicalZone) -> None:
-    spoilt = series()
-    del spoilt[4]
-    _, _, job_id = serve(clinical_zone, spoilt)
+def test_to_a_study_without_a_volume_the_model_is_not_applicable_and_the_reason_is_told(
+    clinical_zone: ClinicalZone,
+) -> None:
+    gap, single = series(), series()[:1]
+    del gap[4]
+    for ds in single:
+        ds.StudyInstanceUID = gap[0].StudyInstanceUID
+    _, revision_id, job_id = serve(clinical_zone, [*gap, *single])
+    state, reason = run_job(clinical_zone, job_id)
+    assert state == "done"
+    assert reason is not None
+    assert reason.startswith("not applicable: model hippocampus 1.0: ")
+    assert "1 volume.slices, 1 volume.spacing" in reason
+    assert results(clinical_zone) == []
+    with reading(clinical_zone.engine) as session:
+        entry = session.scalars(
+            select(ClinicalLedgerEntry).where(
+                ClinicalLedgerEntry.kind == "inference.done", ClinicalLedgerEntry.subject_id == revision_id
+            )
+        ).one()
+        assert json.loads(entry.body) == {"models": 0, "not_applicable": 1, "results": 0}
+    with writing(clinical_zone.engine) as session:
+        assert not retry(session, ClinicalJob, job_id)
+
+
+def test_a_study_whose_only_series_is_damaged_is_dead_with_the_reason(clinical_zone: ClinicalZone) -> None:
+    damaged = series()
+    damaged[2].PixelData = b"\0\0"
+    _, _, job_id = serve(clinical_zone, damaged)
     state, reason = run_job(clinical_zone, job_id)
     assert state == "dead"
     assert reason is not None
-    assert "volume.spacing" in reason
-    assert results(clinical_zone) == []
+    assert "1 pixel.decode" in reason
+
+
+def test_a_model_that_does_not_apply_keeps_no_other_from_its_results(clinical_zone: ClinicalZone) -> None:
+    add_model(clinical_zone, card=CARD, onnx=ONNX)
+    pictures = make_segment_card(volume=None, name="slices")
+    add_model(clinical_zone, card=pictures, onnx=make_segment_onnx(size=pictures.input.size), name="run-2")
+    _, job_id = assemble(clinical_zone, add_instances(clinical_zone, series()[:1]))
+    state, reason = run_job(clinical_zone, job_id)
+    assert state == "done"
+    assert reason is not None
+    assert "hippocampus 1.0: volume.slices" in reason
+    assert "slices 1.0" not in reason
+    assert [item.kind for item in results(clinical_zone)] == ["sc", "seg"]
 
 
 def test_a_study_of_another_modality_and_a_shadow_model_send_nothing(clinical_zone: ClinicalZone) -> None:
@@ -224,24 +259,3 @@ def test_a_package_of_segments_is_evaluated_by_its_dice(clinical_zone: ClinicalZ
     assert (version.state, version.name, version.modalities) == ("evaluated", "hippocampus", "MR")
     assert version.metrics["dice"] == DICE["dice"]
     assert version.metrics["segments"]["HIP-POST"] is None
-
-
-def test_infer_writes_the_segmentation_and_says_the_volumes(
-    clinical_zone: ClinicalZone, tmp_path: Path
-) -> None:
-    package = drop_package(clinical_zone, card=CARD, onnx=ONNX)
-    signer = clinical_zone.settings.crossing_in / "research.pub"
-    sources = series()
-    masked.save(tmp_path / "study", sources)
-
-    def run(*extra: str) -> Any:
-        arguments = ["infer", str(package), str(tmp_path / "study"), str(tmp_path / "out")]
-        done = CliRunner().invoke(cli.build(), [*arguments, "--signer", str(signer), *extra])
-        assert done.exit_code == 0, done.output
-        return done
-
-    figures = json.loads(run("--json").stdout)
-    assert [dcmread(path).Modality for path in figures["files"]] == ["SEG", "SR", "OT"]
-    read = read_mask(dcmread(figures["files"][0]), read_volume(sources).planes, masked.SEGMENTS)
-    assert [row["voxels"] for row in figures["segments"]] == np.bincount(read.ravel())[1:].tolist()
-    assert "Anterior hippocampus" in run().output

@@ -24,7 +24,7 @@ from tests.benchmarks.bench_strategies import interval, told
 from tests.trainer.healthy import healthy_task, with_anomalies, write_healthy, write_sick
 from tests.trainer.masked import hippocampus, hippocampus_names
 from trainer.anomaly.building import build
-from trainer.anomaly.measures import AnomalyMetrics, measure
+from trainer.anomaly.measures import AnomalyMetrics, measure, pictured
 from trainer.baselines import train_local
 from trainer.datasets import Dataset, Samples
 from trainer.local_round import evaluate, use_threads
@@ -133,7 +133,8 @@ def mean_picture(site: Dataset) -> AnomalyMetrics:
     held_out = site.validation
     strayed = np.abs(held_out.x - site.train.x.mean(axis=0))[:, 0]
     share = 0.0 if TASK.anomaly is None else TASK.anomaly.healthy_share
-    return measure(held_out.y, strayed, share, held_out.pseudonyms)
+    inside = pictured(held_out.x, TASK.preprocessing.black)
+    return measure(held_out.y, strayed, share, held_out.pseudonyms, inside)
 
 
 def paired(by_seed: Sequence[Found]) -> dict[str, dict[str, Any]]:

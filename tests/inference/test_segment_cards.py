@@ -75,7 +75,7 @@ def _large(card: dict[str, Any]) -> None:
 
 
 HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
-    "another format": (_field("format", value="cloister-model/3"), "format: expected"),
+    "another format": (_field("format", value="cloister-model/4"), "format: expected"),
     "the format of findings": (_field("format", value=FORMAT), "field 'volume' is unknown"),
     "an unknown task": (_field("task", value="detection"), "task: expected"),
     "the task of findings": (_field("task", value="classification-2d"), "expected segments of"),

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any
 import highdicom as hd
 import numpy as np
 import pytest
-from pydicom.uid import ComprehensiveSRStorage, SegmentationStorage
+from highdicom._standard_utils import get_module_usage, get_sop_class_iod_map
+from pydicom.uid import (
+    UID,
+    ComprehensiveSRStorage,
+    CTImageStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
 
 from inference.errors import ResultError
+from inference.frames_of_reference import NEEDING
 from inference.results.colors import color_of
 from inference.results.context import Predecessor
 from inference.results.marked_picture import most_marked, render_marked
@@ -226,6 +234,7 @@ def test_instances_of_different_patients_make_no_result(
     ("changes", "code"),
     [
         ({"FrameOfReferenceUID": ""}, "volume.frame_of_reference"),
+        ({"FrameOfReferenceUID": None, "ImagePositionPatient": None}, "volume.frame_of_reference"),
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "volume.plane"),
         ({"PixelData": b"\0\0"}, "pixel.decode"),
     ],
@@ -235,12 +244,37 @@ def test_a_picture_that_cannot_be_placed_or_read_is_told_and_the_others_are_mark
 ) -> None:
     sources = masked.series(DRAWN.image, "P-7")
     for keyword, value in changes.items():
-        setattr(sources[4], keyword, value)
+        if value is None:
+            delattr(sources[4], keyword)
+        else:
+            setattr(sources[4], keyword, value)
     session = segmenting(pictures_card())
     outcome = segment_study(session, masked.save(tmp_path, sources), lambda: None)
     assert [reason for _, reason in outcome.unreadable] == [code]
     assert [len(one.sources) for one in outcome.marked] == [len(sources) - 1]
     assert len(build_segment_results(context_of(session, outcome))) == 2
+
+
+@pytest.mark.parametrize(
+    ("sop_class_uid", "marked"), [(CTImageStorage, 0), (SecondaryCaptureImageStorage, 1)]
+)
+def test_a_picture_without_position_and_frame_is_marked_only_if_its_kind_has_none(
+    sop_class_uid: str, marked: int, tmp_path: Path, segmenting: Callable[..., ModelSession]
+) -> None:
+    (source,) = masked.series(DRAWN.image[:1], "P-7")
+    source.SOPClassUID = sop_class_uid
+    del source.ImagePositionPatient, source.FrameOfReferenceUID
+    session = segmenting(pictures_card())
+    outcome = segment_study(session, masked.save(tmp_path, [source]), lambda: None)
+    assert (len(outcome.marked), len(outcome.unreadable)) == (marked, 1 - marked)
+    if marked:
+        assert [kind for kind, _ in build_segment_results(context_of(session, outcome))] == ["seg", "sc"]
+
+
+def test_kinds_that_need_a_frame_of_reference_are_those_that_the_writer_of_segmentations_refuses() -> None:
+    pictures = {uid for uid in get_sop_class_iod_map() if "Image Storage" in UID(uid).name}
+    usages = {uid: get_module_usage("frame-of-reference", uid) for uid in pictures}
+    assert {uid for uid, usage in usages.items() if usage is not None and usage.value == "M"} == NEEDING
 
 
 def test_the_capture_shows_the_slice_in_which_most_is_marked_with_outlines_and_sizes(

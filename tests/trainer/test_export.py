@@ -68,11 +68,11 @@ def test_the_package_serves_the_trained_model_with_its_card(tmp_path: Path) -> N
 def test_a_model_that_strays_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
     genuine = export._to_onnx
 
-    def wrong(model: torch.nn.Module, task: object) -> bytes:
+    def wrong(model: torch.nn.Module, *_: object) -> bytes:
         with torch.no_grad():
             last = list(model.parameters())[-1]
             last.add_(0.5)
-            content = genuine(model, TASK)
+            content = genuine(model, TASK, "probability")
             last.sub_(0.5)
         return content
 

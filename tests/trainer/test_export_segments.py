@@ -119,7 +119,7 @@ def test_another_model_is_seen_to_stray(monkeypatch: pytest.MonkeyPatch) -> None
     other = with_weights(VOLUMES, initial_weights(VOLUMES, 9))
     genuine = export._to_onnx
     wrong = torch.nn.Sequential(other, torch.nn.Softmax(dim=1)).eval()
-    monkeypatch.setattr(export, "_to_onnx", lambda _, task: genuine(wrong, task))
+    monkeypatch.setattr(export, "_to_onnx", lambda _, *rest: genuine(wrong, *rest))
     with pytest.raises(ExportError, match="strays"):
         export_onnx(VOLUMES, initial_weights(VOLUMES), masked.drawn_masks(1, 2, VOLUMES))
 

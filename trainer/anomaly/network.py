@@ -61,6 +61,19 @@ class SplitAutoencoder(torch.nn.Module):
         return total
 
 
+class Strayed(torch.nn.Module):
+    """Maps pictures, float32 (n, 1, rows, columns), to how far each pixel is from what is made of it."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the absolute residual, of the shape of ``x``."""
+        strayed: torch.Tensor = (self.network(x) - x).abs()
+        return strayed
+
+
 def gamma_shifted(x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
     """Return pictures to the power of their gamma, within each one's own lowest and highest value.
 

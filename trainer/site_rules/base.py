@@ -44,9 +44,14 @@ class Round:
 
 
 class SiteRule(Protocol):
-    """A strategy at a site; it mutates nothing."""
+    """A strategy at a site; it mutates nothing.
+
+    ``own_part`` says what of the deployed model is this site's alone, in words; empty where all sites have
+    the same model.
+    """
 
     stateful: bool
+    own_part: str
 
     def deployed(
         self, task: TaskSpec, weights: Mapping[str, Array], own: Mapping[str, Array], *, trained: bool
@@ -67,6 +72,7 @@ class Whole:
     """The global model is the network's, and nothing stays."""
 
     stateful = False
+    own_part = ""
 
     def deployed(
         self, task: TaskSpec, weights: Mapping[str, Array], own: Mapping[str, Array], *, trained: bool

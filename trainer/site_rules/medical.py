@@ -108,6 +108,7 @@ class Expert(Whole):
     """The mixture's site: FedAvg's update with noise; a private network and a gate that stay."""
 
     stateful = True
+    own_part = "private network and gate"
 
     def deployed(
         self, task: TaskSpec, weights: Mapping[str, Array], own: Mapping[str, Array], *, trained: bool

@@ -26,7 +26,6 @@ class OwnPart(Whole):
 
     stateful = True
     strategy: str
-    part: str
 
     def deployed(
         self, task: TaskSpec, weights: Mapping[str, Array], own: Mapping[str, Array], *, trained: bool
@@ -43,10 +42,10 @@ class OwnPart(Whole):
         initial = initial_weights(task)
         if set(weights) != set(strategies.get(self.strategy).prepared(initial)):
             raise UnfitModelError(
-                f"{self.strategy}: expected a global model of the network without {self.part}"
+                f"{self.strategy}: expected a global model of the network without {self.own_part}"
             )
         if trained and not own:
-            raise StrategyError(f"{self.strategy}: this site trained no round; it has no {self.part}")
+            raise StrategyError(f"{self.strategy}: this site trained no round; it has no {self.own_part}")
         return {name: weights[name] if name in weights else own.get(name, initial[name]) for name in initial}
 
     def train(self, this: Round) -> tuple[Weights, float, Weights]:
@@ -69,20 +68,21 @@ class OwnNormalisation(OwnPart):
     """FedBN's site."""
 
     strategy = "fedbn"
-    part = "batch normalisation"
+    own_part = "batch normalisation"
 
 
 class OwnAppearance(OwnPart):
     """FedDis's site."""
 
     strategy = "feddis"
-    part = "appearance encoder"
+    own_part = "appearance encoder"
 
 
 class Personal(Whole):
     """Ditto's site: it trains the global model for all, and a model of its own that stays."""
 
     stateful = True
+    own_part = "whole network"
 
     def deployed(
         self, task: TaskSpec, weights: Mapping[str, Array], own: Mapping[str, Array], *, trained: bool

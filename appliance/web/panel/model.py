@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from appliance.web.desk import Desk, Viewer
+    from inference.deviations import Threshold
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,24 @@ def _answers(folder: Path) -> tuple[tuple[str, str], ...]:
             ("Input", f"{size} pixels"),
         )
     marks = ", ".join(one.meaning for one in card.output.segments)
+    if card.threshold is not None:
+        return (
+            ("Marks", marks),
+            ("Threshold", _threshold(card.threshold)),
+            ("Input", f"{size} pixels of one picture"),
+        )
     if card.input.volume is None:
         return (("Marks", marks), ("Input", f"{size} pixels of one picture"))
     spacing = " x ".join(f"{value:g}" for value in card.input.volume.spacing_mm)
     return (("Marks", marks), ("Input", f"{size} voxels of a series, {spacing} mm"))
+
+
+def _threshold(found: Threshold) -> str:
+    """Say how the threshold was found."""
+    return (
+        f"{found.value:.4g}: {100 * found.healthy_share:g} % of the pixels of {found.pictures} healthy "
+        f"held-out pictures of {found.people} people lie at or below"
+    )
 
 
 def flatten(document: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import select
 
@@ -29,8 +29,10 @@ from appliance.web.panel.parts import (
 )
 from appliance.web.panel.results import finding_name, is_positive
 from appliance.web.panel.study_results import kind_name
+from inference.deviations import NO_FINDING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from markupsafe import Markup
@@ -78,6 +80,7 @@ class ResultView:
     sees_pictures: bool
     segments: tuple[segment_parts.SegmentRow, ...] = ()
     unreadable: int = 0
+    deviation_threshold: float | None = None  # of a model of anomalies
 
 
 def load(desk: Desk, viewer: Viewer, query: Query) -> ResultView:
@@ -106,9 +109,7 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> ResultView:
             model_state=model.state,
             package_sha256=model.package_sha256,
             finding=finding_name(result.finding),
-            finding_code=" ".join(
-                str(result.finding[key]) for key in ("scheme", "code") if result.finding.get(key)
-            ),
+            finding_code=_code(result.finding),
             probability=result.probability,
             threshold=float(threshold) if isinstance(threshold, int | float) else None,
             positive=is_positive(result),
@@ -122,7 +123,12 @@ def load(desk: Desk, viewer: Viewer, query: Query) -> ResultView:
             sees_pictures=sees,
             segments=segment_parts.read(result.finding),
             unreadable=int(result.finding.get("unreadable") or 0),
+            deviation_threshold=segment_parts.threshold(result.finding),
         )
+
+
+def _code(finding: Mapping[str, Any]) -> str:
+    return " ".join(str(finding[key]) for key in ("scheme", "code") if finding.get(key))
 
 
 def _deliveries_of(session: Session, result_id: str) -> tuple[DeliveryRow, ...]:
@@ -194,11 +200,17 @@ def _finding(view: ResultView) -> Markup:
 
 
 def _segments(view: ResultView) -> Markup:
-    left_out = None
+    left_out, meaning = None, None
+    if view.deviation_threshold is not None:
+        words = (
+            f"A mark is {NO_FINDING}: pixels that differ by more than {100 * view.deviation_threshold:.1f} % "
+            "of black to white from what the model makes of the picture."
+        )
+        meaning = el("p", words, class_="muted")
     if view.unreadable:
         words = f"{view.unreadable} of the study could not be marked: no volume, or not readable."
         left_out = el("p", words, class_="muted")
-    return card("Segments", segment_parts.draw_table(view.segments), left_out)
+    return card("Segments", segment_parts.draw_table(view.segments), meaning, left_out)
 
 
 def _origin(view: ResultView) -> Markup:

@@ -43,6 +43,7 @@ class StudyResult:
     created_at: datetime
     deliveries: tuple[tuple[str, int], ...]  # state, how many
     segments: tuple[segment_parts.SegmentRow, ...] = ()  # of a model that marks them
+    deviation: bool = False  # by a model of anomalies, whose marks are no findings
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def _row(session: Session, viewer: Viewer, revision_id: str, model_id: str) -> S
         created_at=max(result.created_at for result in found),
         deliveries=tuple((str(state), int(number)) for state, number in states),
         segments=segment_parts.read(shown.finding),
+        deviation=segment_parts.threshold(shown.finding) is not None,
     )
 
 
@@ -149,7 +151,7 @@ def _table(view: ResultsView) -> Markup:
                 link(f"/results/{row.result_id}", study_rows.title(row.identity, row.study_id)),
                 el("small", row.identity.patient_id) if row.identity else None,
             ),
-            stack(row.finding, _verdict(row.positive)),
+            stack(row.finding, _verdict(row)),
             _measured(row),
             stack(row.model, _marks(row)),
             _delivery(row),
@@ -186,10 +188,12 @@ def _measured(row: StudyResult) -> Markup | str:
     return DASH if row.probability is None else f"{row.probability:.2f}"
 
 
-def _verdict(positive: bool | None) -> Markup | None:
-    if positive is None:
+def _verdict(row: StudyResult) -> Markup | None:
+    if row.deviation:
+        return badge("no finding", tone="idle")
+    if row.positive is None:
         return None
-    return badge("above threshold", tone="warn") if positive else badge("below threshold", tone="idle")
+    return badge("above threshold", tone="warn") if row.positive else badge("below threshold", tone="idle")
 
 
 def _marks(row: StudyResult) -> Markup | None:

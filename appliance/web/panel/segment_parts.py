@@ -1,4 +1,4 @@
-"""What a segmenting model marked: as a line in a list, and as a table."""
+"""What a model marked: as a line in a list, and as a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SegmentRow:
-    """A segment in one series; ``volume_ml`` is None of single pictures, too small where it is cut off."""
+    """A segment in one series; ``volume_ml`` is None of single pictures, too small where it is cut off.
+
+    ``score`` is highest and mean difference of what is marked, as shares of black to white, of a model of
+    anomalies.
+    """
 
     series: int
     meaning: str
@@ -24,6 +28,7 @@ class SegmentRow:
     voxels: int
     volume_ml: float | None
     cut_off: bool
+    score: tuple[float, float] | None = None
 
     @property
     def size(self) -> str:
@@ -41,9 +46,20 @@ def read(finding: Mapping[str, Any]) -> tuple[SegmentRow, ...]:
             voxels=int(row["voxels"]),
             volume_ml=row["volume_ml"],
             cut_off=bool(row["cut_off"]),
+            score=_score(row.get("score")),
         )
         for row in finding.get("segments") or ()
     )
+
+
+def _score(value: Mapping[str, Any] | None) -> tuple[float, float] | None:
+    return None if value is None else (float(value["highest"]), float(value["mean"]))
+
+
+def threshold(finding: Mapping[str, Any]) -> float | None:
+    """Return from which difference on a model of anomalies marks, as a share of black to white."""
+    value = finding.get("deviation_threshold")
+    return None if value is None else float(value)
 
 
 def names(rows: tuple[SegmentRow, ...]) -> str:
@@ -62,6 +78,7 @@ def draw_table(rows: tuple[SegmentRow, ...]) -> Markup:
                 el("small", row.code),
                 el("small", f"series {row.series}") if several else None,
                 el("small", "cut off at the edge of what the model sees") if row.cut_off else None,
+                el("small", _difference(*row.score)) if row.score else None,
             ),
             row.voxels,
             DASH if row.volume_ml is None else f"{row.volume_ml:.3f} mL",
@@ -69,3 +86,7 @@ def draw_table(rows: tuple[SegmentRow, ...]) -> Markup:
         for row in rows
     ]
     return table("Segments", columns, body, compact=True)
+
+
+def _difference(highest: float, mean: float) -> str:
+    return f"differs by up to {100 * highest:.1f} %, mean {100 * mean:.1f} %"

@@ -12,7 +12,7 @@ from appliance.auth import Principal, Right
 from appliance.db.base import now
 from appliance.db.clinical import ModelVersion, Result, Study
 from appliance.db.engine import reading, writing
-from appliance.web.panel import model, models, result, results, study
+from appliance.web.panel import jobs, model, models, result, results, study
 from appliance.web.panel.markup import DASH, join
 from appliance.web.panel.page import Query
 from tests.appliance.serving_material import add_instances, add_model, assemble, run_job
@@ -105,3 +105,19 @@ def test_the_page_of_a_study_names_the_segmentation(served: Desk) -> None:
     drawn = str(join(study.draw(view, VIEWER).values()))
     assert drawn.count(">Segmentation<") == 2
     assert "Posterior hippocampus" in drawn
+
+
+def test_where_a_model_is_not_applicable_the_study_and_the_jobs_say_why(empty_desk: Desk) -> None:
+    zone = empty_desk.zone
+    add_model(zone, card=make_segment_card(), onnx=make_segment_onnx())
+    single = masked.series(masked.draw(3).image[:1], "P-7")
+    study_id = add_instances(zone, single)
+    assert run_job(zone, assemble(zone, study_id)[1])[0] == "done"
+    words = "not applicable: model hippocampus 1.0: volume.slices"
+    view = study.load(empty_desk, VIEWER, Query({"study_id": study_id}))
+    assert words in str(join(study.draw(view, VIEWER).values()))
+    listed = jobs.load(empty_desk, VIEWER, Query())
+    drawn = str(join(jobs.draw(listed, VIEWER).values()))
+    assert words in drawn
+    assert "Retry" not in drawn
+    assert listed.dead == 0

@@ -15,8 +15,7 @@ from trainer.anomaly import APPEARANCE
 from trainer.anomaly.measures import AnomalyMetrics
 from trainer.baselines import train_local
 from trainer.engine import simulator
-from trainer.errors import ExportError, StrategyError, WeightsError
-from trainer.export import export_onnx
+from trainer.errors import StrategyError, WeightsError
 from trainer.first_model import ANOMALY_ALONE, WRAPPING, first_model
 from trainer.local_round import evaluate, local_round, predict, use_threads
 from trainer.networks import initial_weights
@@ -151,11 +150,6 @@ def test_feddis_goes_with_noise_on_the_update_but_not_with_dp_sgd() -> None:
         shared_round(privacy=promise)
     update = local_round(TASK, initial_weights(TASK), SITE, seed=1, privacy=promise)
     assert np.isfinite(update.norm)
-
-
-def test_an_anomaly_task_has_no_model_package_and_says_so() -> None:
-    with pytest.raises(ExportError, match="an anomaly task has no model package"):
-        export_onnx(TASK, initial_weights(TASK), SITE.validation)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.anomaly.measures import average_precision, measure
+from trainer.anomaly.measures import average_precision, measure, pictured
 from trainer.measuring import read_metrics
 
 if TYPE_CHECKING:
@@ -77,6 +77,58 @@ def test_cases_of_one_patient_are_one_observation() -> None:
     assert together.dice is not None
     assert (apart.dice.estimate, together.dice.estimate) == (0.75, 0.5)
     assert (apart.subjects, together.subjects) == (5, 3)
+
+
+def test_a_clean_picture_of_who_has_an_anomaly_gives_nothing_to_the_threshold() -> None:
+    cases = [case(1.0), case(100.0), case(0.0, spot=5.0)]
+    marked, strayed = np.stack([m for m, _ in cases]), np.stack([r for _, r in cases])
+    found = measure(marked, strayed, 0.98, ("well", "sick", "sick"))
+    assert (found.threshold, found.healthy_error) == (1.0, 1.0)
+    assert (found.healthy, found.healthy_subjects, found.samples) == (1, 1, 3)
+    assert measure(marked, strayed, 0.98).threshold == 100.0
+
+
+def test_padding_gives_nothing_to_the_threshold() -> None:
+    x = np.full((1, 1, 10, 10), -2.0, dtype=np.float32)
+    x[0, 0, :, 3:7] = np.linspace(-1, 1, 40).reshape(10, 4)
+    x[0, 0, 4, 4] = -2.0
+    inside = pictured(x, -2.0)
+    assert inside[0].sum() == 40
+    assert inside[0, :, 3:7].all()
+    ramp = np.zeros((1, 10, 10), dtype=np.float32)
+    ramp[0][inside[0]] = np.arange(40)
+    clean = np.zeros((1, 10, 10), dtype=np.uint8)
+    found = measure(clean, ramp, 0.9, inside=inside)
+    assert found.threshold is not None
+    assert (ramp[0][inside[0]] > found.threshold).mean() == pytest.approx(0.1)
+    without = measure(clean, ramp, 0.9).threshold
+    assert without is not None
+    assert (ramp[0][inside[0]] > without).mean() > 0.2, "the share would not hold in the picture"
+
+
+def test_black_alone_is_no_picture() -> None:
+    assert not pictured(np.full((1, 1, 4, 4), -2.0, dtype=np.float32), -2.0).any()
+
+
+def test_the_false_share_is_of_people_who_gave_nothing_to_their_threshold() -> None:
+    generator = np.random.default_rng(0)
+    alike = generator.uniform(0, 1, (12, 100, 100)).astype(np.float32)
+    clean = np.zeros(alike.shape, dtype=np.uint8)
+    found = measure(clean, alike, 0.95).false_share
+    assert found is not None
+    assert found.low < 0.05 < found.high
+    assert found.high - found.low < 0.01
+    alike[0] += 2
+    other = measure(clean, alike, 0.95).false_share
+    assert other is not None
+    assert other.estimate > found.estimate + 1 / 24, "one of twelve is all above the others' threshold"
+    assert measure(clean[:1], alike[:1], 0.95).false_share is None
+
+
+def test_figures_that_were_stored_before_are_read() -> None:
+    well = measure(case(1.0)[0][np.newaxis], case(1.0)[1][np.newaxis], 0.98).to_json()
+    old = {name: well[name] for name in well if name not in {"healthy", "healthy_subjects", "false_share"}}
+    assert read_metrics(old).to_json() == {**well, "healthy": 0, "healthy_subjects": 0}
 
 
 def test_without_healthy_or_anomalous_cases_a_figure_is_not_there() -> None:
