@@ -34,4 +34,4 @@ def site_rule(strategy: str) -> SiteRule:
     return _RULES.get(strategy, _WHOLE)
 
 
-__all__ = ["Round", "SiteRule", "site_rule"]
+__all__ = ["Round", "SiteRule", "Whole", "site_rule"]
