@@ -79,9 +79,13 @@ class Chain:
             If one of them cannot be read any more.
         """
         chain = cls()
-        for signed in stored:
-            chain.follow(blocks.read_block(signed.body), signed)
+        chain.continue_with(stored)
         return chain
+
+    def continue_with(self, stored: Iterable[Signed]) -> None:
+        """Take up more blocks that were checked before; raises as :meth:`replay` does."""
+        for signed in stored:
+            self.follow(blocks.read_block(signed.body), signed)
 
     def take(self, signed: Signed) -> list[Finding]:
         """Check a block; without a finding it is the chain's newest from now on."""

@@ -19,12 +19,14 @@ from appliance.consortium.block import (
 )
 from appliance.consortium.chain import Chain
 from appliance.consortium.errors import ConsortiumError
+from appliance.consortium.followed import following
 from appliance.consortium.offers import Countersignature, Offer, chunk
 from appliance.db import coordinator as tables
 from appliance.db.engine import reading, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from contextlib import AbstractContextManager
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from sqlalchemy import Engine
@@ -47,22 +49,27 @@ class Entry:
 
 def append(session: Session, key: Ed25519PrivateKey, entry: Entry) -> None:
     """Append a block in the caller's writing transaction, after one with the members where these changed."""
-    session.flush()
-    chain = Chain.replay(stored(session))
-    _append_members(session, key, chain, always=chain.size == 0)
-    _append(session, key, chain, entry)
+    with _followed(session) as chain:
+        _append_members(session, key, chain, always=chain.size == 0)
+        _append(session, key, chain, entry)
 
 
 def append_members(session: Session, key: Ed25519PrivateKey) -> None:
     """Append a block with what changed among the members, if anything did, in the caller's transaction."""
-    session.flush()
-    _append_members(session, key, Chain.replay(stored(session)))
+    with _followed(session) as chain:
+        _append_members(session, key, chain)
 
 
 def stored(session: Session) -> list[Signed]:
     """Return all blocks."""
-    rows = session.scalars(select(tables.ConsortiumBlock).order_by(tables.ConsortiumBlock.sequence))
-    return [Signed(row.body, row.signature) for row in rows]
+    table = tables.ConsortiumBlock
+    rows = session.execute(select(table.body, table.signature).order_by(table.sequence))
+    return [Signed(body, signature) for body, signature in rows]
+
+
+def _followed(session: Session) -> AbstractContextManager[Chain]:
+    session.flush()
+    return following(session, 0, stored(session))
 
 
 @dataclass(repr=False)
@@ -77,7 +84,9 @@ class Chronicle:
     def open_run(self, plan: str, number: int, model: str) -> None:
         """Begin a run's chapter with the model that it stands at, unless it has one."""
         with writing(self.engine) as session:
-            if plan in Chain.replay(stored(session)).newest:
+            with _followed(session) as chain:
+                has_begun = plan in chain.newest
+            if has_begun:
                 append_members(session, self.key)
             else:
                 append(session, self.key, Entry(blocks.RUN, plan, number, "", model))
@@ -96,8 +105,7 @@ class Chronicle:
             If its site has not signed it, or it does not follow what stands there.
         """
         self.chain()
-        with writing(self.engine) as session:
-            chain = Chain.replay(stored(session))
+        with writing(self.engine) as session, _followed(session) as chain:
             _append_members(session, self.key, chain, always=chain.size == 0)
             for finding in chain.check_share(signed):
                 raise ConsortiumError(finding.message)

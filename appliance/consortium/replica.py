@@ -11,8 +11,9 @@ from appliance import logs
 from appliance.consortium import block as blocks
 from appliance.consortium import own
 from appliance.consortium.block import Signed, Statement
-from appliance.consortium.chain import FINALIZE, Chain, Finding
+from appliance.consortium.chain import FINALIZE, Finding
 from appliance.consortium.errors import BlockFormError, ConsortiumError
+from appliance.consortium.followed import following
 from appliance.consortium.offers import BROKEN, Countersignature, Offer
 from appliance.db.base import now
 from appliance.db.engine import reading, writing
@@ -20,10 +21,12 @@ from appliance.db.research import ConsortiumBlock, ConsortiumFinding, Consortium
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from sqlalchemy.orm import Session
 
     from appliance.consortium.block import Block
+    from appliance.consortium.chain import Chain
     from appliance.node import ResearchZone
 
 AGGREGATE: Final = "aggregate"
@@ -57,13 +60,23 @@ class Replica:
         Nothing is countersigned while a finding is open, and none of the blocks that follow a wrong one is
         kept.
         """
+        broken = Held(BROKEN, "the consortium's ledger is not what it was; a person must look")
         with writing(self.zone.engine) as session:
-            chain = None if open_findings(session) else self._take(session, offer)
-            if chain is None:
-                return Held(BROKEN, "the consortium's ledger is not what it was; a person must look")
-            if chain.size == 0:
-                return Held(BEHIND, "no block of the consortium's ledger has come yet")
-            return self._countersign(session, chain)
+            if open_findings(session):
+                return broken
+            kept = current(session)
+            try:
+                with followed_here(session, kept) as chain:
+                    if not self._take(session, kept, chain, offer):
+                        return broken
+                    if chain.size == 0:
+                        return Held(BEHIND, "no block of the consortium's ledger has come yet")
+                    return self._countersign(session, chain)
+            except BlockFormError as error:
+                self._find(
+                    session, [Finding("replica", 0, f"this site's own replica was changed: {error}")], ""
+                )
+                return broken
 
     def hold(self, plan: str, kind: str, number: int, model: str) -> Held | None:
         """Say why a round must not run: a finding is open, or its model is not the one in the ledger."""
@@ -72,15 +85,15 @@ class Replica:
                 return Held(BROKEN, "the consortium's ledger is not what it was; a person must look")
             if kind in {AGGREGATE, SEND}:
                 return None  # it comes with more than a model, which the worker compares
-            chain = Chain.replay(current(session))
             before = number if kind == FINALIZE else number - 1
-            recorded = chain.models.get((plan, before))
+            with followed_here(session) as chain:
+                recorded, size = chain.models.get((plan, before)), chain.size
             if recorded is None:
                 return Held(BEHIND, "the model of this round is not in the consortium's ledger here")
             if recorded == model:
                 return None
             message = f"round {number} was offered with another model than the ledger names"
-            self._find(session, [Finding("model", chain.size, message)], "")
+            self._find(session, [Finding("model", size, message)], "")
         return Held(BROKEN, message)
 
     def statement(self, round_id: str) -> tuple[Statement, str]:
@@ -93,10 +106,11 @@ class Replica:
         """
         with reading(self.zone.engine) as session:
             row = session.scalar(select(Receipt).where(Receipt.round_id == round_id))
-            chain = Chain.replay(current(session))
-            if row is None or chain.size == 0:
+            with followed_here(session) as chain:
+                size, federation, newest = chain.size, chain.federation, chain.head
+            if row is None or size == 0:
                 raise ConsortiumError("nothing of this round was released, or the ledger is not here")
-            statement = own.statement(row, chain.federation, chain.head)
+            statement = own.statement(row, federation, newest)
         return statement, blocks.sign_statement(statement, self.zone.keys.signing)
 
     def resolve(self, finding_id: str, actor: str, *, adopt: bool) -> None:
@@ -122,25 +136,19 @@ class Replica:
                 body = {"replica": number}
                 self.zone.ledger.append(session, kind=ADOPTED, subject_id=row.id, body=body, actor=actor)
 
-    def _take(self, session: Session, offer: Offer) -> Chain | None:
-        """Return the chain with what was right of the offer, None after a finding."""
-        kept = current(session)
-        try:
-            chain = Chain.replay(kept)
-        except BlockFormError as error:
-            self._find(session, [Finding("replica", 0, f"this site's own replica was changed: {error}")], "")
-            return None
+    def _take(self, session: Session, kept: Sequence[Signed], chain: Chain, offer: Offer) -> bool:
+        """Let the chain of what is kept follow what is right of the offer; False after a finding."""
         found = self._own_head(session, chain) or _overlap(kept, offer)
         if found:
             self._find(session, found, "")
-            return None
+            return False
         for sequence, signed in enumerate(offer.blocks, start=offer.first):
             if sequence <= len(kept) or sequence != chain.size + 1:
                 continue
             found = chain.take(signed) or list(own.check(session, self.zone, signed))
             if found:
                 self._find(session, found, signed.body)
-                return None
+                return False
             session.add(
                 ConsortiumBlock(
                     replica=_number(session), sequence=sequence, body=signed.body, signature=signed.signature
@@ -149,10 +157,10 @@ class Replica:
         found = list(chain.check_head(offer.head, offer.signature)) if chain.size else []
         if found:
             self._find(session, found, "")
-            return None
+            return False
         if chain.size == offer.head.size:
             self._keep_head(session, offer)
-        return chain
+        return True
 
     def _own_head(self, session: Session, chain: Chain) -> list[Finding]:
         """Compare the replica with the head that this site countersigned last."""
@@ -202,12 +210,17 @@ class Replica:
 
 def current(session: Session) -> list[Signed]:
     """Return the blocks of the present replica."""
-    rows = session.scalars(
-        select(ConsortiumBlock)
+    rows = session.execute(
+        select(ConsortiumBlock.body, ConsortiumBlock.signature)
         .where(ConsortiumBlock.replica == _number(session))
         .order_by(ConsortiumBlock.sequence)
     )
-    return [Signed(row.body, row.signature) for row in rows]
+    return [Signed(body, signature) for body, signature in rows]
+
+
+def followed_here(session: Session, stored: Sequence[Signed] | None = None) -> AbstractContextManager[Chain]:
+    """Give the chain of the present replica, for the time of a block; ``stored`` are its blocks, if known."""
+    return following(session, _number(session), current(session) if stored is None else stored)
 
 
 def was_counted(session: Session, plan: str, number: int, site: str) -> bool | None:
@@ -254,7 +267,7 @@ def _number(session: Session) -> int:
     return int(session.scalar(select(func.max(ConsortiumHead.replica))) or 1)
 
 
-def _overlap(kept: list[Signed], offer: Offer) -> list[Finding]:
+def _overlap(kept: Sequence[Signed], offer: Offer) -> list[Finding]:
     """Compare offered blocks with those that are here already."""
     for sequence, signed in enumerate(offer.blocks, start=offer.first):
         if 0 < sequence <= len(kept) and signed.body != kept[sequence - 1].body:

@@ -8,9 +8,8 @@ from sqlalchemy import select
 
 from appliance import durable, logs
 from appliance.consortium import block as blocks
-from appliance.consortium.chain import Chain
 from appliance.consortium.errors import BlockFormError
-from appliance.consortium.replica import current
+from appliance.consortium.replica import followed_here
 from appliance.db.engine import reading, writing
 from appliance.db.research import Protocol
 from appliance.federation import envelope, refusals
@@ -44,10 +43,10 @@ def is_among_recipients(session: Session, zone: ResearchZone, plan: Plan) -> boo
     if recipients.get(zone.settings.federation.site) != own:
         return False
     try:
-        chain = Chain.replay(current(session))
+        with followed_here(session) as chain:
+            return all(chain.key(site) == key for site, key in recipients.items())
     except BlockFormError:
         return False  # the replica itself stops rounds, with its own word
-    return all(chain.key(site) == key for site, key in recipients.items())
 
 
 def offer(zone: ResearchZone, plan_sha256: str) -> str:
