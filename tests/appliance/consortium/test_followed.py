@@ -7,6 +7,7 @@ from sqlalchemy import update
 
 from appliance.consortium import block as blocks
 from appliance.consortium import chronicle
+from appliance.consortium.block import Signed
 from appliance.consortium.chain import Chain
 from appliance.consortium.errors import BlockFormError
 from appliance.consortium.followed import MOST, following
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from appliance.consortium.block import Block, Signed
+    from appliance.consortium.block import Block
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_a_block_that_was_changed_or_taken_away_is_noticed(scene: Scene) -> None
     follow(scene)
     changed = [
         *stored[:1],
-        chronicle.Signed(stored[1].body.replace(digest("model 0"), digest("other")), stored[1].signature),
+        Signed(stored[1].body.replace(digest("model 0"), digest("other")), stored[1].signature),
         *stored[2:],
     ]
 
@@ -82,7 +83,7 @@ def test_a_block_that_was_changed_or_taken_away_is_noticed(scene: Scene) -> None
     assert follow(scene, stored[:-2]) == replayed(stored[:-2])
     assert follow(scene, stored) == replayed(stored)
     with pytest.raises(BlockFormError):
-        follow(scene, [*stored[:1], chronicle.Signed("{}", ""), *stored[2:]])
+        follow(scene, [*stored[:1], Signed("{}", ""), *stored[2:]])
     assert follow(scene, stored) == replayed(stored)
 
 
