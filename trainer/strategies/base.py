@@ -164,28 +164,35 @@ def check_update(
         raise UpdateError(
             "names", f"{missing} arrays missing, {unknown} unknown; expected those of the global model"
         )
-    for name, expected in reference.items():
-        array = delta[name]
-        if not isinstance(array, np.ndarray) or array.shape != expected.shape:
-            raise UpdateError("shape", f"{name}: another shape; expected {expected.shape}")
-        if array.dtype != expected.dtype or array.dtype.kind not in "fi":
-            raise UpdateError(
-                "dtype", f"{name}: another dtype; expected {expected.dtype}, float or signed integer"
-            )
-        if array.dtype.kind == "f" and not streams.is_finite(delta, name, array.size):
-            raise UpdateError("not_finite", f"{name}: NaN or infinity; expected finite numbers")
-    if max_norm is not None and not update_norm(delta) <= max_norm:
+    found = [_checked_squares(reference, delta, name) for name in reference]
+    if max_norm is not None and not math.sqrt(streams.total(found)) <= max_norm:
         raise UpdateError(
             "norm", f"the update is larger than allowed; expected an L2 norm of at most {max_norm}"
         )
 
 
+def _checked_squares(reference: Mapping[str, Array], delta: Mapping[str, Array], name: str) -> float:
+    """Return the sum of squares of one array of an update, 0 of integers; raises UpdateError."""
+    expected, dtype = streams.layout_of(reference, name)
+    shape, found = streams.layout_of(delta, name)
+    if shape != expected:
+        raise UpdateError("shape", f"{name}: another shape; expected {expected}")
+    if found != dtype or dtype.kind not in "fi":
+        raise UpdateError("dtype", f"{name}: another dtype; expected {dtype}, float or signed integer")
+    if dtype.kind == "i":
+        return 0.0
+    squares = streams.squares(delta, name, math.prod(expected))
+    if not math.isfinite(squares) and not streams.is_finite(delta, name, math.prod(expected)):
+        raise UpdateError("not_finite", f"{name}: NaN or infinity; expected finite numbers")
+    return squares
+
+
 def update_norm(delta: Mapping[str, Array]) -> float:
     """Return the L2 norm over all floating-point arrays, computed in float64."""
-    found = [
-        streams.squares(delta, name, array.size) for name, array in delta.items() if array.dtype.kind == "f"
-    ]
-    return math.sqrt(sum(found)) if any(math.isinf(one) for one in found) else math.sqrt(math.fsum(found))
+    forms = [(name, *streams.form_of(delta, name)) for name in delta]
+    return math.sqrt(
+        streams.total(streams.squares(delta, name, count) for name, _, is_float, count in forms if is_float)
+    )
 
 
 def clip_update(delta: Mapping[str, Array], max_norm: float) -> Weights:

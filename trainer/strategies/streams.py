@@ -117,10 +117,17 @@ def weighted_sum(
 def squares(arrays: Mapping[str, Array], name: str, count: int) -> float:
     """Return the sum of squares of one array, in float64; infinite where that overflows."""
     with np.errstate(over="ignore"):
-        return math.fsum(
+        return total(
             float(np.sum(np.square(part(arrays, name, first, last), dtype=np.float64)))
             for first, last in spans(count)
         )
+
+
+def total(squares: Iterable[float]) -> float:
+    """Return an exact sum, rounded once; infinite where it overflows, NaN where one of them is."""
+    found = list(squares)
+    plain = sum(found)
+    return math.fsum(found) if math.isfinite(plain) else plain
 
 
 def squared_distance(one: Mapping[str, Array], other: Mapping[str, Array], name: str, count: int) -> float:
@@ -132,12 +139,17 @@ def squared_distance(one: Mapping[str, Array], other: Mapping[str, Array], name:
         return sum(float(np.dot(piece, piece)) for piece in pieces)
 
 
+def layout_of(arrays: Mapping[str, Array], name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and dtype of one array; of a file nothing is read. What is no array has no dtype here."""
+    if isinstance(arrays, Stored):
+        return arrays.form(name)
+    array = arrays[name]
+    return (array.shape, array.dtype) if isinstance(array, np.ndarray) else ((-1,), np.dtype(object))
+
+
 def form_of(arrays: Mapping[str, Array], name: str) -> tuple[tuple[int, ...], bool, int]:
     """Return shape, whether its numbers are floating, and count of one array; of a file nothing is read."""
-    if isinstance(arrays, Stored):
-        shape, dtype = arrays.form(name)
-    else:
-        shape, dtype = arrays[name].shape, arrays[name].dtype
+    shape, dtype = layout_of(arrays, name)
     return shape, dtype.kind == "f", math.prod(shape)
 
 
