@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,11 +28,21 @@ def test_the_embedded_redis_listens_on_a_private_unix_socket_alone(
         assert {name: client.config_get(name)[name] for name in wanted} == wanted
 
 
+def until_written(url: str) -> None:
+    """Wait until the append-only file has all: a disk that is busy has Redis wait for it, for two seconds."""
+    deadline = time.monotonic() + 30.0
+    with broker.connect(url) as client:
+        while client.info("persistence")["aof_buffer_length"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
 def test_the_embedded_redis_remembers_what_it_was_given_before_it_was_killed(
     node_settings: Settings, clinical_redis: RedisServer
 ) -> None:
     url = node.redis_url(node_settings, "clinical")
     assert broker.send(url, broker.DELIVER_RESULT, broker.CLINICAL_QUEUE, "a" * 32)
+    until_written(url)
     clinical_redis.kill()
     clinical_redis.start()
     assert broker.backlog(url, (broker.CLINICAL_QUEUE,)) == 1
