@@ -309,6 +309,7 @@ def _prepare_process(zone: ResearchZone) -> None:
     from trainer.local_round import use_threads  # noqa: PLC0415
 
     use_threads(zone.settings.training.threads)
+    return_freed_memory()
     keep_freed_arrays()
 
 
