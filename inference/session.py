@@ -72,8 +72,9 @@ class ModelSession:
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            content = package.model_path.read_bytes()
-            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            # By its path: of bytes the runtime's Python class would keep a copy beside the session's own.
+            path = str(package.model_path)
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except (*_RUNTIME_ERRORS, OSError) as error:
             raise SessionError(
                 "session.load", f"the model cannot be loaded ({type(error).__name__})"

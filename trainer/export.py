@@ -105,15 +105,25 @@ def export_onnx(
     if len(samples) == 0:
         raise ExportError("no sample to compare the exported model on; expected at least one")
     card = _card(task, threshold)
-    model = _answering(task, with_weights(task, weights)).eval()
-    content = _to_onnx(model, task, card.output.name)
-    parity = _compare(model, card, content, np.ascontiguousarray(samples.x))
+    with tempfile.TemporaryDirectory(prefix="cloister-export-") as folder:
+        package = Package(card, Path(folder), sha256="", signer="")
+        parity = _exported(task, weights, package, np.ascontiguousarray(samples.x))
+        content = package.model_path.read_bytes()
     if not (parity.max_abs <= PARITY_LIMIT and parity.voxels <= PARITY_VOXELS):
         raise ExportError(
             "the exported model strays from the trained one; expected probabilities or residuals within "
             f"{PARITY_LIMIT} and another class or side at {PARITY_VOXELS} of all voxels at most"
         )
     return content, parity
+
+
+def _exported(
+    task: TaskSpec, weights: Mapping[str, NDArray[Any]], package: Package, x: NDArray[np.float32]
+) -> Parity:
+    """Write a package's model and compare it; its content is in memory as often as the two sides need it."""
+    model = _answering(task, with_weights(task, weights)).eval()
+    _to_onnx(model, task, package.card.output.name, package.model_path)
+    return _compare(model, package, x)
 
 
 def export_package(
@@ -208,10 +218,9 @@ def _answer_of(task: TaskSpec, threshold: Threshold | None) -> tuple[str, Volume
     return SEGMENTATION_3D, VolumeSpec(spec.slices, (slices, rows, columns)), output
 
 
-def _to_onnx(model: torch.nn.Module, task: TaskSpec, output: str) -> bytes:
+def _to_onnx(model: torch.nn.Module, task: TaskSpec, output: str, path: Path) -> None:
     example = torch.zeros((2, 1, *task.size))
-    with tempfile.TemporaryDirectory(prefix="cloister-export-") as folder, warnings.catch_warnings():
-        path = Path(folder) / "model.onnx"
+    with warnings.catch_warnings():
         # The tracing exporter needs a fifth of the other one's time and memory; torch is pinned.
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -224,27 +233,23 @@ def _to_onnx(model: torch.nn.Module, task: TaskSpec, output: str) -> bytes:
             opset_version=OPSET,
             dynamo=False,
         )
-        return path.read_bytes()
 
 
-def _compare(model: torch.nn.Module, card: ModelCard, content: bytes, x: NDArray[np.float32]) -> Parity:
+def _compare(model: torch.nn.Module, package: Package, x: NDArray[np.float32]) -> Parity:
     """Run both as an inference worker would, part by part: of volumes all answers together are large."""
     furthest, differing, voxels = 0.0, 0, 0
-    with tempfile.TemporaryDirectory(prefix="cloister-export-") as name:
-        package = Package(card, Path(name), sha256="", signer="")
-        package.model_path.write_bytes(content)
-        session = ModelSession(package, threads=1)
-        step = batch_size_of(x, _BATCH)
-        for first in range(0, len(x), step):
-            part = x[first : first + step]
-            with torch.inference_mode():
-                expected = model(torch.from_numpy(part)).numpy()
-            found = session.run(part)
-            strays = float(np.max(np.abs(found.astype(np.float64) - expected)))
-            furthest = max(furthest, strays) if np.isfinite(strays) else float("inf")
-            if card.segmenting:
-                differing += int((_marks(card, found) != _marks(card, expected)).sum())
-                voxels += found[:, 0].size
+    card, session = package.card, ModelSession(package, threads=1)
+    step = batch_size_of(x, _BATCH)
+    for first in range(0, len(x), step):
+        part = x[first : first + step]
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(part)).numpy()
+        found = session.run(part)
+        strays = float(np.max(np.abs(found.astype(np.float64) - expected)))
+        furthest = max(furthest, strays) if np.isfinite(strays) else float("inf")
+        if card.segmenting:
+            differing += int((_marks(card, found) != _marks(card, expected)).sum())
+            voxels += found[:, 0].size
     return Parity(furthest, differing / max(1, voxels))
 
 
