@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from trainer.errors import StrategyError, UpdateError
 from trainer.strategies import streams
+from trainer.weights_io import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -174,7 +175,8 @@ def check_update(
 def _checked_squares(reference: Mapping[str, Array], delta: Mapping[str, Array], name: str) -> float:
     """Return the sum of squares of one array of an update, 0 of integers; raises UpdateError."""
     expected, dtype = streams.layout_of(reference, name)
-    shape, found = streams.layout_of(delta, name)
+    is_array = isinstance(delta, Stored) or isinstance(delta[name], np.ndarray)
+    shape, found = streams.layout_of(delta, name) if is_array else (None, None)
     if shape != expected:
         raise UpdateError("shape", f"{name}: another shape; expected {expected}")
     if found != dtype or dtype.kind not in "fi":

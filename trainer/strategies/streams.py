@@ -140,11 +140,13 @@ def squared_distance(one: Mapping[str, Array], other: Mapping[str, Array], name:
 
 
 def layout_of(arrays: Mapping[str, Array], name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and dtype of one array; of a file nothing is read. What is no array has no dtype here."""
+    """Return shape and dtype of one array; of a file nothing is read.
+
+    NumPy's scalars are arrays of one number: they come of arithmetic on arrays without dimensions.
+    """
     if isinstance(arrays, Stored):
         return arrays.form(name)
-    array = arrays[name]
-    return (array.shape, array.dtype) if isinstance(array, np.ndarray) else ((-1,), np.dtype(object))
+    return arrays[name].shape, arrays[name].dtype
 
 
 def form_of(arrays: Mapping[str, Array], name: str) -> tuple[tuple[int, ...], bool, int]:

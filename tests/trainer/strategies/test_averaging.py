@@ -147,6 +147,11 @@ def test_an_unsigned_buffer_is_refused_since_differences_would_wrap() -> None:
         check_update(reference, {"n": np.array(1, dtype=np.uint8)})
 
 
+def test_a_scalar_counts_in_the_norm_as_an_array_without_dimensions_does() -> None:
+    three, four = np.array(3.0), np.array([4.0])
+    assert update_norm({"scale": three, "w": four}) == update_norm({"scale": three[()], "w": four}) == 5.0
+
+
 def test_an_update_above_the_bound_is_refused() -> None:
     delta = {"w": np.array([3.0, 4.0], dtype=np.float32)}
     assert update_norm(delta) == pytest.approx(5.0)
