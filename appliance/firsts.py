@@ -104,10 +104,10 @@ def _norms(plan: Plan, blocks: Mapping[int, Block], number: int) -> list[float]:
     """
     block = blocks.get(number)
     counted = [] if block is None else [one.statement for one in block.contributions if one.accepted]
-    stated = [None if said is None else said.norm for said in counted]
+    stated = [None if said is None else said.longest for said in counted]
     if block is None or block.kind != ROUND:
         stated = [None] * _MOST_SITES
-    return [plan.max_update_norm if norm is None else norm / 1000 for norm in stated] or [0.0]
+    return [plan.max_update_norm if norm is None else norm for norm in stated] or [0.0]
 
 
 def _first(zone: ResearchZone, plan: Plan) -> Mapping[str, Array]:

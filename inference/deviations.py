@@ -55,6 +55,11 @@ class Threshold:
         if not is_whole(self.people, 1, _MOST) or not is_whole(self.pictures, self.people, _MOST):
             raise PackageError("card", "output.threshold: expected pictures and people, one or more of each")
 
+    @property
+    def parameters(self) -> dict[str, str]:
+        """What results say of it, by name, as parameters of the algorithm."""
+        return {"threshold": f"{self.value:g}", "healthy_share": f"{self.healthy_share:g}"}
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object that :func:`read_threshold` reads back."""
         return {**vars(self), "source": SOURCE}

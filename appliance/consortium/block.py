@@ -68,6 +68,11 @@ class Statement:
     head_root: str
     norm: int | None = None
 
+    @property
+    def longest(self) -> float | None:
+        """The most that the update's L2 norm is; None where none was stated."""
+        return None if self.norm is None else self.norm / 1000
+
 
 @dataclass(frozen=True)
 class Contribution:

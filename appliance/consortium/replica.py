@@ -225,20 +225,16 @@ def followed_here(session: Session, stored: Sequence[Signed] | None = None) -> A
 
 def was_counted(session: Session, plan: str, number: int, site: str) -> bool | None:
     """Whether the ledger says that a site's update went into a round of a plan; None before it says so."""
-    for signed in reversed(current(session)):
-        block = blocks.read_block(signed.body)
-        if (block.kind, block.plan, block.round) == (blocks.ROUND, plan, number):
-            return any(one.site == site and one.accepted for one in block.contributions)
-    return None
+    block = rounds_of(session, plan).get(number)
+    if block is None or block.kind != blocks.ROUND:
+        return None
+    return any(one.site == site and one.accepted for one in block.contributions)
 
 
 def model_of(session: Session, plan: str, number: int) -> str | None:
     """Return the hash of the model that the ledger names after a plan's round; None before it does."""
-    for signed in reversed(current(session)):
-        block = blocks.read_block(signed.body)
-        if (block.plan, block.round) == (plan, number) and block.kind in {blocks.RUN, blocks.ROUND}:
-            return block.model_out
-    return None
+    with followed_here(session) as chain:
+        return chain.models.get((plan, number))
 
 
 def rounds_of(session: Session, plan: str) -> dict[int, Block]:

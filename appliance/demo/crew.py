@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
+from appliance import forking
 from appliance.children import adopt_orphans, die_with_parent
 from appliance.demo.proc import descendants, name_of
 from appliance.errors import ApplianceError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Many small processes on few cores: one thread and one allocator arena each.
-LEAN: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+LEAN: Final = {**forking.LEAN, "OMP_NUM_THREADS": "1"}
 POLITE_S: Final = 7.0
 FORCED_S: Final = 2.0
 

@@ -124,10 +124,10 @@ def _refusal(code: str, message: str) -> messages.SiteAnswer:
 def to_update(answer: Answer) -> aggregation.Update:
     """Return an answer's update, with the norm that its site signed, where it signed one."""
     try:
-        norm = blocks.read_statement(answer.said.statement.get("statement")).norm
+        longest = blocks.read_statement(answer.said.statement.get("statement")).longest
     except BlockFormError:  # where a consortium keeps a ledger, none such gets here
-        norm = None
-    most = math.inf if norm is None else norm / 1000
+        longest = None
+    most = math.inf if longest is None else longest
     return aggregation.Update(answer.site, answer.arrays, answer.said.samples, most)
 
 

@@ -123,9 +123,7 @@ def _group(
 
 def _parameters(context: SegmentContext) -> list[str]:
     threshold = context.card.threshold
-    if threshold is None:
-        return []
-    return [f"threshold={threshold.value:g}", f"healthy_share={threshold.healthy_share:g}"]
+    return [] if threshold is None else [f"{name}={value}" for name, value in threshold.parameters.items()]
 
 
 def _said(context: SegmentContext, marked: Marked, segment: Segment) -> list[QualitativeEvaluation]:

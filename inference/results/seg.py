@@ -132,9 +132,7 @@ def _what_it_is(context: SegmentContext) -> str:
 
 def _threshold(context: SegmentContext) -> dict[str, str]:
     threshold = context.card.threshold
-    if threshold is None:
-        return {}
-    return {"threshold": f"{threshold.value:g}", "healthy_share": f"{threshold.healthy_share:g}"}
+    return {} if threshold is None else threshold.parameters
 
 
 def _reduced(source: Dataset, first: Dataset) -> Dataset:
