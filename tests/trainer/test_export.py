@@ -3,13 +3,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from inference.package import open_package
 from inference.session import ModelSession
+from tests.trainer.graphs import checked_source
 from tests.trainer.samples import drawn, drawn_dataset, small_task
 from trainer import export
 from trainer.datasets import Samples
@@ -34,13 +34,7 @@ def test_the_exported_model_computes_what_torch_computes(spec: NetworkSpec) -> N
     content, parity = export_onnx(task, initial_weights(task), drawn(1, 5, task))
     assert parity.max_abs < 1e-5
     assert parity.voxels == 0
-    model = onnx.load_from_string(content)
-    onnx.checker.check_model(model)
-    assert [opset.domain for opset in model.opset_import] == [""]
-    assert [(value.name, value.type.tensor_type.shape.dim[0].dim_param) for value in model.graph.input] == [
-        ("image", "n")
-    ]
-    assert [value.name for value in model.graph.output] == ["probability"]
+    checked_source(content, "probability")
 
 
 def test_the_package_serves_the_trained_model_with_its_card(tmp_path: Path) -> None:

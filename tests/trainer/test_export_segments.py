@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,6 +14,7 @@ from inference.package import load_package, open_package
 from inference.segments import ANATOMICAL_STRUCTURE
 from inference.session import ModelSession
 from tests.trainer import masked
+from tests.trainer.graphs import checked_source
 from trainer import export
 from trainer.errors import ExportError
 from trainer.export import PARITY_LIMIT, PARITY_VOXELS, Parity, export_onnx, export_package
@@ -44,13 +44,8 @@ def test_the_exported_model_marks_what_torch_marks(task: TaskSpec, norm: str) ->
     content, parity = export_onnx(task, initial_weights(task), masked.drawn_masks(1, 5, task))
     assert parity.max_abs < 1e-5
     assert parity.voxels == 0
-    model = onnx.load_from_string(content)
-    onnx.checker.check_model(model)
-    assert [opset.domain for opset in model.opset_import] == [""]
-    (source,), (answer,) = model.graph.input, model.graph.output
-    assert (source.name, source.type.tensor_type.shape.dim[0].dim_param) == ("image", "n")
+    source = checked_source(content, "segments")
     assert [dim.dim_value for dim in source.type.tensor_type.shape.dim[1:]] == [1, *task.size]
-    assert answer.name == "segments"
 
 
 @TASKS
