@@ -29,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     role, *options = sys.argv[1:] if argv is None else argv
     from nvflare.fuel.f3.mpm import MainProcessMonitor  # noqa: PLC0415 - the launchers need the names alone
 
+    from appliance.federation import arraystream  # noqa: PLC0415 - heavy
+
+    arraystream.register()
     job = _job(role)
     job.monitor_parent_process = _watch_parent
     sys.argv = [sys.argv[0], *options]  # the engine's parser reads them there
