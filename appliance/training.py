@@ -162,7 +162,6 @@ def _keep_update(
 ) -> None:
     """Write what is to leave, and what stays, to disk; the row is done when it names them."""
     from trainer import weights_io  # noqa: PLC0415
-    from trainer.strategies import update_norm  # noqa: PLC0415
 
     row = work.row
     # An attempt's own file: one that lost its lease cannot replace what the row names. The attempt's number
@@ -177,7 +176,7 @@ def _keep_update(
         stored.dataset_version_id, stored.cases = built.version_id, built.cases
         stored.samples, stored.metrics = update.samples, update.metrics.to_json()
         stored.train_seconds, stored.noise_source = update.train_seconds, update.noise_source
-        stored.update_norm = update_norm(update.delta)
+        stored.update_norm = update.delta_norm
         session.flush()
         body = {
             "dataset_version_id": built.version_id,

@@ -48,6 +48,8 @@ class LocalUpdate:
         updates are packed, what the coordinator unpacks.
     norm : float
         L2 norm of the difference before it was scaled down.
+    delta_norm : float
+        L2 norm of ``delta``.
     samples : int
         Training cases: the weight in the mean.
     metrics : Metrics, SegmentationMetrics or AnomalyMetrics
@@ -67,6 +69,7 @@ class LocalUpdate:
 
     delta: Weights
     norm: float
+    delta_norm: float
     samples: int
     metrics: AnyMetrics
     train_loss: float
@@ -170,17 +173,18 @@ def local_round(  # noqa: PLR0913 - all that the same update depends on
     source = noise or SecureNoise()
     delta, loss, made = _trained(rule, this, privacy, source)
     seconds = time.perf_counter() - started
-    strategies.check_update(global_weights, delta)
-    norm = strategies.update_norm(delta)
-    clipped = strategies.clip_update(delta, max_norm)
+    norm = strategies.check_update(global_weights, delta)
+    clipped = strategies.clip_update(delta, max_norm, norm)
     named = source.source if privacy is not None else ""
     count = len(dataset.train)
     if packing is None:
         kept = rule.kept(this, clipped, made)
-        return LocalUpdate(clipped, norm, count, before, loss, seconds, kept, named)
+        after = norm if norm <= max_norm else strategies.update_norm(clipped)
+        return LocalUpdate(clipped, norm, after, count, before, loss, seconds, kept, named)
     packed = packing.compression.pack(clipped, residual, max_norm, packing.draw)
     kept = with_residual(rule.kept(this, packed.update, made), packed.residual, residual)
-    return LocalUpdate(packed.update, norm, count, before, loss, seconds, kept, named, packed.arrays)
+    after = strategies.update_norm(packed.update)
+    return LocalUpdate(packed.update, norm, after, count, before, loss, seconds, kept, named, packed.arrays)
 
 
 def _trained(

@@ -320,7 +320,7 @@ def site_round(  # noqa: PLR0913 - as local_round
         samples=update.samples,
         update_bytes=len(to_bytes(update.leaving)),
         model_bytes=len(to_bytes(weights)),
-        update_norm=strategies.update_norm(update.delta),
+        update_norm=update.delta_norm,
         train_loss=update.train_loss,
         train_seconds=update.train_seconds,
         metrics=update.metrics,

@@ -134,7 +134,7 @@ def places(head: bytes, size_bytes: int) -> dict[str, Place]:
     return found
 
 
-def view(content: bytes | mmap, place: Place) -> Array:
+def view(content: bytes | memoryview | mmap, place: Place) -> Array:
     """Return an array that reads these bytes where they are."""
     return np.frombuffer(content, place.dtype, place.count, place.first).reshape(place.shape)
 

@@ -6,7 +6,7 @@ import hashlib
 import mmap
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,16 +55,35 @@ def save(path: Path, weights: Mapping[str, Array], *, durable: bool = True) -> s
     return save_pieces(path, tensor_layout.pieces(weights), durable=durable)
 
 
-def save_pieces(
-    path: Path, pieces: Iterable[bytes | memoryview], expected: str = "", *, durable: bool = True
-) -> str:
-    """Write a file's content as :func:`save` does, piece by piece; its form is not looked at.
+def save_pieces(path: Path, pieces: Iterable[bytes | memoryview], *, durable: bool = True) -> str:
+    """Write a file's content as :func:`save` does, piece by piece; its form is not looked at."""
+    return _write(path, pieces, lambda *_: None, durable=durable)
+
+
+def receive(path: Path, pieces: Iterable[bytes | memoryview], expected: str) -> None:
+    """Write a file of someone else's durably, piece by piece.
 
     Raises
     ------
     WeightsError
-        If its SHA-256 is another than ``expected``, where that is given: nothing is kept then.
+        If its SHA-256 is another than ``expected``, or it is no weights file: nothing is kept then.
     """
+
+    def check(written: Path, digest: str) -> None:
+        if digest != expected:
+            raise WeightsError("the content differs from its announced hash")
+        _places(written)
+
+    _write(path, pieces, check, durable=True)
+
+
+def _write(
+    path: Path,
+    pieces: Iterable[bytes | memoryview],
+    check: Callable[[Path, str], None],
+    *,
+    durable: bool,
+) -> str:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
@@ -76,8 +95,7 @@ def save_pieces(
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
-        if expected and digest.hexdigest() != expected:
-            raise WeightsError("the content differs from its announced hash")
+        check(temporary, digest.hexdigest())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,13 +1,17 @@
 """How arrays travel between the engine's job processes: laid out as one weights file, piece by piece.
 
-The engine's own way wraps each array in a checked archive, which reads and copies it several times at both
-ends. Here a piece is sent from where its arrays lie, and put where it belongs. The engine's downloads,
-their retries and their order are its own.
+The engine's own way makes an archive of each array, which is summed, packed and copied several times at
+both ends. Here a piece is copied once from where its arrays lie, and once to where it belongs. Downloads,
+their order and their retries are the engine's own.
+
+What cannot be read becomes an array that is none. The engine would end the coordinator's job instead, so
+that one site could end it again and again.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,13 +26,14 @@ from trainer.errors import WeightsError
 from trainer.weights_io import MAX_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
-PIECE_BYTES: Final = 4 * 2**20
+PIECE_BYTES: Final = 8 * 2**20
 _FIRST: Final = "first"
 _TOTAL: Final = "total"
+_NONE: Final = np.array("unreadable")  # of a type that no model has: whoever takes it refuses it
 
 
 def register() -> None:
@@ -43,7 +48,7 @@ def register() -> None:
 class Piece:
     """Bytes that are sent from where they lie."""
 
-    def __init__(self, content: memoryview | bytes) -> None:
+    def __init__(self, content: bytes) -> None:
         self.content = content
 
     def __len__(self) -> int:
@@ -73,14 +78,15 @@ class ArrayStream(Downloadable):  # type: ignore[misc]
     """Arrays as one weights file, of which any piece is sent to whoever asks."""
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        super().__init__(tensor_layout.pieces(arrays))
-        self._ends = list(accumulate(part.nbytes for part in self.base_obj))
+        super().__init__(None)
+        self._parts: list[memoryview] | None = tensor_layout.pieces(arrays)
+        self._ends = list(accumulate(part.nbytes for part in self._parts))
 
     def produce(self, state: dict[str, Any], requester: str) -> tuple[str, Any, dict[str, Any]]:
         """Return the piece after the one that a receiver tells it has."""
         del requester
         first = 0 if not state else state.get(_FIRST)
-        parts, total = self.base_obj, self._ends[-1]
+        parts, total = self._parts, self._ends[-1]
         if type(first) is not int or not 0 <= first <= total or parts is None:
             return ProduceRC.ERROR, None, {}
         if first == total:
@@ -88,19 +94,19 @@ class ArrayStream(Downloadable):  # type: ignore[misc]
         last = min(first + PIECE_BYTES, total)
         return ProduceRC.OK, [Piece(self._between(parts, first, last))], {_FIRST: last, _TOTAL: total}
 
-    def _between(self, parts: list[memoryview], first: int, last: int) -> memoryview | bytes:
-        """Return the bytes from ``first`` to ``last``, copied only where they are of several arrays."""
+    def _between(self, parts: list[memoryview], first: int, last: int) -> bytes:
+        """Return the bytes from ``first`` to ``last``; a view of them, left somewhere, would keep them all."""
         found = []
         at = bisect_right(self._ends, first)
         while first < last:
             start = self._ends[at] - parts[at].nbytes
             found.append(parts[at][first - start : last - start])
             first, at = self._ends[at], at + 1
-        return found[0] if len(found) == 1 else b"".join(found)
+        return b"".join(found)
 
     def release(self) -> None:
         """Let go of the arrays."""
-        self.base_obj = None
+        self._parts = None
 
 
 class Gathering(Consumer):  # type: ignore[misc]
@@ -112,6 +118,8 @@ class Gathering(Consumer):  # type: ignore[misc]
         What arrived, when all of it did.
     error : str
         Why nothing did.
+    is_broken : bool
+        Whether that is since what arrived cannot be read.
     """
 
     supports_pipelining = True
@@ -119,21 +127,31 @@ class Gathering(Consumer):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.arrays: dict[str, NDArray[Any]] = {}
-        self.error = ""
+        self.error, self.is_broken = "", False
         self._content: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._filled = 0
 
     def consume(self, ref_id: str, state: dict[str, Any], data: Any) -> dict[str, Any]:
         """Take the next piece; raises WeightsError for what is none."""
         del ref_id
-        pieces = data if isinstance(data, list) else []
-        if not pieces or not all(isinstance(piece, Piece) and len(piece) for piece in pieces):
-            raise WeightsError("a piece of arrays: expected bytes")
-        for piece in pieces:
-            self._take(piece.content, state.get(_TOTAL))
+        with self._reading():
+            total = state.get(_TOTAL) if isinstance(state, dict) else None
+            for piece in data if isinstance(data, list) else [data]:
+                self._take(piece, total)
         return state
 
-    def _take(self, piece: memoryview | bytes, total: object) -> None:
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except WeightsError:
+            self.is_broken = True
+            raise
+
+    def _take(self, sent: object, total: object) -> None:
+        piece = sent.content if isinstance(sent, Piece) else None
+        if not isinstance(piece, bytes) or not piece:
+            raise WeightsError("arrays: expected bytes")
         if self._filled == 0:
             if type(total) is not int or not 0 < total <= MAX_BYTES:
                 raise WeightsError(f"arrays: expected 1 to {MAX_BYTES} bytes")
@@ -147,17 +165,30 @@ class Gathering(Consumer):  # type: ignore[misc]
     def download_completed(self, ref_id: str) -> None:
         """Look at what arrived; raises WeightsError if it is no weights file."""
         del ref_id
-        if not 0 < self._filled == self._content.size:
-            raise WeightsError("arrays: fewer bytes than announced")
-        content = self._content.data
-        head = bytes(content[: tensor_layout.header_bytes(bytes(content[: tensor_layout.LENGTH_BYTES]))])
-        found = tensor_layout.places(head, self._content.size)
-        self.arrays = {name: tensor_layout.view(content, place) for name, place in found.items()}
+        with self._reading():
+            if not 0 < self._filled == self._content.size:
+                raise WeightsError("arrays: fewer bytes than announced")
+            content = self._content.data
+            length = tensor_layout.header_bytes(bytes(content[: tensor_layout.LENGTH_BYTES]))
+            found = tensor_layout.places(bytes(content[:length]), self._content.size)
+            self.arrays = {name: tensor_layout.view(content, place) for name, place in found.items()}
 
     def download_failed(self, ref_id: str, reason: str) -> None:
         """Take note of why nothing arrives any more."""
         del ref_id
         self.error = reason
+
+
+class _Unreadable(dict[str, Any]):
+    """Stands for the arrays of a message that cannot be read."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def get(self, name: object, default: object = None) -> NDArray[Any]:  # type: ignore[override]
+        """Return what no model has."""
+        del name, default
+        return _NONE
 
 
 class ArrayDecomposer(NumpyArrayDecomposer):  # type: ignore[misc]
@@ -176,12 +207,15 @@ class ArrayDecomposer(NumpyArrayDecomposer):  # type: ignore[misc]
         """Fetch a message's arrays; return an error or them, by their numbers in the message."""
         gathering = Gathering()
         options.pop("fobs_ctx", None)
-        download_object(
-            from_fqcn=from_fqcn,
-            ref_id=ref_id,
-            consumer=gathering,
-            per_request_timeout=per_request_timeout,
-            cell=cell,
-            **options,
-        )
-        return gathering.error, gathering.arrays
+        try:
+            download_object(
+                from_fqcn=from_fqcn,
+                ref_id=ref_id,
+                consumer=gathering,
+                per_request_timeout=per_request_timeout,
+                cell=cell,
+                **options,
+            )
+        except WeightsError as error:
+            self.logger.error(f"{from_fqcn}: {error}")
+        return ("", _Unreadable()) if gathering.is_broken else (gathering.error, gathering.arrays)

@@ -15,9 +15,10 @@ from appliance.federation.errors import ReleaseError
 from trainer.compression import steps
 from trainer.errors import TrainerError, WeightsError
 from trainer.federation import aggregation
-from trainer.weights_io import from_bytes, load, save_pieces, to_bytes
+from trainer.weights_io import from_bytes, load, receive, to_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from sqlalchemy.orm import Session
@@ -44,10 +45,10 @@ def mail_path(root: Path, protocol_id: str, kind: str, number: int, sha256: str)
     return _mail(root) / f"{protocol_id}-{kind}-{number}-{model_path(root, sha256).name}"
 
 
-def store_mail(path: Path, content: bytes, max_bytes: int) -> None:
+def store_mail(path: Path, pieces: Iterable[bytes | memoryview], max_bytes: int) -> None:
     """Keep the mail of a round in place of the protocol's last; raises ReleaseError as for a model."""
     digest = path.stem.rpartition("-")[2]
-    _store(path, digest, content, max_bytes, "mail")
+    _store(path, digest, pieces, max_bytes, "mail")
     for other in path.parent.glob(f"{path.name.partition('-')[0]}-*.safetensors"):
         if other != path:
             other.unlink(missing_ok=True)
@@ -79,10 +80,10 @@ def _mail(root: Path) -> Path:
     return root / "federation" / "mail"
 
 
-def store_model(root: Path, sha256: str, content: bytes, max_bytes: int) -> Path:
+def store_model(root: Path, sha256: str, pieces: Iterable[bytes | memoryview], max_bytes: int) -> Path:
     """Keep a global model by its hash; raises ReleaseError when the bytes are others or too many."""
     path = model_path(root, sha256)
-    _store(path, sha256, content, max_bytes, "model")
+    _store(path, sha256, pieces, max_bytes, "model")
     return path
 
 
@@ -112,12 +113,17 @@ def followed(root: Path, plan: Plan, number: int, base: str, content: bytes) -> 
         raise ReleaseError(f"the model's step cannot be followed: {error}") from error
 
 
-def _store(path: Path, sha256: str, content: bytes, max_bytes: int, what: str) -> None:
-    if len(content) > max_bytes:
-        raise ReleaseError(f"the {what} is too large; expected at most {max_bytes} bytes")
+def _store(path: Path, sha256: str, pieces: Iterable[bytes | memoryview], max_bytes: int, what: str) -> None:
+    def bounded() -> Iterator[bytes | memoryview]:
+        size = 0
+        for piece in pieces:
+            size += len(piece)
+            if size > max_bytes:
+                raise ReleaseError(f"the {what} is too large; expected at most {max_bytes} bytes")
+            yield piece
+
     try:
-        from_bytes(content)
-        save_pieces(path, [content], sha256)
+        receive(path, bounded(), sha256)
     except WeightsError as error:
         raise ReleaseError(f"the {what} cannot be stored: {error}") from error
 

@@ -6,8 +6,6 @@ hostile coordinator or model finds nothing there.
 
 from __future__ import annotations
 
-import hashlib
-import math
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +27,7 @@ from trainer.federation.peering.site import PULLS
 from trainer.federation.plan import Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from sqlalchemy.orm import Session
@@ -130,10 +129,11 @@ class SiteService:
         with writing(self.zone.engine) as session:
             return self._admitted(session, asked)[-1]
 
-    def store_model(self, asked: Asked, content: bytes, base: str = "") -> Path:
+    def store_model(self, asked: Asked, pieces: Iterable[bytes | memoryview], base: str = "") -> Path:
         """Keep the global model of a round that the gate admits; older ones make room.
 
-        ``base``: hash of the model that ``content`` is a packed step from; empty where it is a model.
+        ``pieces`` are the file's content; none is read unless the model is wanted. ``base``: hash of the
+        model that it is a packed step from; empty where it is a model.
 
         Raises
         ------
@@ -147,20 +147,20 @@ class SiteService:
         max_bytes = self.zone.settings.federation.max_model_mib * 2**20
         if base:
             number = asked.number - (asked.kind == TRAIN)
-            content = roundfiles.followed(self.zone.root, plan, number, base, content)
-        path = roundfiles.store_model(self.zone.root, asked.model_sha256, content, max_bytes)
+            pieces = [roundfiles.followed(self.zone.root, plan, number, base, b"".join(pieces))]
+        path = roundfiles.store_model(self.zone.root, asked.model_sha256, pieces, max_bytes)
         with reading(self.zone.engine) as session:
             roundfiles.remove_old_models(session, self.zone.root)
         return path
 
-    def store_mail(self, asked: Asked, content: bytes) -> None:
+    def store_mail(self, asked: Asked, pieces: Iterable[bytes | memoryview]) -> None:
         """Keep what comes beside a record between peers; raises ReleaseError as :meth:`store_model` does."""
         with writing(self.zone.engine) as session:
             protocol, _, decision = self._admitted(session, asked)
         if protocol is None or not asked.mail_sha256:
             raise ReleaseError(f"no mail is wanted: {decision.code or decision.standing}")
         max_bytes = self.zone.settings.federation.max_model_mib * 2**20
-        roundfiles.store_mail(self._files(protocol, asked)[-1], content, max_bytes)
+        roundfiles.store_mail(self._files(protocol, asked)[-1], pieces, max_bytes)
 
     def _files(self, protocol: Protocol, asked: Asked) -> list[Path]:
         """Return what has to be here before a round begins: its model, and its mail where it has some."""
@@ -217,7 +217,7 @@ class SiteService:
             self.zone.wake(round_id)
         return view
 
-    def release(self, round_id: str) -> tuple[bytes, receipt.SignedReceipt]:
+    def release(self, round_id: str) -> tuple[departures.Leaving, receipt.SignedReceipt]:
         """Return a finished round's update with its signed receipt; receipt and ledger are one transaction.
 
         Raises
@@ -232,12 +232,12 @@ class SiteService:
                 raise ReleaseError("the round is not done")
             if _seen(session, row).halted:
                 raise ReleaseError("the protocol is not approved here (any more)")
-            content, norm = self._output(session, row)
+            leaving = departures.leaving(session, self.zone.root, row)
             known = session.get(Receipt, row.receipt_id) if row.receipt_id else None
             if known is not None:
-                return content, receipt.SignedReceipt(known.body, known.body_sha256, known.signature)
+                return leaving, receipt.SignedReceipt(known.body, known.body_sha256, known.signature)
             signed = receipt.sign(
-                receipt.build(departures.of_round(session, row, content, norm), now()), self.zone.keys.signing
+                receipt.build(departures.of_round(session, row, leaving), now()), self.zone.keys.signing
             )
             stored = Receipt(
                 round_id=row.id,
@@ -248,13 +248,17 @@ class SiteService:
             session.add(stored)
             session.flush()
             row.receipt_id = stored.id
-            body = {"round_id": row.id, "receipt_sha256": signed.body_sha256, "size_bytes": len(content)}
+            body = {
+                "round_id": row.id,
+                "receipt_sha256": signed.body_sha256,
+                "size_bytes": leaving.size_bytes,
+            }
             self.zone.ledger.append(session, kind=ROUND_RELEASED, subject_id=row.id, body=body)
             session.flush()
             old = roundfiles.forget_old_updates(session)
         with reading(self.zone.engine) as session:
             roundfiles.remove_updates(session, self.zone.root, old)
-        return content, signed
+        return leaving, signed
 
     def _decide(
         self,
@@ -334,28 +338,6 @@ class SiteService:
         if session.scalar(known.limit(1)) is None:
             body = {"round_id": row.id, "number": row.number, "kind": row.kind}
             self.zone.ledger.append(session, kind=ROUND_OTHER_MODEL, subject_id=row.id, body=body)
-
-    def _output(self, session: Session, row: Round) -> tuple[bytes, float]:
-        """Read what the worker wrote, with its norm: an evaluation has no update, an aggregate no bound."""
-        if row.kind == FINALIZE:
-            return b"", 0.0
-        if row.output_path is None or row.output_sha256 is None:
-            raise ReleaseError("the round has no update")
-        path = (self.zone.root / row.output_path).resolve()
-        if not path.is_relative_to(self.zone.root.resolve()):
-            raise ReleaseError("the update lies outside the research zone")
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise ReleaseError(f"the update cannot be read ({error.strerror})") from error
-        if hashlib.sha256(content).hexdigest() != row.output_sha256:
-            raise ReleaseError("the update differs from what the worker wrote")
-        protocol = session.get(Protocol, row.protocol_id)
-        plan = None if protocol is None else Plan.from_json(protocol.plan)
-        norm = math.inf if plan is None else departures.norm(plan, row, content)
-        if plan is None or (row.kind == TRAIN and not norm <= plan.max_update_norm):
-            raise ReleaseError("the update is larger than the plan allows")
-        return content, norm
 
 
 def _rounds(protocol: Protocol, asked: Asked) -> Select[Round]:

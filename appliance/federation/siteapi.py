@@ -63,9 +63,9 @@ def routes(service: SiteService) -> list[Route]:
         return asdict(view)
 
     def release(request: Request) -> object:
-        content, signed = service.release(request.parameters["round_id"])
+        leaving, signed = service.release(request.parameters["round_id"])
         headers = {"X-Receipt": signed.body_sha256, "X-Signature": signed.signature}
-        return Answer(content, headers=headers)
+        return Answer(b"" if leaving.path is None else leaving.path.open("rb"), headers=headers)
 
     replica = Replica(service.zone)
     return [
@@ -85,17 +85,17 @@ def _files(service: SiteService) -> list[Route]:
 
     def store(request: Request) -> object:
         base = request.query.get("base", "")
-        service.store_model(_named(request, "model_sha256"), request.content, base)
+        service.store_model(_named(request, "model_sha256"), request.body.pieces(), base)
         return {}
 
     def store_mail(request: Request) -> object:
-        service.store_mail(_named(request, "mail_sha256"), request.content)
+        service.store_mail(_named(request, "mail_sha256"), request.body.pieces())
         return {}
 
     max_bytes = service.zone.settings.federation.max_model_mib * 2**20
     return [
-        Route("PUT", "/v1/models/{sha256}", store, max_bytes),
-        Route("PUT", "/v1/mail/{sha256}", store_mail, max_bytes),
+        Route("PUT", "/v1/models/{sha256}", store, max_bytes, streamed=True),
+        Route("PUT", "/v1/mail/{sha256}", store_mail, max_bytes, streamed=True),
     ]
 
 

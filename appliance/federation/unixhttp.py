@@ -8,11 +8,11 @@ import re
 import socketserver
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from appliance import logs
@@ -20,15 +20,18 @@ from appliance.errors import ApplianceError
 from appliance.federation.unixclient import BYTES_TYPE, JSON_TYPE
 
 if TYPE_CHECKING:
+    from io import BufferedIOBase
     from pathlib import Path
     from types import TracebackType
 
 MAX_JSON_BYTES: Final = 1024 * 1024
 MAX_BODY_BYTES: Final = 2 * 1024**3
+PIECE_BYTES: Final = 1024 * 1024
 REQUEST_TIMEOUT_S: Final = 60.0
 OWNER_ONLY: Final = 0o600
 CONNECTION_BROKE: Final = "unix_http.connection_broke"
 REQUEST_FAILED: Final = "unix_http.request_failed"
+_EARLY: Final = "the body ended early"
 
 _LOG = logs.logger(__name__)
 
@@ -41,13 +44,42 @@ class RequestError(Exception):
         self.status = status
 
 
+class Body:
+    """What comes with a request, read once: as a whole or in pieces."""
+
+    def __init__(self, stream: BufferedIOBase, length: int) -> None:
+        self._stream, self.length = stream, length
+
+    def read(self) -> bytes:
+        """Return all of it; raises RequestError if it ends early."""
+        content = self._stream.read(self.length)
+        if len(content) != self.length:
+            raise RequestError(400, _EARLY)
+        return content
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield it in pieces that lie in the same memory; raises RequestError if it ends early."""
+        room = memoryview(bytearray(min(PIECE_BYTES, self.length)))
+        left = self.length
+        while left:
+            count = self._stream.readinto(room[:left])
+            if not count:
+                raise RequestError(400, _EARLY)
+            yield room[:count]
+            left -= count
+
+
 @dataclass(frozen=True)
 class Request:
-    """A request as a handler sees it: path parameters, query, JSON object or raw bytes."""
+    """A request as a handler sees it: path parameters, query, JSON object or raw bytes.
+
+    ``body`` is what a handler of a route that is ``streamed`` reads for itself; ``content`` is empty then.
+    """
 
     parameters: Mapping[str, str]
     query: Mapping[str, str]
     content: bytes
+    body: Body
 
     def json(self) -> dict[str, Any]:
         """Return the body as a JSON object.
@@ -68,9 +100,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """A handler's answer: bytes, or something that JSON can hold."""
+    """A handler's answer: bytes, or a file from its beginning to its end, closed when it was sent."""
 
-    content: bytes
+    content: bytes | BinaryIO
     content_type: str = BYTES_TYPE
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -80,12 +112,16 @@ Handler = Callable[[Request], object]
 
 @dataclass(frozen=True)
 class Route:
-    """A method and a path such as ``/v1/rounds/{id}``; a parameter is 1 to 128 of ``A-Za-z0-9._-``."""
+    """A method and a path such as ``/v1/rounds/{id}``; a parameter is 1 to 128 of ``A-Za-z0-9._-``.
+
+    ``streamed``: the handler reads the body itself.
+    """
 
     method: str
     path: str
     handler: Handler
     max_bytes: int = MAX_JSON_BYTES
+    streamed: bool = False
 
     def match(self, method: str, path: str) -> Mapping[str, str] | None:
         """Return the path's parameters when this route serves it."""
@@ -189,30 +225,34 @@ class _Handler(BaseHTTPRequestHandler):
         for route in self.server.routes:
             parameters = route.match(self.command, parts.path)
             if parameters is not None:
-                request = Request(parameters, dict(parse_qsl(parts.query)), self._body(route.max_bytes))
-                return route.handler(request)
+                body = self._body(route.max_bytes)
+                content = b"" if route.streamed else body.read()
+                return route.handler(Request(parameters, dict(parse_qsl(parts.query)), content, body))
         raise RequestError(404, "no such path")
 
-    def _body(self, max_bytes: int) -> bytes:
+    def _body(self, max_bytes: int) -> Body:
         try:
             length = int(self.headers.get("Content-Length", "0"))
         except ValueError as error:
             raise RequestError(400, "expected a Content-Length") from error
         if not 0 <= length <= max_bytes:
             raise RequestError(413, f"expected at most {max_bytes} bytes")
-        content = self.rfile.read(length)
-        if len(content) != length:
-            raise RequestError(400, "the body ended early")
-        return content
+        return Body(self.rfile, length)
 
     def _send(self, status: int, value: object) -> None:
         answer = value if isinstance(value, Answer) else Answer(json.dumps(value).encode(), JSON_TYPE)
         self.send_response(status)
         self.send_header("Content-Type", answer.content_type)
-        self.send_header("Content-Length", str(len(answer.content)))
+        content = answer.content
+        length = len(content) if isinstance(content, bytes) else os.fstat(content.fileno()).st_size
+        self.send_header("Content-Length", str(length))
         for name, text in answer.headers.items():
             self.send_header(name, text)
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(answer.content)
+        if isinstance(content, bytes):
+            self.wfile.write(content)
+            return
+        with content:
+            self.connection.sendfile(content)

@@ -69,7 +69,7 @@ def store(node: TrainingNode, mail: Mail, kind: str, number: int) -> None:
     content = to_bytes(mail.arrays())
     digest = hashlib.sha256(content).hexdigest()
     path = roundfiles.mail_path(node.zone.root, node.protocol_id, kind, number, digest)
-    roundfiles.store_mail(path, content, 2**30)
+    roundfiles.store_mail(path, [content], 2**30)
 
 
 def worked(node: TrainingNode, round_id: str) -> Round:
@@ -281,14 +281,14 @@ class TestGate:
         digest = hashlib.sha256(content).hexdigest()
         asked = self.asked(ring, "train", digest)
         assert service.begin(asked)[0].standing == "wanted"
-        service.store_mail(asked, content)
+        service.store_mail(asked, [content])
         with pytest.raises(ReleaseError, match="cannot be stored"):
-            service.store_mail(self.asked(ring, "train", "cd" * 32), content)
+            service.store_mail(self.asked(ring, "train", "cd" * 32), [content])
         with pytest.raises(ReleaseError, match="no mail is wanted"):
-            service.store_mail(self.asked(ring, "train"), content)
+            service.store_mail(self.asked(ring, "train"), [content])
         other = replace(asked, plan_sha256="ef" * 32)
         with pytest.raises(ReleaseError, match="no mail is wanted"):
-            service.store_mail(other, content)
+            service.store_mail(other, [content])
 
     def test_no_mail_comes_with_a_plan_of_one_model(self, tmp_path: Path) -> None:
         node = make_training_node(tmp_path)

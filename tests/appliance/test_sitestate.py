@@ -22,7 +22,7 @@ from trainer.local_round import local_round, use_threads
 from trainer.networks import initial_weights, with_weights
 from trainer.simulation import round_seed
 from trainer.task import LocalSpec, NetworkSpec
-from trainer.weights_io import from_bytes, save
+from trainer.weights_io import from_bytes, load, save
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,13 +140,14 @@ def test_the_receipt_shows_that_batch_normalisation_stayed(tmp_path: Path) -> No
     node = make(tmp_path, "fedbn")
     row = work(node, "train", 1)
 
-    content, signed = SiteService(node.zone).release(row.id)
+    leaving, signed = SiteService(node.zone).release(row.id)
 
+    assert leaving.path is not None
     network = with_weights(TASK, initial_weights(TASK))
     layers = [name for name, one in network.named_modules() if isinstance(one, torch.nn.BatchNorm2d)]
     left = {one["name"] for one in signed.body["tensors"]}
     assert layers
-    assert left == set(from_bytes(content))
+    assert left == set(load(leaving.path))
     assert not [name for name in left if name.rpartition(".")[0] in layers]
 
 

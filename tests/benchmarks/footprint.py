@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.appliance.federation.wire import Wire
 
 LOOK_EVERY_S: Final = 0.5
+# What a process shares is counted page by page: at each look that took a tenth of two processors.
+SHARES_EVERY: Final = 5
 KIB_PER_MIB: Final = 1024
 Processes = dict[str, dict[str, list[int]]]
 """Place (a site's name, or ``coordinator``) to role to process numbers."""
@@ -26,7 +28,7 @@ Processes = dict[str, dict[str, list[int]]]
 
 @dataclass(frozen=True)
 class Memory:
-    """One process, in MiB: resident, the largest so far, its own anonymous pages, its share of all pages.
+    """One process, in MiB: resident, the largest so far, its own anonymous pages.
 
     ``processor_s``: what it computed so far.
     """
@@ -34,7 +36,6 @@ class Memory:
     resident: float
     largest: float
     anonymous: float
-    proportional: float
     processor_s: float
 
 
@@ -58,6 +59,7 @@ class Footprint:
     def __post_init__(self) -> None:
         self._looks: dict[tuple[str, int], list[tuple[float, float, float]]] = defaultdict(list)
         self._carried: list[tuple[float, int, int]] = []
+        self._count = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep_looking, name="footprint")
 
@@ -71,6 +73,7 @@ class Footprint:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        self._count = 0
         self._look()  # what the last round's end has left
 
     def _keep_looking(self) -> None:
@@ -81,19 +84,21 @@ class Footprint:
         at = time.time()
         wires = self.wires.values()
         self._carried.append((at, sum(w.bytes_up for w in wires), sum(w.bytes_down for w in wires)))
+        with_shares = self._count % SHARES_EVERY == 0
+        self._count += 1
         for place, roles in self.processes().items():
-            self.together[place] = max(self.together[place], self._look_at(at, roles))
+            for role, pids in roles.items():
+                for pid in pids:
+                    self._look_at(at, role, pid)
+            if with_shares:
+                together = sum(share_of(pid) for pids in roles.values() for pid in pids)
+                self.together[place] = max(self.together[place], together)
 
-    def _look_at(self, at: float, roles: Mapping[str, list[int]]) -> float:
-        together = 0.0
-        for role, pids in roles.items():
-            for pid in pids:
-                memory = memory_of(pid)
-                if memory is not None:
-                    self.peaks[role] = max(self.peaks[role], memory.largest)
-                    self._looks[role, pid].append((at, memory.anonymous, memory.processor_s))
-                    together += memory.proportional
-        return together
+    def _look_at(self, at: float, role: str, pid: int) -> None:
+        memory = memory_of(pid)
+        if memory is not None:
+            self.peaks[role] = max(self.peaks[role], memory.largest)
+            self._looks[role, pid].append((at, memory.anonymous, memory.processor_s))
 
     def bytes_per_round(self, ends: list[float]) -> tuple[float, float]:
         """Return what a site sent and received per round, between the ends of the first and last round.
@@ -135,12 +140,19 @@ def memory_of(pid: int) -> Memory | None:
     """Return what proc(5) says of a process; None when it has ended."""
     try:
         status = _fields(Path(f"/proc/{pid}/status"))
-        rollup = _fields(Path(f"/proc/{pid}/smaps_rollup"))
         times = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[11:13]
         computed = sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
-        return Memory(status["VmRSS"], status["VmHWM"], status["RssAnon"], rollup["Pss"], computed)
+        return Memory(status["VmRSS"], status["VmHWM"], status["RssAnon"], computed)
     except (OSError, KeyError, ValueError):
         return None
+
+
+def share_of(pid: int) -> float:
+    """Return a process's share of all pages in MiB, 0 when it has ended; the kernel looks at every page."""
+    try:
+        return _fields(Path(f"/proc/{pid}/smaps_rollup"))["Pss"]
+    except (OSError, KeyError, ValueError):
+        return 0.0
 
 
 def forget_peak(pid: int) -> None:

@@ -12,12 +12,12 @@ from cryptography.exceptions import InvalidSignature
 from trainer.federation.errors import ReceiptError
 from trainer.federation.plan import content_sha256
 from trainer.strategies import streams
-from trainer.weights_io import from_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+    from numpy.typing import NDArray
 
 VERSION: Final = 4
 
@@ -96,19 +96,17 @@ class SignedReceipt:
     signature: str
 
 
-def tensors_of(content: bytes) -> tuple[Tensor, ...]:
-    """Describe the tensors of a safetensors file, sorted by name; raises WeightsError."""
-    arrays = from_bytes(content) if content else {}
-    return tuple(
-        Tensor(
-            name,
-            tuple(array.shape),
-            str(array.dtype),
-            int(array.nbytes),
-            math.sqrt(streams.squares(arrays, name, array.size)),
-        )
-        for name, array in sorted(arrays.items())
-    )
+def tensors_of(arrays: Mapping[str, NDArray[Any]]) -> tuple[tuple[Tensor, ...], float]:
+    """Describe tensors, sorted by name; return the L2 norm over all that hold floating-point numbers, too."""
+    tensors, counted = [], []
+    for name in sorted(arrays):
+        shape, dtype = streams.layout_of(arrays, name)
+        count = math.prod(shape)
+        squares = streams.squares(arrays, name, count)
+        tensors.append(Tensor(name, shape, str(dtype), count * dtype.itemsize, math.sqrt(squares)))
+        if dtype.kind == "f":
+            counted.append(squares)
+    return tuple(tensors), math.sqrt(streams.total(counted))
 
 
 def build(departure: Departure, at: datetime) -> dict[str, Any]:

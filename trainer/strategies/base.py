@@ -143,8 +143,8 @@ class WholeModel:
 
 def check_update(
     reference: Mapping[str, Array], delta: Mapping[str, Array], *, max_norm: float | None = None
-) -> None:
-    """Refuse an update that does not fit the model it claims to change.
+) -> float:
+    """Refuse an update that does not fit the model it claims to change; return its L2 norm.
 
     Parameters
     ----------
@@ -165,11 +165,12 @@ def check_update(
         raise UpdateError(
             "names", f"{missing} arrays missing, {unknown} unknown; expected those of the global model"
         )
-    found = [_checked_squares(reference, delta, name) for name in reference]
-    if max_norm is not None and not math.sqrt(streams.total(found)) <= max_norm:
+    norm = math.sqrt(streams.total(_checked_squares(reference, delta, name) for name in reference))
+    if max_norm is not None and not norm <= max_norm:
         raise UpdateError(
             "norm", f"the update is larger than allowed; expected an L2 norm of at most {max_norm}"
         )
+    return norm
 
 
 def _checked_squares(reference: Mapping[str, Array], delta: Mapping[str, Array], name: str) -> float:
@@ -197,17 +198,18 @@ def update_norm(delta: Mapping[str, Array]) -> float:
     )
 
 
-def clip_update(delta: Mapping[str, Array], max_norm: float) -> Weights:
+def clip_update(delta: Mapping[str, Array], max_norm: float, norm: float | None = None) -> Weights:
     """Return an update whose L2 norm is at most ``max_norm``: scaled down as a whole where it was larger.
 
-    Only floating-point arrays are scaled; counters have no part in the norm.
+    Only floating-point arrays are scaled; counters have no part in the norm. ``norm`` is that of the update,
+    where it is known.
 
     References
     ----------
     Geyer, Klein and Nabi, Differentially Private Federated Learning: A Client Level Perspective, 2017;
     McMahan et al., Learning Differentially Private Recurrent Language Models, ICLR 2018.
     """
-    clipped, norm = dict(delta), update_norm(delta)
+    clipped, norm = dict(delta), update_norm(delta) if norm is None else norm
     scale = 1.0
     while not norm <= max_norm:
         scale *= (1.0 - 1e-6) * max_norm / norm  # the little less is for what rounding adds

@@ -116,11 +116,9 @@ def weighted_sum(
 
 def squares(arrays: Mapping[str, Array], name: str, count: int) -> float:
     """Return the sum of squares of one array, in float64; infinite where that overflows."""
-    with np.errstate(over="ignore"):
-        return total(
-            float(np.sum(np.square(part(arrays, name, first, last), dtype=np.float64)))
-            for first, last in spans(count)
-        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        pieces = (part(arrays, name, *span).astype(np.float64) for span in spans(count))
+        return total(float(np.dot(piece, piece)) for piece in pieces)
 
 
 def total(squares: Iterable[float]) -> float:

@@ -71,7 +71,7 @@ def second(service: SiteService, plan: Plan) -> Any:
     content = to_bytes({"weight": np.full((2, 2), 7, np.float32)})
     question = asked(plan, number=2, content=content)
     if service.begin(question)[0].standing == "wanted":
-        service.store_model(question, content)
+        service.store_model(question, [content])
     return service.begin(question)
 
 

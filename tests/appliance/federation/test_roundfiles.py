@@ -35,18 +35,18 @@ def test_a_model_other_than_announced_is_refused(service: SiteService, plan: Pla
     begun(service, plan)
 
     with pytest.raises(ReleaseError, match="announced"):
-        service.store_model(Asked(plan.sha256, "train", 2, "0" * 64), CONTENT)
+        service.store_model(Asked(plan.sha256, "train", 2, "0" * 64), [CONTENT])
 
 
 def test_a_model_is_stored_for_an_approved_plan_alone(service: SiteService, plan: Plan) -> None:
     with pytest.raises(ReleaseError, match="not_approved"):
-        service.store_model(asked(plan), CONTENT)
+        service.store_model(asked(plan), [CONTENT])
     service.propose(plan.to_json(), plan.sha256)
     with pytest.raises(ReleaseError, match="pending"):
-        service.store_model(asked(plan), CONTENT)
+        service.store_model(asked(plan), [CONTENT])
     approve(service.zone, plan)
     with pytest.raises(ReleaseError, match="not_in_plan"):
-        service.store_model(asked(plan, number=99), CONTENT)
+        service.store_model(asked(plan, number=99), [CONTENT])
 
     assert stored_models(service.zone) == []
 
@@ -59,14 +59,14 @@ def test_a_model_above_the_sites_size_is_not_stored(service: SiteService, plan: 
     zone = replace(service.zone, settings=settings.model_copy(update={"federation": small}))
 
     with pytest.raises(ReleaseError, match="too large"):
-        SiteService(zone).store_model(asked(plan, number=2, content=content), content)
+        SiteService(zone).store_model(asked(plan, number=2, content=content), [content])
 
 
 def test_models_that_no_round_follows_do_not_pile_up(service: SiteService, plan: Plan) -> None:
     begun(service, plan)
     for value in range(20):
         content = to_bytes({"weight": np.full((2, 2), value, np.float32)})
-        service.store_model(asked(plan, number=2, content=content), content)
+        service.store_model(asked(plan, number=2, content=content), [content])
 
     assert len(stored_models(service.zone)) <= KEPT_MODELS + 1
 
@@ -98,7 +98,7 @@ def test_models_of_rounds_that_are_over_are_removed_at_last(service: SiteService
         content = to_bytes({"weight": np.full((2, 2), number, np.float32)})
         one = asked(plan, number=number, content=content)
         digests.append(one.model_sha256)
-        service.store_model(one, content)
+        service.store_model(one, [content])
         _, view = service.begin(one)
         assert view is not None
         if number != 2:

@@ -48,7 +48,7 @@ def begun(service: SiteService, plan: Plan) -> RoundView:
     service.propose(plan.to_json(), plan.sha256)
     approve(service.zone, plan)
     assert service.begin(asked(plan))[0].standing == "wanted"
-    service.store_model(asked(plan), CONTENT)
+    service.store_model(asked(plan), [CONTENT])
     decision, view = service.begin(asked(plan))
     assert decision.standing == "admitted"
     assert view is not None
@@ -59,7 +59,7 @@ def worked(service: SiteService, plan: Plan, number: int) -> RoundView:
     """Ask for a round on a model of its own and do its work."""
     content = to_bytes({"weight": np.full((2, 2), number, np.float32)})
     one = asked(plan, number=number, content=content)
-    service.store_model(one, content)
+    service.store_model(one, [content])
     _, view = service.begin(one)
     assert view is not None
     finish_round(service.zone, view.round_id)
@@ -101,7 +101,7 @@ def test_a_round_is_worked_on_for_one_global_model_alone(service: SiteService, p
     decisions = []
     for content in (*others, *others):
         with pytest.raises(ReleaseError, match="other_model"):
-            service.store_model(asked(plan, content=content), content)
+            service.store_model(asked(plan, content=content), [content])
         decisions.append(service.begin(asked(plan, content=content)))
     _, again = SiteService(service.zone).begin(asked(plan))
 
@@ -119,7 +119,7 @@ def test_the_same_number_of_another_kind_has_its_own_model(service: SiteService,
     begun(service, plan)
     content = to_bytes({"weight": np.full((2, 2), 2, np.float32)})
     final = asked(plan, kind="finalize", content=content)
-    service.store_model(final, content)
+    service.store_model(final, [content])
 
     decision, _ = service.begin(final)
 
@@ -185,10 +185,12 @@ def test_the_receipt_says_what_left_and_is_signed_once(service: SiteService, pla
     view = begun(service, plan)
     digest = finish_round(service.zone, view.round_id)
 
-    content, signed = service.release(view.round_id)
+    leaving, signed = service.release(view.round_id)
     again, same = service.release(view.round_id)
 
-    assert content == again
+    assert leaving == again
+    assert leaving.path is not None
+    content = leaving.path.read_bytes()
     assert (same.body_sha256, same.signature) == (signed.body_sha256, signed.signature)
     receipt.verify(signed, service.zone.keys.signing.public_key())
     assert signed.body["update_sha256"] == digest

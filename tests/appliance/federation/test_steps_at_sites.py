@@ -42,7 +42,7 @@ def test_a_site_makes_the_next_model_of_the_one_that_it_has(service: SiteService
     taken = step(both_ways)
     question = asked(both_ways, number=2, content=to_bytes(taken.weights))
 
-    service.store_model(question, to_bytes(taken.arrays), BASE)
+    service.store_model(question, [to_bytes(taken.arrays)], BASE)
 
     assert set(stored_models(service.zone)) == {BASE, question.model_sha256}
     assert service.begin(question)[0].standing == "admitted"
@@ -55,7 +55,7 @@ def test_a_step_to_another_model_than_announced_is_not_followed(
     question = asked(both_ways, number=2, content=to_bytes({"weight": MODEL["weight"] * 2}))
 
     with pytest.raises(ReleaseError, match="announced"):
-        service.store_model(question, to_bytes(step(both_ways).arrays), BASE)
+        service.store_model(question, [to_bytes(step(both_ways).arrays)], BASE)
 
     assert stored_models(service.zone) == [BASE]
 
@@ -78,7 +78,7 @@ def test_what_is_no_step_from_a_model_here_is_refused(
     question = asked(both_ways, number=2, content=to_bytes(taken.weights))
 
     with pytest.raises(ReleaseError, match=reason):
-        service.store_model(question, to_bytes(taken.arrays) if content is None else content, base)
+        service.store_model(question, [to_bytes(taken.arrays) if content is None else content], base)
 
 
 def test_a_plan_without_steps_gets_none(service: SiteService, plan: Plan) -> None:
@@ -87,7 +87,7 @@ def test_a_plan_without_steps_gets_none(service: SiteService, plan: Plan) -> Non
 
     question = asked(plan, number=2, content=to_bytes(taken.weights))
     with pytest.raises(ReleaseError, match="no such thing"):
-        service.store_model(question, to_bytes(taken.arrays), BASE)
+        service.store_model(question, [to_bytes(taken.arrays)], BASE)
 
 
 def test_only_sites_that_were_there_get_a_step_and_the_others_the_model() -> None:

@@ -87,6 +87,8 @@ class Wire:
             near.close()
             return
         far.settimeout(None)
+        for end in (near, far):  # else what is sent in small pieces waits for 40 ms again and again
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._lock:
             self._open |= {near, far}
         back = threading.Thread(target=self._pump, args=(far, near), daemon=True)
@@ -103,7 +105,9 @@ class Wire:
             while piece := source.recv(CHUNK):
                 while self.silent:
                     time.sleep(LOOK_EVERY_S)
-                time.sleep(self.delay_s + (len(piece) / self.bytes_per_s if self.bytes_per_s else 0.0))
+                wait_s = self.delay_s + (len(piece) / self.bytes_per_s if self.bytes_per_s else 0.0)
+                if wait_s:
+                    time.sleep(wait_s)
                 sink.sendall(piece)
                 if up:
                     self.bytes_up += len(piece)
