@@ -95,7 +95,7 @@ class ArrayStream(Downloadable):  # type: ignore[misc]
         return ProduceRC.OK, [Piece(self._between(parts, first, last))], {_FIRST: last, _TOTAL: total}
 
     def _between(self, parts: list[memoryview], first: int, last: int) -> bytes:
-        """Return the bytes from ``first`` to ``last``; a view of them, left somewhere, would keep them all."""
+        """Return a copy of these bytes: a view of some, left somewhere, would keep all of them."""
         found = []
         at = bisect_right(self._ends, first)
         while first < last:
@@ -185,7 +185,7 @@ class _Unreadable(dict[str, Any]):
     def __contains__(self, name: object) -> bool:
         return True
 
-    def get(self, name: object, default: object = None) -> NDArray[Any]:  # type: ignore[override]
+    def get(self, name: object, default: object = None) -> NDArray[Any]:
         """Return what no model has."""
         del name, default
         return _NONE
@@ -216,6 +216,6 @@ class ArrayDecomposer(NumpyArrayDecomposer):  # type: ignore[misc]
                 cell=cell,
                 **options,
             )
-        except WeightsError as error:
-            self.logger.error(f"{from_fqcn}: {error}")
+        except WeightsError:
+            self.logger.exception("%s: what it sent cannot be read", from_fqcn)
         return ("", _Unreadable()) if gathering.is_broken else (gathering.error, gathering.arrays)

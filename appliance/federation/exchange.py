@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 POLL_S: Final = 0.1
 LONGEST_POLL_S: Final = 1.0
-WORK_POLL_S: Final = 0.2  # a round's time is all sites': the row is a short question
+# A round's time is all sites': the row is a short question, asked often where rounds are short.
+FIRST_WORK_POLL_S: Final = 0.05
+WORK_POLL_S: Final = 0.2
 SERVICE_AWAY_S: Final = 300.0
 
 
@@ -169,7 +171,7 @@ class Exchange:
 
     def _until_worked(self, round_id: str) -> dict[str, Any]:
         """Watch the row until it is done or dead; a time-out of the coordinator comes as the abort signal."""
-        before = None
+        before, pause = None, FIRST_WORK_POLL_S
         while True:
             view = _mapping(self._ask("GET", f"/v1/rounds/{round_id}"))
             if view["progress"] != before:
@@ -177,7 +179,7 @@ class Exchange:
                 self.came_on()
             if view["state"] in {"done", "dead"} or view["halted"]:
                 return view
-            self._pause(WORK_POLL_S)
+            pause = min(self._pause(pause), WORK_POLL_S)
 
     def _pause(self, pause: float) -> float:
         if self.aborted():

@@ -1,6 +1,6 @@
 """Two of the engine's cells, connected over TCP, that send each other arrays: in a process of its own.
 
-``python -m tests.appliance.federation.probe_arrays WAY [MEBIBYTES]``; the ways are below. Prints a JSON object.
+``python -m tests.appliance.federation.probe_arrays WAY [MEBIBYTES]`` prints a JSON object; ways are below.
 """
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from nvflare.apis.utils.decomposers import flare_decomposers
 from nvflare.app_common.decomposers import numpy_decomposers
 from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.f3.cellnet.utils import make_reply, new_cell_message
-from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.mpm import MainProcessMonitor
 
 from appliance.federation import arraystream
@@ -23,6 +22,9 @@ from appliance.federation.arraystream import ArrayStream, Piece
 from tests.dicom_node.support import free_port
 from trainer.errors import UpdateError
 from trainer.federation.aggregation import plain_arrays
+
+if TYPE_CHECKING:
+    from nvflare.fuel.f3.message import Message
 
 OWN = "own"  # as the product sends them
 ENGINE = "engine"  # as the engine does
@@ -51,8 +53,8 @@ def spoil(way: str) -> None:
     """Let every stream of this process be one that a site should not send."""
     honest = ArrayStream.produce
 
-    def produce(stream: ArrayStream, state: dict[str, Any], requester: str) -> Produced:
-        code, data, new = honest(stream, state, requester)
+    def produce(self: ArrayStream, state: dict[str, Any], requester: str) -> Produced:
+        code, data, new = honest(self, state, requester)
         if not data:
             return code, data, new
         return code, *SPOILT[way](data, dict(new))
@@ -62,8 +64,7 @@ def spoil(way: str) -> None:
 
 SPOILT: dict[str, Any] = {
     "garbage": lambda data, new: ([Piece(b"\xff" * len(data[0]))], new),
-    "no_pieces": lambda data, new: (["text"], new),
-    "empty": lambda data, new: ([Piece(b"")], new),
+    "no_pieces": lambda data, new: (["text" for _ in data], new),
     "too_many": lambda data, new: (data * 2, new),
     "too_few": lambda data, new: (data, {**new, "total": new["total"] + 1}),
     "endless": lambda data, new: (data, {**new, "total": 2**50}),
@@ -74,33 +75,35 @@ SPOILT: dict[str, Any] = {
 def main() -> None:
     """Send arrays there and back; say whether they are the same, and what it cost."""
     way = sys.argv[1]
-    mebibytes = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    sent = model(int(sys.argv[2]) if len(sys.argv) > 2 else 1)
     if way != ENGINE:
         arraystream.register()
     flare_decomposers.register()
     numpy_decomposers.register()
-    sent = model(mebibytes)
-    url = f"tcp://127.0.0.1:{free_port()}"
-    server = Cell(fqcn="server", root_url=url, secure=False, credentials={}, create_internal_listener=False)
-    site = Cell(fqcn="north", root_url=url, secure=False, credentials={}, create_internal_listener=False)
-    received: list[dict[str, Any]] = []
+    url, received = f"tcp://127.0.0.1:{free_port()}", []
+    server, site = cell("server", url), cell("north", url)
 
     def answer(request: Message) -> Message:
         received.append(request.payload)
         return make_reply("ok", body={name: np.array(array) for name, array in request.payload.items()})
 
-    server.register_request_cb(channel=CHANNEL, topic=TOPIC, cb=lambda request: answer(request))
-    server.start()
-    site.start()
+    server.register_request_cb(channel=CHANNEL, topic=TOPIC, cb=answer)
     if way in SPOILT:
         spoil(way)
     began, computed = time.perf_counter(), time.process_time()
     reply = site.send_request(
         channel=CHANNEL, topic=TOPIC, target="server", request=new_cell_message({}, sent), timeout=60.0
     )
-    print(json.dumps({**outcome(sent, received, reply), "seconds": time.perf_counter() - began,
-                      "processor_s": time.process_time() - computed}))  # fmt: skip
-    MainProcessMonitor.run(lambda: 0)
+    took = {"seconds": time.perf_counter() - began, "processor_s": time.process_time() - computed}
+    sys.stdout.write(json.dumps({**outcome(sent, received, reply), **took}) + "\n")
+    MainProcessMonitor.run(lambda: 0)  # the engine's way to end its threads
+
+
+def cell(name: str, url: str) -> Cell:
+    """Start one of the engine's ends."""
+    started = Cell(fqcn=name, root_url=url, secure=False, credentials={}, create_internal_listener=False)
+    started.start()
+    return started
 
 
 def outcome(sent: dict[str, Any], received: list[dict[str, Any]], reply: Message) -> dict[str, Any]:
