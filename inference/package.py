@@ -42,6 +42,7 @@ __all__ = [
     "open_package",
     "pack",
     "package_sha256",
+    "sign_package",
     "write_package",
 ]
 
@@ -54,6 +55,7 @@ _SIGNED_AS: Final = b"cloister model package 1\n"  # no other signature of the s
 _SUMS_LINE: Final = re.compile(r"([0-9a-f]{64})  ([a-z.]+)\n")
 _MAX_SUMS_BYTES: Final = 1024
 _MAX_ANSWER_BYTES: Final = 4096
+_PIECE_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -111,17 +113,21 @@ def write_package(folder: Path, onnx_bytes: bytes, card: ModelCard, signing_key:
         The package's SHA-256.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    content = {MODEL: onnx_bytes, CARD: card.to_bytes()}
-    sums = "".join(
-        f"{hashlib.sha256(content[name]).hexdigest()}  {name}\n" for name in (CARD, MODEL)
-    ).encode()
-    content[SUMS] = sums
-    content[SIGNATURE] = signing_key.sign(_SIGNED_AS + sums)
-    for name in FILES:
-        with (folder / name).open("wb") as file:
-            file.write(content[name])
-            file.flush()
-            os.fsync(file.fileno())
+    (folder / MODEL).write_bytes(onnx_bytes)
+    return sign_package(folder, card, signing_key)
+
+
+def sign_package(folder: Path, card: ModelCard, signing_key: Ed25519PrivateKey) -> str:
+    """Make a package of a folder that holds the model, as :func:`write_package` does; return its SHA-256."""
+    (folder / CARD).write_bytes(card.to_bytes())
+    digests = []
+    for name in (CARD, MODEL):
+        with (folder / name).open("rb") as file:
+            digests.append((hashlib.file_digest(file, "sha256").hexdigest(), name))
+    sums = "".join(f"{digest}  {name}\n" for digest, name in digests).encode()
+    (folder / SUMS).write_bytes(sums)
+    (folder / SIGNATURE).write_bytes(signing_key.sign(_SIGNED_AS + sums))
+    _sync_files(folder)
     return hashlib.sha256(sums).hexdigest()
 
 
@@ -133,7 +139,10 @@ def pack(folder: Path, target: Path) -> None:
             info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             info.external_attr = 0o100600 << 16
             info.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(info, (folder / name).read_bytes())
+            with (folder / name).open("rb") as file:
+                info.file_size = os.fstat(file.fileno()).st_size
+                with archive.open(info, "w") as entry:
+                    shutil.copyfileobj(file, entry, _PIECE_BYTES)
     with aside.open("rb") as file:
         os.fsync(file.fileno())
     aside.replace(target)
@@ -241,10 +250,14 @@ def _raise_for(returncode: int, answer: bytes) -> None:
         raise PackageError(str(value.get("code", "package.limits"))[:40], str(value.get("message", ""))[:200])
 
 
-def _settle(staging: Path, target: Path) -> None:
+def _sync_files(folder: Path) -> None:
     for name in FILES:
-        with (staging / name).open("rb") as file:
+        with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
+
+
+def _settle(staging: Path, target: Path) -> None:
+    _sync_files(staging)
     if target.exists():
         shutil.rmtree(target)
     staging.rename(target)

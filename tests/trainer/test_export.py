@@ -29,12 +29,12 @@ TASK = small_task()
 
 
 @pytest.mark.parametrize("spec", [TASK.network, NetworkSpec("densenet")])
-def test_the_exported_model_computes_what_torch_computes(spec: NetworkSpec) -> None:
+def test_the_exported_model_computes_what_torch_computes(spec: NetworkSpec, tmp_path: Path) -> None:
     task = small_task(network=spec)
-    content, parity = export_onnx(task, initial_weights(task), drawn(1, 5, task))
+    parity = export_onnx(task, initial_weights(task), drawn(1, 5, task), tmp_path)
     assert parity.max_abs < 1e-5
     assert parity.voxels == 0
-    checked_source(content, "probability")
+    checked_source(tmp_path, "probability")
 
 
 def test_the_package_serves_the_trained_model_with_its_card(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_the_package_serves_the_trained_model_with_its_card(tmp_path: Path) -> N
     assert np.allclose(session.run(samples.x)[:, 0], predict(TASK, weights, samples.x), atol=1e-5)
 
 
-def test_a_model_that_strays_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_strays_is_not_exported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     genuine = export._to_onnx
 
     def wrong(model: torch.nn.Module, task: TaskSpec, output: str, path: Path) -> None:
@@ -73,10 +73,11 @@ def test_a_model_that_strays_is_not_exported(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(export, "_to_onnx", wrong)
     with pytest.raises(ExportError, match="strays"):
-        export_onnx(TASK, initial_weights(TASK), drawn_dataset(1, TASK).train)
+        export_onnx(TASK, initial_weights(TASK), drawn_dataset(1, TASK).train, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_real_input_nothing_is_exported() -> None:
+def test_without_a_real_input_nothing_is_exported(tmp_path: Path) -> None:
     nothing = Samples(np.zeros((0, 1, 32, 32), np.float32), np.zeros(0, np.uint8))
     with pytest.raises(ExportError, match="sample"):
-        export_onnx(TASK, initial_weights(TASK), nothing)
+        export_onnx(TASK, initial_weights(TASK), nothing, tmp_path)
