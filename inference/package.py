@@ -5,16 +5,13 @@ A package is known by the SHA-256 of its ``SHA256SUMS``, which is the same for t
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-import signal
 import stat
 import subprocess
-import sys
 import tempfile
 import zipfile
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from cryptography.exceptions import InvalidSignature
 
 from inference.card import Finding, ModelCard, ModelInput, ModelOutput
+from inference.children import start, stop
 from inference.errors import PackageError
 
 if TYPE_CHECKING:
@@ -210,33 +208,17 @@ def _examine(
         "signers": {name: key.public_bytes_raw().hex() for name, key in trusted_signers.items()},
         "limits": asdict(limits),
     }
-    # The product's own settings may hold passwords of databases; a stranger's model shall not see them.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CLOISTER_")}
     with tempfile.TemporaryFile() as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "inference.examine"],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.DEVNULL,
-            env=environment | {"OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).resolve().parents[1],
-            start_new_session=True,
-        )
+        child = start("inference.examine", output)
         try:
             child.communicate(json.dumps(request).encode(), timeout=limits.time_s)
         except subprocess.TimeoutExpired as error:
             raise PackageError("package.limits", f"not opened within {limits.time_s:g} s") from error
         finally:
-            _stop(child)
+            stop(child)
         output.seek(0)
         answer = output.read(_MAX_ANSWER_BYTES)
     _raise_for(child.returncode, answer)
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
 
 
 def _raise_for(returncode: int, answer: bytes) -> None:

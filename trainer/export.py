@@ -15,7 +15,7 @@ from inference.card import ANOMALY_2D, CLASSIFICATION, SEGMENTATION_2D, SEGMENTA
 from inference.deviations import DEVIATION, Threshold
 from inference.package import Finding, ModelCard, ModelInput, ModelOutput, Package, sign_package
 from inference.segments import ANATOMICAL_STRUCTURE, Category, Segment, VolumeSpec
-from inference.session import ModelSession
+from inference.session_process import SessionProcess
 from trainer import onnx_file
 from trainer.anomaly.measures import AnomalyMetrics
 from trainer.anomaly.network import Strayed
@@ -130,7 +130,7 @@ def _near(parity: Parity) -> Parity:
 def _exported(
     task: TaskSpec, weights: Mapping[str, NDArray[Any]], package: Package, x: NDArray[np.float32]
 ) -> Parity:
-    """Write a package's model and compare it; torch's network is gone before the runtime loads the model."""
+    """Write a package's model and compare it; torch's network is gone before a runtime loads the model."""
     with tempfile.TemporaryFile(dir=package.folder) as answers:
         model = _answering(task, with_weights(task, weights)).eval()
         _to_onnx(model, task, package.card.output.name, package.model_path)
@@ -265,15 +265,16 @@ def _answer(model: torch.nn.Module, x: NDArray[np.float32], answers: IO[bytes]) 
 def _compare(answers: IO[bytes], package: Package, x: NDArray[np.float32]) -> Parity:
     """Answer as an inference worker would and compare with what was written down."""
     furthest, differing, voxels = 0.0, 0, 0
-    card, session = package.card, ModelSession(package, threads=1)
-    for part in _parts(x):
-        found = session.run(part)
-        expected = np.frombuffer(answers.read(found.nbytes), np.float32).reshape(found.shape)
-        strays = float(np.max(np.abs(found.astype(np.float64) - expected)))
-        furthest = max(furthest, strays) if np.isfinite(strays) else float("inf")
-        if card.segmenting:
-            differing += int((_marks(card, found) != _marks(card, expected)).sum())
-            voxels += found[:, 0].size
+    card = package.card
+    with SessionProcess(package) as session:
+        for part in _parts(x):
+            found = session.run(part)
+            expected = np.frombuffer(answers.read(found.nbytes), np.float32).reshape(found.shape)
+            strays = float(np.max(np.abs(found.astype(np.float64) - expected)))
+            furthest = max(furthest, strays) if np.isfinite(strays) else float("inf")
+            if card.segmenting:
+                differing += int((_marks(card, found) != _marks(card, expected)).sum())
+                voxels += found[:, 0].size
     return Parity(furthest, differing / max(1, voxels))
 
 
