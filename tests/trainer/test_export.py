@@ -3,11 +3,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from inference.package import open_package
+from inference.package import FILES, open_package, pack
 from inference.session import ModelSession
 from tests.trainer.graphs import checked_source
 from tests.trainer.samples import drawn, drawn_dataset, small_task
@@ -26,15 +27,54 @@ if TYPE_CHECKING:
 
 use_threads(1)
 TASK = small_task()
+BATCH = NetworkSpec("resnet", {"features": [4, 4, 8, 8], "groups": 2, "norm": "batch"})
 
 
-@pytest.mark.parametrize("spec", [TASK.network, NetworkSpec("densenet")])
+@pytest.mark.parametrize(
+    "spec",
+    [TASK.network, BATCH, NetworkSpec("densenet"), NetworkSpec("densenet", {"norm": "batch"})],
+    ids=["resnet", "resnet-batch", "densenet", "densenet-batch"],
+)
 def test_the_exported_model_computes_what_torch_computes(spec: NetworkSpec, tmp_path: Path) -> None:
     task = small_task(network=spec)
     parity = export_onnx(task, initial_weights(task), drawn(1, 5, task), tmp_path)
     assert parity.max_abs < 1e-5
     assert parity.voxels == 0
     checked_source(tmp_path, "probability")
+
+
+def test_the_model_holds_each_array_that_the_network_computes_with_as_it_was_trained(tmp_path: Path) -> None:
+    task = small_task(network=BATCH)
+    weights = initial_weights(task)
+    export_onnx(task, weights, drawn(1, 2, task), tmp_path)
+    tensors = onnx.load(tmp_path / "model.onnx").graph.initializer
+    found = {one.name: onnx.numpy_helper.to_array(one) for one in tensors}
+    expected = {f"0.{name}": array for name, array in weights.items() if "num_batches" not in name}
+    assert len(tensors) == len(expected)  # the many zeros and ones among them are equal
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], array) for name, array in expected.items())
+
+
+def test_the_same_weights_make_the_same_package(tmp_path: Path) -> None:
+    key, samples = Ed25519PrivateKey.generate(), drawn(2, 3, TASK)
+    made = [
+        export_package(
+            TASK,
+            initial_weights(TASK),
+            samples,
+            tmp_path / name,
+            version="1",
+            signing_key=key,
+            provenance={},
+            metrics={},
+        )
+        for name in ("one", "other")
+    ]
+    assert made[0] == made[1]
+    pack(tmp_path / "one", tmp_path / "one.zip")
+    pack(tmp_path / "other", tmp_path / "other.zip")
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "other.zip").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == sorted(FILES)
 
 
 def test_the_package_serves_the_trained_model_with_its_card(tmp_path: Path) -> None:
