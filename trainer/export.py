@@ -24,7 +24,7 @@ from trainer.networks import memory_of, with_weights
 from trainer.objectives import batch_size_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -76,6 +76,7 @@ def export_onnx(
     samples: Samples,
     folder: Path,
     threshold: Threshold | None = None,
+    give_back: Callable[[], None] = lambda: None,
 ) -> Parity:
     """Write ``model.onnx`` into a folder and compare it with torch.
 
@@ -95,6 +96,8 @@ def export_onnx(
         There already.
     threshold : Threshold, optional
         Of an anomaly task, which has no model without.
+    give_back : callable
+        Called when torch's network is gone and a runtime is about to load the model.
 
     Returns
     -------
@@ -112,7 +115,7 @@ def export_onnx(
         raise ExportError("no sample to compare the exported model on; expected at least one")
     package = Package(_card(task, threshold), folder, sha256="", signer="")
     try:
-        return _near(_exported(task, weights, package, np.ascontiguousarray(samples.x)))
+        return _near(_exported(task, weights, package, np.ascontiguousarray(samples.x), give_back))
     except BaseException:
         package.model_path.unlink(missing_ok=True)
         raise
@@ -128,7 +131,11 @@ def _near(parity: Parity) -> Parity:
 
 
 def _exported(
-    task: TaskSpec, weights: Mapping[str, NDArray[Any]], package: Package, x: NDArray[np.float32]
+    task: TaskSpec,
+    weights: Mapping[str, NDArray[Any]],
+    package: Package,
+    x: NDArray[np.float32],
+    give_back: Callable[[], None],
 ) -> Parity:
     """Write a package's model and compare it; torch's network is gone before a runtime loads the model."""
     with tempfile.TemporaryFile(dir=package.folder) as answers:
@@ -136,6 +143,7 @@ def _exported(
         _to_onnx(model, task, package.card.output.name, package.model_path)
         _answer(model, x, answers)
         del model
+        give_back()
         answers.seek(0)
         return _compare(answers, package, x)
 
@@ -146,15 +154,16 @@ def export_package(
     samples: Samples,
     folder: Path,
     *,
-    version: str,
+    card: ModelCard,
     signing_key: Ed25519PrivateKey,
-    provenance: Mapping[str, Any],
-    metrics: Mapping[str, Any],
+    give_back: Callable[[], None] = lambda: None,
 ) -> Exported:
-    """Export, check and write a signed model package; raises ExportError."""
-    card = model_card(task, version, provenance, metrics)
+    """Export, check and write a signed package with this card of :func:`model_card`.
+
+    Raises and calls back as :func:`export_onnx` does.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    parity = export_onnx(task, weights, samples, folder, card.threshold)
+    parity = export_onnx(task, weights, samples, folder, card.threshold, give_back)
     return Exported(sign_package(folder, card, signing_key), parity.max_abs, parity.voxels)
 
 

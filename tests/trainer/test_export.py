@@ -63,10 +63,8 @@ def test_the_same_weights_make_the_same_package(tmp_path: Path) -> None:
             initial_weights(TASK),
             samples,
             tmp_path / name,
-            version="1",
+            card=export.model_card(TASK, "1", {}, {}),
             signing_key=key,
-            provenance={},
-            metrics={},
         )
         for name in ("one", "other")
     ]
@@ -84,10 +82,8 @@ def test_the_package_serves_the_trained_model_with_its_card(tmp_path: Path) -> N
         weights,
         samples,
         tmp_path / "package",
-        version="run-1.3",
+        card=export.model_card(TASK, "run-1.3", {"run_id": "run-1", "rounds": 3}, {"auc": 0.9}),
         signing_key=key,
-        provenance={"run_id": "run-1", "rounds": 3},
-        metrics={"auc": 0.9},
     )
     package = open_package(tmp_path / "package", {"research": key.public_key()})
     assert (package.sha256, package.signer) == (made.package_sha256, "research")

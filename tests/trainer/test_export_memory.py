@@ -31,14 +31,14 @@ from inference.session_process import SessionProcess
 from tests.benchmarks.footprint import forget_peak, memory_of
 from tests.trainer.samples import drawn, small_task
 from tests.trainer.test_local_round_memory import NETWORK
-from trainer.export import export_package
+from trainer.export import export_package, model_card
 from trainer.local_round import use_threads
 from trainer.networks import initial_weights
 from trainer.weights_io import Stored
 
 def export(task, weights, folder):
-    given = {"version": "1", "signing_key": key, "provenance": {}, "metrics": {}}
-    export_package(task, weights, samples, folder, **given)
+    card = model_card(task, "1", {}, {})
+    export_package(task, weights, samples, folder, card=card, signing_key=key)
     pack(folder, folder.with_suffix(".zip"))
 
 def asked(package):

@@ -57,10 +57,13 @@ def test_the_package_serves_the_trained_model_with_its_card(task: TaskSpec, tmp_
         weights,
         samples,
         tmp_path / "package",
-        version="run-1.3",
+        card=export.model_card(
+            task,
+            "run-1.3",
+            {"run_id": "run-1", "rounds": 3},
+            {"dice": {"estimate": 0.9, "low": 0.8, "high": 1.0}},
+        ),
         signing_key=key,
-        provenance={"run_id": "run-1", "rounds": 3},
-        metrics={"dice": {"estimate": 0.9, "low": 0.8, "high": 1.0}},
     )
     package = load_package(tmp_path / "package", tmp_path / "in", {"research": key.public_key()})
     assert package == replace(

@@ -62,10 +62,8 @@ def test_the_package_has_the_threshold_of_healthy_people_alone(tmp_path: Path) -
         weights,
         SITE.validation,
         tmp_path / "package",
-        version="run-1.3",
+        card=export.model_card(TASK, "run-1.3", {"run_id": "run-1"}, metrics.to_json()),
         signing_key=key,
-        provenance={"run_id": "run-1"},
-        metrics=metrics.to_json(),
     )
     package = load_package(tmp_path / "package", tmp_path / "in", {"research": key.public_key()})
     assert (package.sha256, package.card.task) == (made.package_sha256, ANOMALY_2D)
@@ -90,10 +88,8 @@ def test_without_a_healthy_held_out_case_there_is_no_package(tmp_path: Path) -> 
             initial_weights(TASK),
             sick.validation,
             tmp_path / "package",
-            version="1",
+            card=export.model_card(TASK, "1", {}, metrics),
             signing_key=Ed25519PrivateKey.generate(),
-            provenance={},
-            metrics=metrics,
         )
     assert not (tmp_path / "package").exists()
     with pytest.raises(ExportError, match="no healthy held-out case"):
