@@ -42,7 +42,7 @@ def export(
     from inference.evaluation import sign_report  # noqa: PLC0415
     from inference.package import pack  # noqa: PLC0415
     from trainer.datasets import Samples  # noqa: PLC0415
-    from trainer.export import export_package, model_card  # noqa: PLC0415 - torch and ONNX Runtime load here
+    from trainer.export import export_package, model_card  # noqa: PLC0415 - torch loads here
 
     facts, version = provenance(work, built), f"{work.plan.run_id[:52]}-r{work.plan.total_rounds}"
     held_out = built.dataset.validation if len(built.dataset.validation) else built.dataset.train
