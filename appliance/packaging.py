@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import select
 
 from appliance import crossing, durable
+from appliance.children import return_freed_memory
 from appliance.db.base import new_id
 from appliance.db.research import CandidateModel
 
@@ -41,9 +42,9 @@ def export(
     from inference.evaluation import sign_report  # noqa: PLC0415
     from inference.package import pack  # noqa: PLC0415
     from trainer.datasets import Samples  # noqa: PLC0415
-    from trainer.export import export_package  # noqa: PLC0415 - torch and ONNX Runtime load here
+    from trainer.export import export_package, model_card  # noqa: PLC0415 - torch loads here
 
-    facts = provenance(work, built)
+    facts, version = provenance(work, built), f"{work.plan.run_id[:52]}-r{work.plan.total_rounds}"
     held_out = built.dataset.validation if len(built.dataset.validation) else built.dataset.train
     real = Samples(held_out.x[:PARITY_SAMPLES], held_out.y[:PARITY_SAMPLES])
     spool = zone.settings.crossing_in / "packages"
@@ -56,10 +57,9 @@ def export(
                 work.weights,
                 real,
                 folder,
-                version=f"{work.plan.run_id[:52]}-r{work.plan.total_rounds}",
+                card=model_card(work.plan.task, version, facts, metrics),
                 signing_key=zone.keys.signing,
-                provenance=facts,
-                metrics=metrics,
+                give_back=return_freed_memory,
             )
         report = sign_report(
             exported.package_sha256,

@@ -5,16 +5,13 @@ A package is known by the SHA-256 of its ``SHA256SUMS``, which is the same for t
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-import signal
 import stat
 import subprocess
-import sys
 import tempfile
 import zipfile
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from cryptography.exceptions import InvalidSignature
 
 from inference.card import Finding, ModelCard, ModelInput, ModelOutput
+from inference.children import start, stop
 from inference.errors import PackageError
 
 if TYPE_CHECKING:
@@ -42,6 +40,7 @@ __all__ = [
     "open_package",
     "pack",
     "package_sha256",
+    "sign_package",
     "write_package",
 ]
 
@@ -54,6 +53,7 @@ _SIGNED_AS: Final = b"cloister model package 1\n"  # no other signature of the s
 _SUMS_LINE: Final = re.compile(r"([0-9a-f]{64})  ([a-z.]+)\n")
 _MAX_SUMS_BYTES: Final = 1024
 _MAX_ANSWER_BYTES: Final = 4096
+_PIECE_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -111,17 +111,21 @@ def write_package(folder: Path, onnx_bytes: bytes, card: ModelCard, signing_key:
         The package's SHA-256.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    content = {MODEL: onnx_bytes, CARD: card.to_bytes()}
-    sums = "".join(
-        f"{hashlib.sha256(content[name]).hexdigest()}  {name}\n" for name in (CARD, MODEL)
-    ).encode()
-    content[SUMS] = sums
-    content[SIGNATURE] = signing_key.sign(_SIGNED_AS + sums)
-    for name in FILES:
-        with (folder / name).open("wb") as file:
-            file.write(content[name])
-            file.flush()
-            os.fsync(file.fileno())
+    (folder / MODEL).write_bytes(onnx_bytes)
+    return sign_package(folder, card, signing_key)
+
+
+def sign_package(folder: Path, card: ModelCard, signing_key: Ed25519PrivateKey) -> str:
+    """Make a package of a folder that holds the model, as :func:`write_package` does; return its SHA-256."""
+    (folder / CARD).write_bytes(card.to_bytes())
+    digests = []
+    for name in (CARD, MODEL):
+        with (folder / name).open("rb") as file:
+            digests.append((hashlib.file_digest(file, "sha256").hexdigest(), name))
+    sums = "".join(f"{digest}  {name}\n" for digest, name in digests).encode()
+    (folder / SUMS).write_bytes(sums)
+    (folder / SIGNATURE).write_bytes(signing_key.sign(_SIGNED_AS + sums))
+    _sync_files(folder)
     return hashlib.sha256(sums).hexdigest()
 
 
@@ -133,7 +137,10 @@ def pack(folder: Path, target: Path) -> None:
             info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             info.external_attr = 0o100600 << 16
             info.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(info, (folder / name).read_bytes())
+            with (folder / name).open("rb") as file:
+                info.file_size = os.fstat(file.fileno()).st_size
+                with archive.open(info, "w") as entry:
+                    shutil.copyfileobj(file, entry, _PIECE_BYTES)
     with aside.open("rb") as file:
         os.fsync(file.fileno())
     aside.replace(target)
@@ -201,33 +208,17 @@ def _examine(
         "signers": {name: key.public_bytes_raw().hex() for name, key in trusted_signers.items()},
         "limits": asdict(limits),
     }
-    # The product's own settings may hold passwords of databases; a stranger's model shall not see them.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CLOISTER_")}
     with tempfile.TemporaryFile() as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "inference.examine"],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.DEVNULL,
-            env=environment | {"OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).resolve().parents[1],
-            start_new_session=True,
-        )
+        child = start("inference.examine", output)
         try:
             child.communicate(json.dumps(request).encode(), timeout=limits.time_s)
         except subprocess.TimeoutExpired as error:
             raise PackageError("package.limits", f"not opened within {limits.time_s:g} s") from error
         finally:
-            _stop(child)
+            stop(child)
         output.seek(0)
         answer = output.read(_MAX_ANSWER_BYTES)
     _raise_for(child.returncode, answer)
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
 
 
 def _raise_for(returncode: int, answer: bytes) -> None:
@@ -241,10 +232,14 @@ def _raise_for(returncode: int, answer: bytes) -> None:
         raise PackageError(str(value.get("code", "package.limits"))[:40], str(value.get("message", ""))[:200])
 
 
-def _settle(staging: Path, target: Path) -> None:
+def _sync_files(folder: Path) -> None:
     for name in FILES:
-        with (staging / name).open("rb") as file:
+        with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
+
+
+def _settle(staging: Path, target: Path) -> None:
+    _sync_files(staging)
     if target.exists():
         shutil.rmtree(target)
     staging.rename(target)

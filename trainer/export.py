@@ -5,25 +5,27 @@ from __future__ import annotations
 import tempfile
 import warnings
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
+import onnx
 import torch
 
 from inference.card import ANOMALY_2D, CLASSIFICATION, SEGMENTATION_2D, SEGMENTATION_3D
 from inference.deviations import DEVIATION, Threshold
-from inference.package import Finding, ModelCard, ModelInput, ModelOutput, Package, write_package
+from inference.package import Finding, ModelCard, ModelInput, ModelOutput, Package, sign_package
 from inference.segments import ANATOMICAL_STRUCTURE, Category, Segment, VolumeSpec
-from inference.session import ModelSession
+from inference.session_process import SessionProcess
+from trainer import onnx_file
 from trainer.anomaly.measures import AnomalyMetrics
 from trainer.anomaly.network import Strayed
 from trainer.errors import ExportError
-from trainer.networks import with_weights
+from trainer.networks import memory_of, with_weights
 from trainer.objectives import batch_size_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from numpy.typing import NDArray
@@ -72,9 +74,11 @@ def export_onnx(
     task: TaskSpec,
     weights: Mapping[str, NDArray[Any]],
     samples: Samples,
+    folder: Path,
     threshold: Threshold | None = None,
-) -> tuple[bytes, Parity]:
-    """Export to ONNX and compare with torch.
+    give_back: Callable[[], None] = lambda: None,
+) -> Parity:
+    """Write ``model.onnx`` into a folder and compare it with torch.
 
     The graph takes ``image``, float32 (n, 1, *size), and gives ``probability``, float32 (n, 1), with the
     sigmoid inside; of a segmentation ``segments``, float32 (n, classes, *size), with the softmax inside; of
@@ -88,42 +92,60 @@ def export_onnx(
         The trained model.
     samples : Samples
         Real inputs, at least one.
+    folder : Path
+        There already.
     threshold : Threshold, optional
         Of an anomaly task, which has no model without.
+    give_back : callable
+        Called when torch's network is gone and a runtime is about to load the model.
 
     Returns
     -------
-    bytes, Parity
-        The model and how far it strays.
+    Parity
+        How far the model strays.
 
     Raises
     ------
     ExportError
         If there is no sample or no threshold, a probability or residual differs by more than 1e-4, or more
-        than one voxel of 10,000 becomes of another class or of the threshold's other side.
+        than one voxel of 10,000 becomes of another class or of the threshold's other side; or if the file
+        would be larger than 2 GiB. No model is left then.
     """
     if len(samples) == 0:
         raise ExportError("no sample to compare the exported model on; expected at least one")
-    card = _card(task, threshold)
-    with tempfile.TemporaryDirectory(prefix="cloister-export-") as folder:
-        package = Package(card, Path(folder), sha256="", signer="")
-        parity = _exported(task, weights, package, np.ascontiguousarray(samples.x))
-        content = package.model_path.read_bytes()
+    package = Package(_card(task, threshold), folder, sha256="", signer="")
+    try:
+        return _near(_exported(task, weights, package, np.ascontiguousarray(samples.x), give_back))
+    except BaseException:
+        package.model_path.unlink(missing_ok=True)
+        raise
+
+
+def _near(parity: Parity) -> Parity:
     if not (parity.max_abs <= PARITY_LIMIT and parity.voxels <= PARITY_VOXELS):
         raise ExportError(
             "the exported model strays from the trained one; expected probabilities or residuals within "
             f"{PARITY_LIMIT} and another class or side at {PARITY_VOXELS} of all voxels at most"
         )
-    return content, parity
+    return parity
 
 
 def _exported(
-    task: TaskSpec, weights: Mapping[str, NDArray[Any]], package: Package, x: NDArray[np.float32]
+    task: TaskSpec,
+    weights: Mapping[str, NDArray[Any]],
+    package: Package,
+    x: NDArray[np.float32],
+    give_back: Callable[[], None],
 ) -> Parity:
-    """Write a package's model and compare it; its content is in memory as often as the two sides need it."""
-    model = _answering(task, with_weights(task, weights)).eval()
-    _to_onnx(model, task, package.card.output.name, package.model_path)
-    return _compare(model, package, x)
+    """Write a package's model and compare it; torch's network is gone before a runtime loads the model."""
+    with tempfile.TemporaryFile(dir=package.folder) as answers:
+        model = _answering(task, with_weights(task, weights)).eval()
+        _to_onnx(model, task, package.card.output.name, package.model_path)
+        _answer(model, x, answers)
+        del model
+        give_back()
+        answers.seek(0)
+        return _compare(answers, package, x)
 
 
 def export_package(
@@ -132,15 +154,17 @@ def export_package(
     samples: Samples,
     folder: Path,
     *,
-    version: str,
+    card: ModelCard,
     signing_key: Ed25519PrivateKey,
-    provenance: Mapping[str, Any],
-    metrics: Mapping[str, Any],
+    give_back: Callable[[], None] = lambda: None,
 ) -> Exported:
-    """Export, check and write a signed model package; raises ExportError."""
-    card = model_card(task, version, provenance, metrics)
-    content, parity = export_onnx(task, weights, samples, card.threshold)
-    return Exported(write_package(folder, content, card, signing_key), parity.max_abs, parity.voxels)
+    """Export, check and write a signed package with this card of :func:`model_card`.
+
+    Raises and calls back as :func:`export_onnx` does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parity = export_onnx(task, weights, samples, folder, card.threshold, give_back)
+    return Exported(sign_package(folder, card, signing_key), parity.max_abs, parity.voxels)
 
 
 def model_card(
@@ -219,6 +243,7 @@ def _answer_of(task: TaskSpec, threshold: Threshold | None) -> tuple[str, Volume
 
 
 def _to_onnx(model: torch.nn.Module, task: TaskSpec, output: str, path: Path) -> None:
+    """Write the graph first, then over it the whole: what is computed of weights is left to the runtime."""
     example = torch.zeros((2, 1, *task.size))
     with warnings.catch_warnings():
         # The tracing exporter needs a fifth of the other one's time and memory; torch is pinned.
@@ -227,30 +252,44 @@ def _to_onnx(model: torch.nn.Module, task: TaskSpec, output: str, path: Path) ->
             model,
             (example,),
             path,
+            export_params=False,
+            do_constant_folding=False,
+            keep_initializers_as_inputs=True,  # or weights that happen to be equal become one
             input_names=["image"],
             output_names=[output],
             dynamic_axes={"image": {0: "n"}, output: {0: "n"}},
             opset_version=OPSET,
             dynamo=False,
         )
+    onnx_file.write(path, onnx.load(path), memory_of(model))
 
 
-def _compare(model: torch.nn.Module, package: Package, x: NDArray[np.float32]) -> Parity:
-    """Run both as an inference worker would, part by part: of volumes all answers together are large."""
-    furthest, differing, voxels = 0.0, 0, 0
-    card, session = package.card, ModelSession(package, threads=1)
-    step = batch_size_of(x, _BATCH)
-    for first in range(0, len(x), step):
-        part = x[first : first + step]
+def _answer(model: torch.nn.Module, x: NDArray[np.float32], answers: IO[bytes]) -> None:
+    """Write down what torch answers: of volumes all answers together are large."""
+    for part in _parts(x):
         with torch.inference_mode():
-            expected = model(torch.from_numpy(part)).numpy()
-        found = session.run(part)
-        strays = float(np.max(np.abs(found.astype(np.float64) - expected)))
-        furthest = max(furthest, strays) if np.isfinite(strays) else float("inf")
-        if card.segmenting:
-            differing += int((_marks(card, found) != _marks(card, expected)).sum())
-            voxels += found[:, 0].size
+            answers.write(np.ascontiguousarray(model(torch.from_numpy(part)).numpy()).data)
+
+
+def _compare(answers: IO[bytes], package: Package, x: NDArray[np.float32]) -> Parity:
+    """Answer as an inference worker would and compare with what was written down."""
+    furthest, differing, voxels = 0.0, 0, 0
+    card = package.card
+    with SessionProcess(package) as session:
+        for part in _parts(x):
+            found = session.run(part)
+            expected = np.frombuffer(answers.read(found.nbytes), np.float32).reshape(found.shape)
+            strays = float(np.max(np.abs(found.astype(np.float64) - expected)))
+            furthest = max(furthest, strays) if np.isfinite(strays) else float("inf")
+            if card.segmenting:
+                differing += int((_marks(card, found) != _marks(card, expected)).sum())
+                voxels += found[:, 0].size
     return Parity(furthest, differing / max(1, voxels))
+
+
+def _parts(x: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    step = batch_size_of(x, _BATCH)
+    return (x[first : first + step] for first in range(0, len(x), step))
 
 
 def _marks(card: ModelCard, answer: NDArray[np.float32]) -> NDArray[Any]:

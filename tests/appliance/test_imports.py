@@ -28,6 +28,7 @@ BUDGETS = {
     "appliance.supervisor": (WORKER | {"celery"}, 1200),
     "trainer": (HEAVY | {"numpy"}, 400),
     "trainer.task": (HEAVY, 1200),
+    "trainer.export": (HEAVY - {"torch"}, 2000),
     "trainer.federation": (HEAVY, 1200),
     "inference": (HEAVY, 400),
     "anonymizer": (HEAVY, 400),

@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from appliance import node
+from appliance.db.base import WorkState
 from appliance.federation import jobhost
+from inference import session_process
 from tests.appliance.federation.ring import until
 from tests.benchmarks.footprint import Footprint
 from tests.benchmarks.measured import COORDINATOR, Measured
@@ -19,25 +23,37 @@ if TYPE_CHECKING:
     from trainer.task import TaskSpec
 
 ROUND_TIMEOUT_S = 1200.0
+LAST_STEP_LOOK_S = 0.1  # a process of a second is in it
 
 
 def measure(ring: Ring, task: TaskSpec, rounds: int, timeout_s: float) -> Measured:
-    """Run one plan to its end; what is measured ends with its last round."""
+    """Run one plan to its end; its rounds are measured, then what sites do with the model."""
     plan = ring.submit(
         total_rounds=rounds, min_sites=len(ring.members), round_timeout_s=ROUND_TIMEOUT_S, task=task
     )
     ring.approve(plan, 180)
     with Footprint(lambda: processes(ring), ring.wires) as footprint:
         until(lambda: _is_past(ring, plan, rounds), timeout_s, "the last round")
-    view = ring.until_over(plan, timeout_s)
+    with Footprint(lambda: processes(ring), {}, LAST_STEP_LOOK_S) as last:
+        view = ring.until_over(plan, timeout_s)
+        until(lambda: view.state != "done" or _is_exported(ring, plan), timeout_s, "every site's export")
     until(lambda: not _job_processes(ring), 60, "the engine's job processes end")
     ends = [one.finished_at.timestamp() for one in view.rounds]
-    return Measured(view.state == "done", ends, _training(ring, plan), footprint)
+    return Measured(view.state == "done", ends, _training(ring, plan), footprint, last)
 
 
 def _is_past(ring: Ring, plan: Plan, rounds: int) -> bool:
     view = ring.view(plan)
     return view.finished_rounds >= rounds or view.state not in {"queued", "running"}
+
+
+def _is_exported(ring: Ring, plan: Plan) -> bool:
+    """Whether every site has evaluated and exported the model; fails if one of them cannot."""
+    rows = [row for one in ring.members.values() for row in one.rounds(plan.run_id) if row.kind == "finalize"]
+    for row in rows:
+        if row.state == WorkState.DEAD:
+            pytest.fail(f"the last step at {row.site}: {row.reason}")
+    return sum(row.state == WorkState.DONE for row in rows) == len(ring.members)
 
 
 def _training(ring: Ring, plan: Plan) -> list[float]:
@@ -80,6 +96,8 @@ def _role(pid: int, names: dict[int, str], side: str) -> str:
         return "ended"
     if jobhost.MODULE in line:
         return f"{side} engine job"
+    if session_process.__name__ in line:
+        return "runtime of the exported model"
     return f"{side} engine" if "enginehost" in line else "research_worker child"
 
 

@@ -53,6 +53,7 @@ class Footprint:
 
     processes: Callable[[], Processes]
     wires: Mapping[str, Wire]
+    look_every_s: float = LOOK_EVERY_S
     peaks: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     together: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
@@ -77,7 +78,7 @@ class Footprint:
         self._look()  # what the last round's end has left
 
     def _keep_looking(self) -> None:
-        while not self._over.wait(LOOK_EVERY_S):
+        while not self._over.wait(self.look_every_s):
             self._look()
 
     def _look(self) -> None:

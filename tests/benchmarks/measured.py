@@ -33,12 +33,15 @@ class Measured:
         Its slowest site's training, in seconds.
     footprint : Footprint
         Of the rounds.
+    last_step : Footprint, optional
+        Of what sites do with the model after them.
     """
 
     ok: bool
     ends: list[float]
     training: list[float]
     footprint: Footprint
+    last_step: Footprint | None = None
 
     @property
     def seconds(self) -> list[float]:
@@ -50,7 +53,6 @@ class Measured:
         beyond = [whole - train for whole, train in zip(self.seconds, self.training[1:], strict=True)]
         computed = self.footprint.processor_s_per_round(self.ends)
         up, down = self.footprint.bytes_per_round(self.ends)
-        sites = [size for place, size in self.footprint.together.items() if place != COORDINATOR]
         return {
             "ok": self.ok,
             "rounds": len(self.ends),
@@ -62,11 +64,10 @@ class Measured:
             },
             "mib_sent_per_round_and_site": round(up / MIB, 2),
             "mib_received_per_round_and_site": round(down / MIB, 2),
-            "peak_mib_of_a_process": {
-                role: round(size) for role, size in sorted(self.footprint.peaks.items())
-            },
-            "peak_mib_of_a_site": round(max(sites)),
+            "peak_mib_of_a_process": _rounded(self.footprint.peaks),
+            "peak_mib_of_a_site": _of_a_site(self.footprint),
             "peak_mib_of_the_coordinator": round(self.footprint.together[COORDINATOR]),
+            **({} if self.last_step is None else _of_the_last_step(self.last_step)),
         }
 
     def growth(self, warm_up: float) -> dict[str, Any]:
@@ -96,10 +97,31 @@ def side_by_side(ours: Mapping[str, Any], engine: Mapping[str, Any], model_mib: 
         if engine[name] and name not in {"ok", "rounds"}
     }
     allowed = MODELS_IN_MEMORY * model_mib + MEMORY_MIB
-    peaks = {role: size for role, size in ours["peak_mib_of_a_process"].items() if COORDINATOR not in role}
     found["site_process_allowed_mib"] = round(allowed)
-    found["site_processes_above"] = sorted(role for role, size in peaks.items() if size > allowed)
+    found["site_processes_above"] = _above(ours["peak_mib_of_a_process"], allowed)
+    found["site_processes_above_in_the_last_step"] = _above(
+        ours["peak_mib_of_a_process_in_the_last_step"], allowed
+    )
     if engine:
         found["cloister_to_engine"] = ratios
         found["no_slower_than_the_engine"] = ours["seconds_per_round"] <= engine["seconds_per_round"]
     return found
+
+
+def _of_the_last_step(footprint: Footprint) -> dict[str, Any]:
+    return {
+        "peak_mib_of_a_process_in_the_last_step": _rounded(footprint.peaks),
+        "peak_mib_of_a_site_in_the_last_step": _of_a_site(footprint),
+    }
+
+
+def _of_a_site(footprint: Footprint) -> int:
+    return round(max(size for place, size in footprint.together.items() if place != COORDINATOR))
+
+
+def _rounded(peaks: Mapping[str, float]) -> dict[str, int]:
+    return {role: round(size) for role, size in sorted(peaks.items())}
+
+
+def _above(peaks: Mapping[str, float], allowed: float) -> list[str]:
+    return sorted(role for role, size in peaks.items() if size > allowed and COORDINATOR not in role)

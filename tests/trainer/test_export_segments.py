@@ -39,12 +39,12 @@ TASKS = pytest.mark.parametrize("task", [VOLUMES, PICTURES], ids=["volumes", "pi
 
 @TASKS
 @pytest.mark.parametrize("norm", ["group", "batch"])
-def test_the_exported_model_marks_what_torch_marks(task: TaskSpec, norm: str) -> None:
+def test_the_exported_model_marks_what_torch_marks(task: TaskSpec, norm: str, tmp_path: Path) -> None:
     task = replace(task, network=NetworkSpec("unet", {"features": [4, 8], "groups": 2, "norm": norm}))
-    content, parity = export_onnx(task, initial_weights(task), masked.drawn_masks(1, 5, task))
+    parity = export_onnx(task, initial_weights(task), masked.drawn_masks(1, 5, task), tmp_path)
     assert parity.max_abs < 1e-5
     assert parity.voxels == 0
-    source = checked_source(content, "segments")
+    source = checked_source(tmp_path, "segments")
     assert [dim.dim_value for dim in source.type.tensor_type.shape.dim[1:]] == [1, *task.size]
 
 
@@ -57,10 +57,13 @@ def test_the_package_serves_the_trained_model_with_its_card(task: TaskSpec, tmp_
         weights,
         samples,
         tmp_path / "package",
-        version="run-1.3",
+        card=export.model_card(
+            task,
+            "run-1.3",
+            {"run_id": "run-1", "rounds": 3},
+            {"dice": {"estimate": 0.9, "low": 0.8, "high": 1.0}},
+        ),
         signing_key=key,
-        provenance={"run_id": "run-1", "rounds": 3},
-        metrics={"dice": {"estimate": 0.9, "low": 0.8, "high": 1.0}},
     )
     package = load_package(tmp_path / "package", tmp_path / "in", {"research": key.public_key()})
     assert package == replace(
@@ -93,30 +96,32 @@ def test_a_category_of_the_task_stands_on_the_card() -> None:
 
 @TASKS
 @pytest.mark.parametrize("name", ["auto-fedavg", "domain-adaptation", "variation-aware"])
-def test_what_a_site_uses_is_exported_as_it_was_measured(task: TaskSpec, name: str) -> None:
+def test_what_a_site_uses_is_exported_as_it_was_measured(task: TaskSpec, name: str, tmp_path: Path) -> None:
     site = masked.drawn_masks_dataset(1, task, train=4, validation=2)
     result = simulate(task, {"a": site}, rounds=1, strategy=name, seed=1)
     own = local_round(task, result.weights, site, strategy=name, number=2, seed=1).own
     deployed = site_rule(name).deployed(task, result.weights, own, trained=True)
-    _, parity = export_onnx(task, deployed, site.validation)
+    parity = export_onnx(task, deployed, site.validation, tmp_path)
     assert parity.max_abs <= PARITY_LIMIT
     assert parity.voxels <= PARITY_VOXELS
 
 
 @pytest.mark.parametrize("parity", [Parity(2 * PARITY_LIMIT), Parity(0.0, 2 * PARITY_VOXELS)])
-def test_a_model_that_strays_is_not_exported(monkeypatch: pytest.MonkeyPatch, parity: Parity) -> None:
+def test_a_model_that_strays_is_not_exported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parity: Parity
+) -> None:
     monkeypatch.setattr(export, "_compare", lambda *_: parity)
     with pytest.raises(ExportError, match="strays"):
-        export_onnx(VOLUMES, initial_weights(VOLUMES), masked.drawn_masks(1, 1, VOLUMES))
+        export_onnx(VOLUMES, initial_weights(VOLUMES), masked.drawn_masks(1, 1, VOLUMES), tmp_path)
 
 
-def test_another_model_is_seen_to_stray(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_model_is_seen_to_stray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     other = with_weights(VOLUMES, initial_weights(VOLUMES, 9))
     genuine = export._to_onnx
     wrong = torch.nn.Sequential(other, torch.nn.Softmax(dim=1)).eval()
     monkeypatch.setattr(export, "_to_onnx", lambda _, *rest: genuine(wrong, *rest))
     with pytest.raises(ExportError, match="strays"):
-        export_onnx(VOLUMES, initial_weights(VOLUMES), masked.drawn_masks(1, 2, VOLUMES))
+        export_onnx(VOLUMES, initial_weights(VOLUMES), masked.drawn_masks(1, 2, VOLUMES), tmp_path)
 
 
 @pytest.mark.real_data
@@ -126,7 +131,7 @@ def test_of_real_volumes_served_and_trained_model_agree(tmp_path: Path) -> None:
         masked.write(tmp_path, f"P{number}", masked.hippocampus(name))
     dataset = build(read_mask_folder(tmp_path, task).stored, task, None)
     weights = simulate(task, {"a": dataset}, rounds=1, seed=1).weights
-    _, parity = export_onnx(task, weights, dataset.validation)
+    parity = export_onnx(task, weights, dataset.validation, tmp_path)
     assert len(dataset.validation)
     assert predict(task, weights, dataset.validation.x).any()
     assert parity.max_abs <= PARITY_LIMIT

@@ -25,6 +25,8 @@ from trainer.task import LocalSpec, NetworkSpec
 from trainer.wrapped import harmonised, statistics
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from trainer.weights_io import Weights
 
 use_threads(1)
@@ -169,19 +171,19 @@ def test_a_local_round_is_deterministic_and_mutates_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["auto-fedavg", "domain-adaptation", "variation-aware"])
-def test_what_a_site_uses_is_exported_and_served_as_it_was_measured(name: str) -> None:
+def test_what_a_site_uses_is_exported_and_served_as_it_was_measured(name: str, tmp_path: Path) -> None:
     result = simulate(TASK, {"a": SITE}, rounds=2, strategy=name, seed=1)
     own = update_of(name, weights=result.weights, number=3).own
     deployed = site_rule(name).deployed(TASK, result.weights, own, trained=True)
-    _, parity = export_onnx(TASK, deployed, SITE.validation)
+    parity = export_onnx(TASK, deployed, SITE.validation, tmp_path)
     assert parity.max_abs <= 1e-4
 
 
-def test_the_mixture_is_exported_for_pictures_that_its_cells_do_not_divide() -> None:
+def test_the_mixture_is_exported_for_pictures_that_its_cells_do_not_divide(tmp_path: Path) -> None:
     task = replace(TASK, preprocessing=replace(TASK.preprocessing, rows=30, columns=35))
     site = drawn_dataset(2, task, train=8, validation=6)
     own = local_round(task, PLAIN, site, strategy="domain-adaptation", seed=1).own
-    _, parity = export_onnx(task, {**PLAIN, **own}, site.validation)
+    parity = export_onnx(task, {**PLAIN, **own}, site.validation, tmp_path)
     assert parity.max_abs <= 1e-4
 
 

@@ -46,11 +46,11 @@ SITE = healthy_dataset(0, TASK)
 THRESHOLD = Threshold(0.5, 0.98, pictures=8, people=8)
 
 
-def test_the_exported_model_gives_the_residuals_that_are_measured() -> None:
-    content, parity = export_onnx(TASK, initial_weights(TASK), SITE.validation, THRESHOLD)
+def test_the_exported_model_gives_the_residuals_that_are_measured(tmp_path: Path) -> None:
+    parity = export_onnx(TASK, initial_weights(TASK), SITE.validation, tmp_path, THRESHOLD)
     assert parity.max_abs < 1e-5
     assert parity.voxels == 0
-    checked_source(content, "residual")
+    checked_source(tmp_path, "residual")
 
 
 def test_the_package_has_the_threshold_of_healthy_people_alone(tmp_path: Path) -> None:
@@ -62,10 +62,8 @@ def test_the_package_has_the_threshold_of_healthy_people_alone(tmp_path: Path) -
         weights,
         SITE.validation,
         tmp_path / "package",
-        version="run-1.3",
+        card=export.model_card(TASK, "run-1.3", {"run_id": "run-1"}, metrics.to_json()),
         signing_key=key,
-        provenance={"run_id": "run-1"},
-        metrics=metrics.to_json(),
     )
     package = load_package(tmp_path / "package", tmp_path / "in", {"research": key.public_key()})
     assert (package.sha256, package.card.task) == (made.package_sha256, ANOMALY_2D)
@@ -90,41 +88,41 @@ def test_without_a_healthy_held_out_case_there_is_no_package(tmp_path: Path) -> 
             initial_weights(TASK),
             sick.validation,
             tmp_path / "package",
-            version="1",
+            card=export.model_card(TASK, "1", {}, metrics),
             signing_key=Ed25519PrivateKey.generate(),
-            provenance={},
-            metrics=metrics,
         )
     assert not (tmp_path / "package").exists()
     with pytest.raises(ExportError, match="no healthy held-out case"):
-        export_onnx(TASK, initial_weights(TASK), sick.validation)
+        export_onnx(TASK, initial_weights(TASK), sick.validation, tmp_path)
 
 
 @pytest.mark.parametrize("parity", [Parity(2 * PARITY_LIMIT), Parity(0.0, 2 * PARITY_VOXELS)])
-def test_a_model_that_strays_is_not_exported(monkeypatch: pytest.MonkeyPatch, parity: Parity) -> None:
+def test_a_model_that_strays_is_not_exported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parity: Parity
+) -> None:
     monkeypatch.setattr(export, "_compare", lambda *_: parity)
     with pytest.raises(ExportError, match="strays"):
-        export_onnx(TASK, initial_weights(TASK), SITE.validation, THRESHOLD)
+        export_onnx(TASK, initial_weights(TASK), SITE.validation, tmp_path, THRESHOLD)
 
 
-def test_another_model_is_seen_to_stray(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_model_is_seen_to_stray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wrong = export._answering(TASK, with_weights(TASK, initial_weights(TASK, 9))).eval()
     genuine = export._to_onnx
     monkeypatch.setattr(export, "_to_onnx", lambda _, *rest: genuine(wrong, *rest))
     with pytest.raises(ExportError, match="strays"):
-        export_onnx(TASK, initial_weights(TASK), SITE.validation, THRESHOLD)
+        export_onnx(TASK, initial_weights(TASK), SITE.validation, tmp_path, THRESHOLD)
 
 
-def test_under_feddis_each_site_exports_the_shared_shape_with_its_own_appearance() -> None:
+def test_under_feddis_each_site_exports_the_shared_shape_with_its_own_appearance(tmp_path: Path) -> None:
     task = replace(TASK, local=replace(TASK.local, local_steps=2))
     sites = [healthy_dataset(number, task, gain=1 - 0.6 * number) for number in range(2)]
     shared = simulate(task, {"a": sites[0], "b": sites[1]}, rounds=1, strategy="feddis", seed=1).weights
     for site in sites:
         own = local_round(task, shared, site, strategy="feddis", number=2, seed=1).own
         deployed = site_rule("feddis").deployed(task, shared, own, trained=True)
-        content, parity = export_onnx(task, deployed, site.validation, THRESHOLD)
+        parity = export_onnx(task, deployed, site.validation, tmp_path, THRESHOLD)
         assert parity.max_abs <= PARITY_LIMIT
-        graph = onnx.load_from_string(content).graph
+        graph = onnx.load(tmp_path / "model.onnx").graph
         inside = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
         kernels = [name for name, array in deployed.items() if array.ndim == 4]
         assert {name.partition(".")[0] for name in kernels} == {"shape", "appearance", "decoder"}
@@ -147,7 +145,7 @@ def test_of_real_slices_served_and_trained_model_agree(tmp_path: Path) -> None:
     weights = simulate(task, {"a": dataset}, rounds=1, seed=1).weights
     card = export.model_card(task, "1", {}, evaluate(task, weights, dataset).to_json())
     assert card.threshold is not None
-    _, parity = export_onnx(task, weights, dataset.validation, card.threshold)
+    parity = export_onnx(task, weights, dataset.validation, tmp_path, card.threshold)
     assert (predict(task, weights, dataset.validation.x) > card.threshold.value).any()
     assert parity.max_abs <= PARITY_LIMIT
     assert parity.voxels <= PARITY_VOXELS
