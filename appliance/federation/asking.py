@@ -19,7 +19,7 @@ from appliance.federation.errors import CoordinatorError
 from appliance.federation.liveness import Signs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from nvflare.apis.fl_context import FLContext
     from nvflare.apis.signal import Signal
@@ -83,16 +83,15 @@ class Asking(Controller):  # type: ignore[misc]
         if self._witness is not None:
             order = replace(order, ledger=self._witness.offer(collection.targets))
         tasks = []
-        for one, sites in _shared(data, sorted(collection.targets)):
+        for site in sorted(collection.targets):
+            one = data if isinstance(data, Shareable) else data[site]
             one[messages.ORDER_KEY] = messages.write_order(order)
             if self._key.text and name != policy.TASK_LEDGER:
                 one[messages.ENCRYPTION_KEY] = self._key.text
             receive = self._receiver(answers, collection, keep)
             tasks.append(Task(name=name, data=one, result_received_cb=receive))
-            if len(sites) == 1:  # the engine keeps a copy of all that it broadcasts
-                self.send(tasks[-1], fl_ctx, sites, SendOrder.ANY)
-            else:
-                self.broadcast(task=tasks[-1], fl_ctx=fl_ctx, targets=sites, min_responses=0)
+            # To each by itself, though the arrays are one: what it broadcasts the engine copies first.
+            self.send(tasks[-1], fl_ctx, [site], SendOrder.ANY)
         while not self._is_over(collection):
             if abort_signal.triggered:
                 raise StaleJobError("the job was aborted")
@@ -139,18 +138,6 @@ class Asking(Controller):  # type: ignore[misc]
                     collection.answered(answer.site, time.monotonic(), usable=not answer.said.code)
 
         return receive
-
-
-def _shared(
-    data: Shareable | dict[str, Shareable], sites: Sequence[str]
-) -> list[tuple[Shareable, list[str]]]:
-    """Return each thing that is sent with those who get it."""
-    if isinstance(data, Shareable):
-        return [(data, list(sites))]
-    shared: dict[int, tuple[Shareable, list[str]]] = {}
-    for site in sites:
-        shared.setdefault(id(data[site]), (data[site], []))[1].append(site)
-    return list(shared.values())
 
 
 def as_it_is(answer: Answer) -> Answer:

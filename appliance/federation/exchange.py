@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 POLL_S: Final = 0.1
 LONGEST_POLL_S: Final = 1.0
-# A round's time is all sites': the row is a short question, asked often where rounds are short.
-FIRST_WORK_POLL_S: Final = 0.05
-WORK_POLL_S: Final = 0.2
+# A round's time is all sites': the row is a short question, asked often where the work is short.
+WORK_POLL_SHARE: Final = 0.03  # of the time that the work took so far
+WORK_POLL_S: Final = (0.02, 0.2)
 SERVICE_AWAY_S: Final = 300.0
 
 
@@ -171,7 +171,7 @@ class Exchange:
 
     def _until_worked(self, round_id: str) -> dict[str, Any]:
         """Watch the row until it is done or dead; a time-out of the coordinator comes as the abort signal."""
-        before, pause = None, FIRST_WORK_POLL_S
+        before, began = None, time.monotonic()
         while True:
             view = _mapping(self._ask("GET", f"/v1/rounds/{round_id}"))
             if view["progress"] != before:
@@ -179,7 +179,8 @@ class Exchange:
                 self.came_on()
             if view["state"] in {"done", "dead"} or view["halted"]:
                 return view
-            pause = min(self._pause(pause), WORK_POLL_S)
+            least, most = WORK_POLL_S
+            self._pause(min(max(least, WORK_POLL_SHARE * (time.monotonic() - began)), most))
 
     def _pause(self, pause: float) -> float:
         if self.aborted():
