@@ -79,6 +79,7 @@ class Asking(Controller):  # type: ignore[misc]
         ``data`` is for all, or by site for each its own; sites may share one.
         """
         answers: dict[str, Answer] = {}
+        keeping = [keep]
         self._disk: OSError | None = None
         if self._witness is not None:
             order = replace(order, ledger=self._witness.offer(collection.targets))
@@ -88,7 +89,7 @@ class Asking(Controller):  # type: ignore[misc]
             one[messages.ORDER_KEY] = messages.write_order(order)
             if self._key.text and name != policy.TASK_LEDGER:
                 one[messages.ENCRYPTION_KEY] = self._key.text
-            receive = self._receiver(answers, collection, keep)
+            receive = self._receiver(answers, collection, keeping)
             tasks.append(Task(name=name, data=one, result_received_cb=receive))
             # To each by itself, though the arrays are one: what it broadcasts the engine copies first.
             self.send(tasks[-1], fl_ctx, [site], SendOrder.ANY)
@@ -100,6 +101,9 @@ class Asking(Controller):  # type: ignore[misc]
             time.sleep(POLL_S)
         for task in tasks:
             self.cancel_task(task, TaskCompletionStatus.OK, fl_ctx)
+            task.data = Shareable()
+        # Tasks live until garbage is collected, some rounds later: no model may live as long.
+        keeping.clear()
         still = self._members()  # whoever left or was expelled meanwhile does not count
         with self._lock:
             counted = [answers[site] for site in sorted(answers) if site in still]
@@ -120,10 +124,16 @@ class Asking(Controller):  # type: ignore[misc]
             return collection.over(at)
 
     def _receiver(
-        self, answers: dict[str, Answer], collection: Collection, keep: Callable[[Answer], Answer]
+        self, answers: dict[str, Answer], collection: Collection, keeping: list[Callable[[Answer], Answer]]
     ) -> Callable[..., None]:
+        """Return what takes a site's answer for as long as ``keeping`` says how one is kept."""
+
         def receive(client_task: ClientTask, fl_ctx: FLContext) -> None:
             del fl_ctx
+            found = tuple(keeping)
+            if not found:
+                return
+            [keep] = found
             whole = client_task.task.name in {policy.TASK_AGGREGATE, policy.TASK_SEND}
             answer = read_result(client_task.client.name, client_task.result, whole=whole)
             client_task.result = None
