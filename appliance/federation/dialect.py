@@ -1,7 +1,11 @@
 """Which Cloister is at the other end: both sides say what they speak, and refuse what they cannot.
 
-The protocol's number goes up with every change of orders, answers, statements or blocks that the other side
-has to know of; a new field of a plan needs none, since a site that does not know it says so.
+The protocol's number goes up with every change of orders, answers, statements, blocks or the form in which
+arrays travel that the other side has to know of; a new field of a plan needs none, since a site that does not
+know it says so.
+
+1. Arrays travel as the engine's archives.
+2. Arrays travel as one stream (:mod:`appliance.federation.arraystream`).
 """
 
 from __future__ import annotations
@@ -16,8 +20,8 @@ from appliance.federation.errors import EnrolmentError, FederationError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PROTOCOL: Final = 1
-OLDEST: Final = 1  # with which this version still works
+PROTOCOL: Final = 2
+OLDEST: Final = 2  # with which this version still works
 OTHER_VERSION: Final = "other_version"
 _MAX_NUMBER: Final = 1_000_000
 _MAX_TEXT: Final = 40

@@ -27,25 +27,30 @@ if TYPE_CHECKING:
     from trainer.federation.plan import Plan
 
 ROOT = Path(__file__).parents[3]
+OWN = dialect.PROTOCOL
 PACKAGES = ("anonymizer", "appliance", "dicom_node", "inference", "trainer")
 
 
 @pytest.mark.parametrize(
     ("there", "said"),
     [
-        (Dialect("0.1.0", 1, 1), ""),
-        (Dialect("9.0.0", 7, 1), ""),
-        (Dialect("9.0.0", 7, 2), "this site runs {own}, the coordinator Cloister 9.0.0 (protocol 7): {here}"),
+        (Dialect("0.1.0", OWN, OWN), ""),
+        (Dialect("9.0.0", OWN + 6, OWN), ""),
         (
-            Dialect("0.0.9", 0, 0),
-            "this site runs {own}, the coordinator Cloister 0.0.9 (protocol 0): {there}",
+            Dialect("9.0.0", OWN + 6, OWN + 1),
+            "this site runs {own}, the coordinator Cloister 9.0.0 {newer}: {here}",
+        ),
+        (
+            Dialect("0.0.9", OWN - 1, OWN - 1),
+            "this site runs {own}, the coordinator Cloister 0.0.9 {older}: {there}",
         ),
         (Dialect(), "this site runs {own}, the coordinator an earlier Cloister, which does not say {tail}"),
     ],
 )
 def test_a_refusal_names_both_versions_and_who_has_to_be_updated(there: Dialect, said: str) -> None:
     here, other = "update Cloister at this site", "update Cloister at the coordinator"
-    expected = said.format(own=dialect.own(), here=here, there=other, tail=f"its version: {other}")
+    numbers = {"newer": f"(protocol {OWN + 6})", "older": f"(protocol {OWN - 1})"}
+    expected = said.format(own=dialect.own(), here=here, there=other, tail=f"its version: {other}", **numbers)
 
     assert dialect.mismatch(there, "this site", "the coordinator") == expected
 
