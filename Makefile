@@ -1,5 +1,6 @@
 # make run      set up everything and show the whole story on this machine
-# make test     set up what the tests need and run all of them
+# make test     set up what the tests need and run them, without further cases of what others show
+# make test-all every test there is
 # make install  make .venv with the cloister command
 # make check    static checks
 # make fast     unit and property tests only
@@ -10,13 +11,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CI ?=
-COMPUTING := -n 2 --dist loadfile --no-loadscope-reorder -m 'not e2e'
-SEVERAL := -n 2 --dist loadfile -m e2e
+WITHOUT := not exhaustive
+COMPUTING = -n 2 --dist loadfile --no-loadscope-reorder -m 'not e2e and ($(WITHOUT))'
+SEVERAL = -n 2 --dist loadfile -m 'e2e and ($(WITHOUT))'
 export TORCH_INDEX_URL GPU
 # Tests start many hundred processes: each would compile our modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install run test coverage fast check format clean
+.PHONY: install run test test-all coverage fast check format clean
 
 install: $(VENV)/.installed
 
@@ -42,7 +44,7 @@ format: $(VENV)/.tools
 	$(BIN)/ruff check --fix .
 
 fast: $(VENV)/.tools
-	$(BIN)/pytest -n auto --dist loadfile -m 'not slow and not e2e'
+	$(BIN)/pytest -n auto --dist loadfile -m 'not slow and not e2e and not exhaustive'
 
 # Two passes: what computes, in the order of the files, since the longest are not those with the most tests; then what
 # starts several processes, the files with the most tests first, each time the next by whoever is free.
@@ -50,6 +52,9 @@ test: $(VENV)/.tools
 	bash tests/peers.sh
 	bash tests/twice.sh computing $(COMPUTING) --durations=15
 	bash tests/twice.sh several $(SEVERAL) --durations=15
+
+test-all: WITHOUT := e2e or not e2e
+test-all: test
 
 coverage: $(VENV)/.tools
 	bash tests/peers.sh

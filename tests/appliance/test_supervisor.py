@@ -13,6 +13,7 @@ import pytest
 
 from appliance import children, health, node
 from tests.appliance.servers import end_group, wait_until
+from tests.further import cases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,7 +73,7 @@ def wait_for_descendants(process: subprocess.Popen[bytes], count: int) -> list[i
     return children.descendants_of(process.pid)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", cases([signal.SIGTERM, signal.SIGINT, signal.SIGHUP], [signal.SIGTERM]))
 def test_a_signal_ends_everything_within_eight_seconds(
     node_settings: Settings, run: Callable[..., subprocess.Popen[bytes]], number: signal.Signals
 ) -> None:

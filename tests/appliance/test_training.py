@@ -32,6 +32,7 @@ from inference.evaluation import read_report
 from inference.package import load_package
 from tests.appliance.servers import RedisServer, end_group, wait_until
 from tests.appliance.training_node import TrainingNode, make_training_node
+from tests.further import cases
 from tests.trainer.samples import small_task
 from trainer.local_round import evaluate, use_threads
 from trainer.metrics import Metrics
@@ -265,7 +266,7 @@ def training_goes_on(node: TrainingNode, round_id: str) -> bool:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("whole_worker", [True, False], ids=["worker", "pool child"])
+@pytest.mark.parametrize("whole_worker", cases([True, False], [False], {True: "worker", False: "pool child"}))
 def test_a_worker_killed_in_a_round_loses_nothing_and_the_round_counts_once(
     slow_node: TrainingNode, *, whole_worker: bool
 ) -> None:

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.further import FURTHER
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
+@FURTHER
 def test_the_benchmark_measures_both_federations_and_the_coordinator(tmp_path: Path) -> None:
     parts = ["--parts", "beside,many"]  # the long one runs the same for longer
     options = [*parts, "--sizes", "0.1", "--rounds", "2", "--counts", "2,3", "--counts-size", "0.1"]

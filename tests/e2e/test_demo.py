@@ -17,6 +17,7 @@ from appliance.demo.hospitals import HOSPITALS
 from appliance.demo.proc import descendants
 from appliance.demo.stages_federation import MARGIN
 from tests.dicom_node.support import wait_until
+from tests.further import FURTHER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,6 +148,7 @@ def test_ctrl_c_ends_every_process_and_leaves_nothing_behind(tmp_path: Path) -> 
     sockets.rmdir()  # and that it is empty
 
 
+@FURTHER
 def test_killing_the_demonstration_ends_everything_below_it(tmp_path: Path) -> None:
     terminal = tmp_path / "terminal.txt"
     with terminal.open("wb") as stream:

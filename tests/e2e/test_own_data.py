@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cxr import write_labels, write_studies
+from tests.further import FURTHER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.real_data, pytest.mark.timeout(900)]
 
 
+@FURTHER
 def test_the_story_runs_on_own_studies_without_pooling_them(tmp_path: Path) -> None:
     data = tmp_path / "own"
     studies = write_studies("nih", data / "nih", 60) + write_studies("guangzhou", data / "guangzhou", 40)

@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from tests.appliance.servers import wait_until
+from tests.further import FURTHER
 from tests.trainer.samples import drawn_dataset, small_task
 from trainer.engine import simulator
 from trainer.engine.exchange import Order, load_dataset, save_dataset
@@ -31,8 +32,8 @@ TASK = small_task()
     ("strategy", "parameters", "privacy"),
     [
         ("fedprox", {"mu": 0.1}, Promise("dp-sgd", 1.0, 1.5, epsilon=50.0, delta=1e-5, sampling_rate=0.5)),
-        ("scaffold", {}, None),
-        ("cyclic", {}, None),
+        pytest.param("scaffold", {}, None, marks=FURTHER),
+        pytest.param("cyclic", {}, None, marks=FURTHER),
     ],
     ids=["fedprox", "scaffold", "cyclic"],
 )
@@ -85,6 +86,7 @@ def test_an_engine_that_fails_is_an_error_and_leaves_nothing(
 
 @pytest.mark.slow
 @pytest.mark.e2e
+@FURTHER
 def test_a_simulation_that_takes_too_long_leaves_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from appliance.federation.answers import read_result
 from appliance.federation.dialect import Dialect, DialectError
 from appliance.settings import load_settings
 from tests.appliance.federation.ring import CONFIG, Ring, approve_at, is_known, running_ring, until
+from tests.further import FURTHER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -145,7 +146,11 @@ def another_version(folder: Path, protocol: int, oldest: int) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
-    ("protocol", "oldest", "older"), [(0, 0, "this site"), (8, 7, "the coordinator")], ids=["old", "new"]
+    ("protocol", "oldest", "older"),
+    [
+        pytest.param(0, 0, "this site", id="old"),
+        pytest.param(8, 7, "the coordinator", id="new", marks=FURTHER),
+    ],
 )
 def test_a_run_waits_for_a_site_of_another_version_and_goes_on_when_it_is_updated(
     ring: Ring, tmp_path: Path, protocol: int, oldest: int, older: str

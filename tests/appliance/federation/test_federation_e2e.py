@@ -33,6 +33,7 @@ from tests.appliance.federation.ring import (
     running_ring,
     until,
 )
+from tests.further import FURTHER
 from tests.trainer.samples import small_task
 from trainer import strategies
 from trainer.compression import Compression, draw_of
@@ -174,6 +175,7 @@ def test_every_site_makes_its_own_package_of_the_final_model(ring: Ring) -> None
         assert (member.settings.crossing_in / "packages" / f"{candidate.run_id}.zip").is_file()
 
 
+@FURTHER
 def test_a_site_that_dies_in_a_round_neither_stops_nor_falsifies_the_run(ring: Ring) -> None:
     plan = ring.submit(
         total_rounds=8, min_sites=2, straggler_wait_s=3.0, strategy=Strategy("fedprox", {"mu": 0.01})
@@ -207,6 +209,7 @@ def test_a_site_that_dies_in_a_round_neither_stops_nor_falsifies_the_run(ring: R
     ]
 
 
+@FURTHER
 def test_a_killed_job_process_and_a_killed_coordinator_cost_no_finished_round(ring: Ring) -> None:
     plan = ring.submit(total_rounds=4, min_sites=2, straggler_wait_s=30.0, strategy=Strategy("scaffold", {}))
     ring.approve(plan)
@@ -232,6 +235,7 @@ def test_a_killed_job_process_and_a_killed_coordinator_cost_no_finished_round(ri
         assert len(done) == len(set(done))
 
 
+@FURTHER
 def test_the_model_travels_in_turn_and_a_dead_site_is_passed_over(ring: Ring) -> None:
     plan = ring.submit(total_rounds=7, min_sites=2, round_timeout_s=60.0, strategy=Strategy("cyclic", {}))
     ring.approve(plan)

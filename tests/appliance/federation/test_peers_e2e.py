@@ -14,6 +14,7 @@ from appliance.federation import coordinator, relaying
 from tests.appliance.federation.ring import SITES, Ring, running_ring, until
 from tests.appliance.federation.test_federation_e2e import checkpoint_of, counted_sites
 from tests.appliance.federation.test_many_sites_e2e import approve, dataset_of
+from tests.further import FURTHER
 from trainer.federation.aggregation import fingerprint
 from trainer.federation.peering import MAIL
 from trainer.federation.peering import record as records
@@ -152,6 +153,7 @@ def check_ledgers(ring: Ring) -> None:
         assert member.client.verify_ledger().ok
 
 
+@FURTHER
 def test_neighbours_average_as_in_a_simulation_whoever_dies(ring: Ring, tmp_path: Path) -> None:
     strategy = Strategy("dfedavgm", {"local_learning_rate": 0.05})
     plan = ring.submit(total_rounds=7, min_sites=2, straggler_wait_s=60.0, strategy=strategy)

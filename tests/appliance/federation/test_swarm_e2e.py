@@ -8,6 +8,7 @@ import pytest
 
 from tests.appliance.federation.ring import SITES, Ring, running_ring, until
 from tests.appliance.federation.test_federation_e2e import check_arithmetic, counted_sites
+from tests.further import FURTHER
 from trainer.compression import Compression
 from trainer.federation.plan import Strategy
 from trainer.strategies.swarm import leader
@@ -63,6 +64,7 @@ def test_the_drawn_site_s_worker_aggregates_and_what_it_sent_is_the_model(ring: 
         assert member.client.verify_ledger().ok
 
 
+@FURTHER
 def test_a_site_that_dies_is_passed_over_and_the_others_go_on_aggregating(ring: Ring) -> None:
     plan = ring.submit(
         total_rounds=6,

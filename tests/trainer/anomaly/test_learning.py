@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from tests.further import FURTHER
 from tests.trainer.healthy import healthy_dataset, healthy_task
 from tests.trainer.samples import small_task
 from trainer import strategies
@@ -154,6 +155,7 @@ def test_feddis_goes_with_noise_on_the_update_but_not_with_dp_sgd() -> None:
 
 @pytest.mark.slow
 @pytest.mark.e2e
+@FURTHER
 def test_the_engine_s_simulator_comes_to_the_same_model_as_the_loop() -> None:
     task = replace(TASK, local=LocalSpec(batch_size=8, local_steps=2))
     here = simulate(task, SITES, rounds=2, seed=1, strategy="feddis")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from inference.preprocessing import PreprocessingSpec
+from tests.further import FURTHER
 from tests.trainer import masked
 from trainer.baselines import train_local
 from trainer.engine import simulator
@@ -209,6 +210,7 @@ def test_losses_of_cases_do_not_depend_on_their_neighbours() -> None:
 
 @pytest.mark.slow
 @pytest.mark.e2e
+@FURTHER
 def test_the_engine_s_simulator_comes_to_the_same_model_as_the_loop() -> None:
     datasets = sites(VOLUMES, 3)
     here = simulate(VOLUMES, datasets, rounds=2, seed=1)
