@@ -65,7 +65,7 @@ def check(
             if key is not None:
                 known = sitekeys.readable(key, plan, known, last.number - 1)
             before = f"the model of round {last.number}"
-            check_reachable(weights, known, reach(plan, norms, last.number - 1), before)
+            check_reachable(weights, known, reach(plan, norms, last.number - 1, known), before)
         except UnfitModelError:
             raise
         except WeightsError:
@@ -73,7 +73,8 @@ def check(
                 raise
             last = None  # newer models took its place just now
     if last is None and not plan.initial_sha256:
-        check_reachable(weights, _first(zone, plan), reach(plan, norms, 0), FIRST)
+        first = _first(zone, plan)
+        check_reachable(weights, first, reach(plan, norms, 0, first), FIRST)
 
 
 def remove(root: Path, plan_sha256: str) -> None:

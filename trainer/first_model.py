@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from trainer import peers, strategies
+from trainer.compression.steps import sizes_of
 from trainer.errors import StrategyError, UnfitModelError
 from trainer.networks import initial_weights
 from trainer.strategies import streams
@@ -70,17 +71,15 @@ def is_bounded(plan: Plan, rounds: int) -> bool:
     """Whether a site can say how far the global model of a plan may lie from one it knows.
 
     Before any round it must be the first model, unless the run starts from an earlier run's. Later ones lie
-    within what the updates of the rounds between allow, unless the way back is packed: what a packed step
-    leaves out comes later. Nothing is known where sites have models of their own.
+    within what the updates of the rounds between allow. Where sites have models of their own there is a
+    global one before the first round alone.
     """
-    if plan.own_models:
-        return False
     if not rounds:
         return not plan.initial_sha256
-    return plan.compression is None or not plan.compression.both_ways
+    return not plan.own_models
 
 
-def reach(plan: Plan, norms: Sequence[Sequence[float]], since: int) -> float:
+def reach(plan: Plan, norms: Sequence[Sequence[float]], since: int, known: Mapping[str, Array]) -> float:
     """Return how far rounds can have moved a plan's model, as an L2 norm.
 
     Parameters
@@ -89,10 +88,16 @@ def reach(plan: Plan, norms: Sequence[Sequence[float]], since: int) -> float:
         By round, all from the first one: L2 norms of the updates that counted.
     since : int
         So many of these rounds are not asked about.
+    known : Mapping
+        A model of the plan, for its arrays' sizes.
     """
     rule, parameters = strategies.get(plan.strategy.name), plan.strategy.parameters
     capped = [[min(norm, plan.max_update_norm) for norm in one] for one in norms]
-    return sum(rule.longest_step(capped[:count], parameters) for count in range(since + 1, len(capped) + 1))
+    packing = plan.compression
+    packed = packing if packing is not None and packing.both_ways else None
+    first = 0 if packed is not None else since  # what steps left out long ago may come now
+    moved = [rule.longest_step(capped[:count], parameters) for count in range(first + 1, len(capped) + 1)]
+    return sum(moved) if packed is None else packed.most_moved(sizes_of(known), moved, since)
 
 
 def check_reachable(
