@@ -15,7 +15,7 @@ from dicom_node.ports import Caller
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from appliance.db.clinical import Peer
+    from appliance.db.peers import Peer
     from appliance.node import ClinicalZone
     from dicom_node.archive import Answers, Listed, Retrieval, Watch
     from dicom_node.dicomweb.http import WebDestination

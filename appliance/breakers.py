@@ -13,8 +13,8 @@ from sqlalchemy import or_, update
 
 from appliance import logs
 from appliance.db.base import now
-from appliance.db.clinical import Peer
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Peer
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session

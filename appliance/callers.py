@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import and_, or_, select
 
 from appliance import durable, logs
-from appliance.db.clinical import Peer
 from appliance.db.engine import reading
+from appliance.db.peers import Peer
 from appliance.names import as_network
 from appliance.peers import NEEDS_TLS, WRONG_CERTIFICATE
 from dicom_node.ports import Caller, Decision

@@ -11,8 +11,9 @@ from sqlalchemy import select
 
 from appliance import logs, peers
 from appliance.db.base import now
-from appliance.db.clinical import ClinicalJob, CommitmentRequest, Instance, Peer, Result, Series, Study
+from appliance.db.clinical import ClinicalJob, Instance, Result, Series, Study
 from appliance.db.engine import reading, writing
+from appliance.db.peers import CommitmentRequest, Peer
 from appliance.errors import ApplianceError
 from appliance.filing import open_inbox
 from appliance.names import as_network

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import select
 
 from appliance.db.base import now
-from appliance.db.clinical import Instance, PerformedProcedureStep, Series, Study
+from appliance.db.clinical import Instance, Series, Study
 from appliance.db.engine import reading, writing
+from appliance.db.peers import PerformedProcedureStep
 from dicom_node.ports import COMPLETED, IN_PROGRESS
 
 if TYPE_CHECKING:

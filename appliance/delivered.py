@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from appliance import figures, traffic
 from appliance.db.base import now
-from appliance.db.clinical import Peer, Result
+from appliance.db.clinical import Result
+from appliance.db.peers import Peer
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from appliance.db.clinical import Delivery
+    from appliance.db.peers import Delivery
 
 
 def note(session: Session, delivery: Delivery) -> None:

@@ -9,8 +9,9 @@ from sqlalchemy import and_, case, func, select, update
 
 from appliance import breakers, work
 from appliance.db.base import WorkState, now
-from appliance.db.clinical import ClinicalJob, Delivery, Peer, Result
+from appliance.db.clinical import ClinicalJob, Result
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Delivery, Peer
 from appliance.errors import ApplianceError
 
 if TYPE_CHECKING:

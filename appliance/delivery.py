@@ -12,17 +12,9 @@ from sqlalchemy.orm import aliased
 
 from appliance import breakers, delivered, logs, merges, outlets, proofs, schedules
 from appliance.db.base import WorkState, now
-from appliance.db.clinical import (
-    ClinicalJob,
-    Delivery,
-    Instance,
-    Peer,
-    QuarantineItem,
-    Result,
-    Series,
-    StudyRevision,
-)
+from appliance.db.clinical import ClinicalJob, Instance, QuarantineItem, Result, Series, StudyRevision
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Delivery, Peer
 from appliance.result_identity import problem_of
 
 if TYPE_CHECKING:

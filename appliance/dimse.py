@@ -13,8 +13,9 @@ from appliance import figures, logs, peers, traffic
 from appliance.catalogue import DatabaseCatalogue
 from appliance.commitment import DatabaseKeeper
 from appliance.completion import DatabaseSteps
-from appliance.db.clinical import Peer, Study
+from appliance.db.clinical import Study
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Peer
 from dicom_node import finding, retrieving
 from dicom_node.commitment import commitment_service
 from dicom_node.procedure_steps import availability_service, procedure_step_service

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import func, select
 
 from appliance.conditions import Facts, RuleError
-from appliance.db.clinical import Fetch, FetchedStudy, Instance, Peer, Result, Series, Study
+from appliance.db.clinical import Instance, Result, Series, Study
+from appliance.db.peers import Fetch, FetchedStudy, Peer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

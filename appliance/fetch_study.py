@@ -12,8 +12,9 @@ from sqlalchemy import func, select
 from appliance import logs
 from appliance.completion import STUDY_COMPLETE
 from appliance.db.base import now
-from appliance.db.clinical import Fetch, FetchedStudy, Instance, Result, Series, Study
+from appliance.db.clinical import Instance, Result, Series, Study
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Fetch, FetchedStudy
 from appliance.fetching import DONE, FAILED, QUEUED, RUNNING
 from appliance.filing import open_inbox
 from dicom_node.archive import ArchiveError, Progress

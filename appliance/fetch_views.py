@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import func, select
 
 from appliance import schedules
-from appliance.db.clinical import Fetch, FetchedStudy, Peer, Study, User
+from appliance.db.clinical import Study
+from appliance.db.peers import Fetch, FetchedStudy, Peer
+from appliance.db.people import User
 from appliance.fetching import DONE, FAILED, QUEUED
 
 if TYPE_CHECKING:

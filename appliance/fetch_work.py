@@ -15,8 +15,8 @@ from sqlalchemy import func, select
 from appliance import fetch_study, logs, schedules
 from appliance.archives import FetchError, open_archive
 from appliance.db.base import now
-from appliance.db.clinical import Fetch, FetchedStudy, Peer
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Fetch, FetchedStudy, Peer
 from appliance.delivery import retry_in_s
 from appliance.fetch_listing import Found, choose, summarise
 from appliance.fetching import DONE, FAILED, LISTED, LOOKING, QUEUED, RUNNING

@@ -15,8 +15,9 @@ from sqlalchemy import select, update
 from appliance import archives, schedules, work
 from appliance.archives import FetchError
 from appliance.db.base import WorkState, new_id, now
-from appliance.db.clinical import ClinicalJob, Fetch, FetchedStudy, Study
+from appliance.db.clinical import ClinicalJob, Study
 from appliance.db.engine import writing
+from appliance.db.peers import Fetch, FetchedStudy
 from appliance.peers import get_peer
 from dicom_node.query import Level, Query, QueryError
 from dicom_node.query import check as check_query

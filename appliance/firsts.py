@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from appliance.node import ResearchZone
     from trainer.encryption.ckks import Key
     from trainer.federation.plan import Plan
+    from trainer.peers import Peer
     from trainer.weights_io import Array
 
 _MOST_SITES = 100  # of a round that the ledger does not tell of
@@ -65,7 +66,7 @@ def check(
             if key is not None:
                 known = sitekeys.readable(key, plan, known, last.number - 1)
             before = f"the model of round {last.number}"
-            check_reachable(weights, known, reach(plan, norms, last.number - 1), before)
+            check_reachable(weights, known, reach(plan, norms, last.number - 1, known), before)
         except UnfitModelError:
             raise
         except WeightsError:
@@ -73,7 +74,46 @@ def check(
                 raise
             last = None  # newer models took its place just now
     if last is None and not plan.initial_sha256:
-        check_reachable(weights, _first(zone, plan), reach(plan, norms, 0), FIRST)
+        first = _first(zone, plan)
+        check_reachable(weights, first, reach(plan, norms, 0, first), FIRST)
+
+
+def check_peer(
+    zone: ResearchZone, plan: Plan, row: Round, own: Peer, now: Mapping[str, Array], earlier: Peer | None
+) -> None:
+    """Check the model that a site with one of its own trains in a round, made of what came to it by mail.
+
+    It must lie where the rounds so far can have brought any site's model.
+
+    Parameters
+    ----------
+    own : Peer
+        What the site holds, before it merged models for this round.
+    now : Mapping
+        The model that is to be trained.
+    earlier : Peer, optional
+        What the site held before its last round; None before that.
+
+    Raises
+    ------
+    UnfitModelError
+        See :func:`trainer.first_model.check_reachable`.
+    """
+    from trainer.first_model import FIRST, check_reachable, reach_of_peers  # noqa: PLC0415 - torch loads
+    from trainer.peers import Past  # noqa: PLC0415
+
+    with reading(zone.engine) as session:
+        blocks = replica.rounds_of(session, plan.sha256)
+    stated = [_stated(plan, blocks, number) for number in range(1, row.number)]
+    past = [Past({"": plan.max_update_norm}, told=False) if one is None else Past(one) for one in stated]
+    far = reach_of_peers(plan, past, now)
+    if not plan.initial_sha256:
+        first = _first(zone, plan)
+        if not own.version:
+            check_reachable(own.weights, first, 0.0, FIRST)
+        check_reachable(now, first, far, FIRST)
+    elif earlier is not None:  # no farther from the start than the other
+        check_reachable(now, earlier.weights, 2 * far, "this site's earlier model")
 
 
 def remove(root: Path, plan_sha256: str) -> None:
@@ -102,12 +142,20 @@ def _norms(plan: Plan, blocks: Mapping[int, Block], number: int) -> list[float]:
 
     A round to which nobody contributed is one that moved nothing.
     """
+    stated = _stated(plan, blocks, number)
+    if stated is None:
+        return [plan.max_update_norm] * _MOST_SITES
+    return list(stated.values()) or [0.0]
+
+
+def _stated(plan: Plan, blocks: Mapping[int, Block], number: int) -> dict[str, float] | None:
+    """Return by site the norm of its update that counted; None where the ledger has no such round."""
     block = blocks.get(number)
-    counted = [] if block is None else [one.statement for one in block.contributions if one.accepted]
-    stated = [None if said is None else said.longest for said in counted]
     if block is None or block.kind != ROUND:
-        stated = [None] * _MOST_SITES
-    return [plan.max_update_norm if norm is None else norm for norm in stated] or [0.0]
+        return None
+    counted = [one for one in block.contributions if one.accepted]
+    longest = {one.site: None if one.statement is None else one.statement.longest for one in counted}
+    return {site: plan.max_update_norm if norm is None else norm for site, norm in longest.items()}
 
 
 def _first(zone: ResearchZone, plan: Plan) -> Mapping[str, Array]:

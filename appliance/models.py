@@ -13,8 +13,9 @@ from sqlalchemy import select
 from appliance import logs
 from appliance.auth.rights import Right, parse
 from appliance.db.base import new_id, now
-from appliance.db.clinical import ModelState, ModelVersion, User
+from appliance.db.clinical import ModelState, ModelVersion
 from appliance.db.engine import reading, writing
+from appliance.db.people import User
 from appliance.errors import ApplianceError
 from appliance.keys import KeyFileError, read_public_key
 from appliance.model_spool import Arrival, arrivals, file_sha256, forget, keep_refused, remember

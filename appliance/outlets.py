@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from appliance.db.clinical import Peer
+    from appliance.db.peers import Peer
     from appliance.node import ClinicalZone
     from appliance.work import Claim
     from dicom_node.scu import StoreOutcome

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import ColumnElement, and_, func, or_, select
 
-from appliance.db.clinical import Instance, Peer, Series, Study, StudyState
+from appliance.db.clinical import Instance, Series, Study, StudyState
+from appliance.db.peers import Peer
 from dicom_node.assembly import Waits, is_complete, longest
 
 if TYPE_CHECKING:

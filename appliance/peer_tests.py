@@ -17,8 +17,8 @@ from sqlalchemy import select
 from appliance import node, secrets
 from appliance.callers import NAME_UNRESOLVED, UNKNOWN_AE_TITLE, WRONG_ADDRESS
 from appliance.db.base import now
-from appliance.db.clinical import Peer, RejectedCaller
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Peer, RejectedCaller
 from appliance.errors import ApplianceError
 from appliance.names import as_network
 from appliance.peer_values import DICOMWEB

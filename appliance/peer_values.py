@@ -17,7 +17,7 @@ from dicom_node.tls import plain_fingerprint
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from appliance.db.clinical import Peer
+    from appliance.db.peers import Peer
 
 DIMSE: Final = "dimse"
 DICOMWEB: Final = "dicomweb"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from appliance import logs
+from appliance import firsts, logs
 from appliance.consortium import replica
 from appliance.db.base import new_id
 from appliance.db.engine import reading, writing
@@ -78,17 +78,25 @@ def begin(zone: ResearchZone, work: Work, samples: int) -> Part:
     ----------
     samples : int
         Training cases here.
+
+    Raises
+    ------
+    UnfitModelError
+        See :func:`appliance.firsts.check_peer`.
     """
     from trainer.federation.peering import letters, site  # noqa: PLC0415 - other work starts without it
 
     post, mail = _post(work), letters.read_mail(roundfiles.read_mail(zone.root, work.row))
     if work.row.number == 1:
         mail = letters.Mail(mail.there, mail.messages, work.weights)
-    before = site.settled(post, _kept(work), mail)
-    if not post.pulls:
-        return Part(post, mail, before, before, {})
-    counted = min(samples, work.plan.max_samples_per_site)
-    now, taken = site.gathered(post, before, mail, counted)
+    kept = _kept(work)
+    before = site.settled(post, kept, mail)
+    now, taken = before, dict[str, int]()
+    if post.pulls:
+        counted = min(samples, work.plan.max_samples_per_site)
+        now, taken = site.gathered(post, before, mail, counted)
+    earlier = None if kept is None else kept.before
+    firsts.check_peer(zone, work.plan, work.row, before, now.weights, earlier)
     return Part(post, mail, before, now, taken)
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import delete, func, or_, select, update
 
 from appliance.db.base import now
-from appliance.db.clinical import Delivery, Fetch, Peer, RejectedCaller
 from appliance.db.engine import writing
+from appliance.db.peers import Delivery, Fetch, Peer, RejectedCaller
 from appliance.names import as_network
 from appliance.peer_values import FIELDS, NewPeer, PeerError, checked, values_of
 from dicom_node.scu import Destination

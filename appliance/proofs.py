@@ -15,8 +15,9 @@ from sqlalchemy import select
 from appliance import archives, logs, peers
 from appliance.callers import is_of
 from appliance.db.base import now
-from appliance.db.clinical import Delivery, Peer, Result
+from appliance.db.clinical import Result
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Delivery, Peer
 from dicom_node.archive import ArchiveError
 from dicom_node.commitment import request_commitment
 from dicom_node.index import read_header

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import select
 
-from appliance.db.clinical import ClinicalJob, Delivery, Peer, Result
+from appliance.db.clinical import ClinicalJob, Result
+from appliance.db.peers import Delivery, Peer
 from appliance.work import enqueue
 
 if TYPE_CHECKING:

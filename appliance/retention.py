@@ -20,7 +20,6 @@ from appliance.db.base import WorkState, new_id
 from appliance.db.clinical import (
     ClinicalJob,
     Decision,
-    Delivery,
     Instance,
     QuarantineItem,
     Result,
@@ -31,6 +30,7 @@ from appliance.db.clinical import (
     StudyState,
 )
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Delivery
 from appliance.erasing import ERASE, erase
 from appliance.quarantine import INDEX_STAGE
 from appliance.work import claimed

@@ -9,7 +9,8 @@ from sqlalchemy import func, select
 
 from appliance import actions, conditions
 from appliance.conditions import RuleError
-from appliance.db.clinical import ModelState, ModelVersion, Peer, Rule
+from appliance.db.clinical import ModelState, ModelVersion, Rule
+from appliance.db.peers import Peer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import select, true, update
 
 from appliance import logs
-from appliance.db.clinical import (
-    Delivery,
-    Instance,
-    ModelState,
-    ModelVersion,
-    Peer,
-    Result,
-    Series,
-    Study,
-    StudyRevision,
-)
+from appliance.db.clinical import Instance, ModelState, ModelVersion, Result, Series, Study, StudyRevision
+from appliance.db.peers import Delivery, Peer
 from appliance.queueing import queue_delivery
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import select
 
 from appliance import alarms, durable, habits
-from appliance.db.clinical import AccessToken, Alarm, Peer, Traffic
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Peer, Traffic
+from appliance.db.people import AccessToken
 from appliance.traffic import IN, hour_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from appliance.db.clinical import Alarm
     from appliance.habits import Habit, Week
     from appliance.node import ClinicalZone
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import func, select
 
 from appliance import alarms, habits, silence
-from appliance.db.clinical import Peer, Traffic, User
+from appliance.db.peers import Peer, Traffic
+from appliance.db.people import User
 from appliance.silence import Source
 from appliance.traffic import IN, OUT, STRANGERS, hour_of
 

@@ -17,8 +17,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from appliance import alarms
 from appliance.db.base import new_id, now
-from appliance.db.clinical import Instance, Peer, QuarantineItem, Traffic
+from appliance.db.clinical import Instance, QuarantineItem
 from appliance.db.engine import writing
+from appliance.db.peers import Peer, Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

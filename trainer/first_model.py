@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from trainer import peers, strategies
+from trainer.compression.steps import sizes_of
 from trainer.errors import StrategyError, UnfitModelError
 from trainer.networks import initial_weights
+from trainer.peers import Past
 from trainer.strategies import streams
 
 WRAPPING: Final = frozenset({"domain-adaptation", "variation-aware"})
@@ -70,17 +72,15 @@ def is_bounded(plan: Plan, rounds: int) -> bool:
     """Whether a site can say how far the global model of a plan may lie from one it knows.
 
     Before any round it must be the first model, unless the run starts from an earlier run's. Later ones lie
-    within what the updates of the rounds between allow, unless the way back is packed: what a packed step
-    leaves out comes later. Nothing is known where sites have models of their own.
+    within what the updates of the rounds between allow. Where sites have models of their own there is a
+    global one before the first round alone; see :func:`reach_of_peers`.
     """
-    if plan.own_models:
-        return False
     if not rounds:
         return not plan.initial_sha256
-    return plan.compression is None or not plan.compression.both_ways
+    return not plan.own_models
 
 
-def reach(plan: Plan, norms: Sequence[Sequence[float]], since: int) -> float:
+def reach(plan: Plan, norms: Sequence[Sequence[float]], since: int, known: Mapping[str, Array]) -> float:
     """Return how far rounds can have moved a plan's model, as an L2 norm.
 
     Parameters
@@ -89,25 +89,51 @@ def reach(plan: Plan, norms: Sequence[Sequence[float]], since: int) -> float:
         By round, all from the first one: L2 norms of the updates that counted.
     since : int
         So many of these rounds are not asked about.
+    known : Mapping
+        A model of the plan, for its arrays' sizes.
     """
+    if since >= len(norms):
+        return 0.0
     rule, parameters = strategies.get(plan.strategy.name), plan.strategy.parameters
     capped = [[min(norm, plan.max_update_norm) for norm in one] for one in norms]
-    return sum(rule.longest_step(capped[:count], parameters) for count in range(since + 1, len(capped) + 1))
+    packing = plan.compression
+    packed = packing if packing is not None and packing.both_ways else None
+    first = 0 if packed is not None else since  # what steps left out long ago may come now
+    moved = [rule.longest_step(capped[:count], parameters) for count in range(first + 1, len(capped) + 1)]
+    return sum(moved) if packed is None else packed.most_moved(sizes_of(known), moved, since)
+
+
+def reach_of_peers(plan: Plan, past: Sequence[Past], known: Mapping[str, Array]) -> float:
+    """Return how far from the first model any site's own model can lie, as an L2 norm.
+
+    Parameters
+    ----------
+    past : sequence of Past
+        All rounds from the first one.
+    known : Mapping
+        A model of the plan, for its arrays' sizes.
+    """
+    capped = [
+        Past({site: min(norm, plan.max_update_norm) for site, norm in one.norms.items()}, one.told)
+        for one in past
+    ]
+    chosen = plan.strategy
+    return peers.PEERS[chosen.name].farthest(capped, chosen.parameters, plan.seed, sizes_of(known))
 
 
 def check_reachable(
     weights: Mapping[str, Array], known: Mapping[str, Array], reached: float, what: str = FIRST
 ) -> None:
-    """Check that a global model lies where a plan's rounds can have moved one that a site knows.
+    """Check that a model lies where a plan's rounds can have moved one that a site knows.
 
     Parameters
     ----------
     weights : Mapping
-        The global model.
+        The model that came, or was made of what came.
     known : Mapping
         The plan's :func:`first_model`, or that of a later round.
     reached : float
-        How far it can have moved since: :func:`reach`, 0 where it is to be the very same.
+        How far it can have moved since, :func:`reach` or :func:`reach_of_peers`; 0 demands the same.
     what : str
         The known model, for the message.
 
@@ -127,4 +153,4 @@ def check_reachable(
             size += streams.squares(known, name, count)
             moved += streams.squared_distance(weights, known, name, count)
     if not moved**0.5 <= reached * _SLACK + _ROUNDING * max(1.0, size**0.5):
-        raise UnfitModelError(f"the global model is not what this plan's rounds can have made of {what}")
+        raise UnfitModelError(f"the model is not what this plan's rounds can have made of {what}")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import delete, select, update
 
 from appliance.auth import passwords, rights
-from appliance.db.clinical import User, UserSession
 from appliance.db.engine import reading, writing
+from appliance.db.people import User, UserSession
 from appliance.errors import ApplianceError
 
 if TYPE_CHECKING:

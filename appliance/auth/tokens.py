@@ -20,8 +20,8 @@ from appliance import logs
 from appliance.auth import rights
 from appliance.auth.rights import Right
 from appliance.auth.sessions import Principal
-from appliance.db.clinical import AccessToken, User
 from appliance.db.engine import reading, writing
+from appliance.db.people import AccessToken, User
 from appliance.errors import ApplianceError
 
 if TYPE_CHECKING:

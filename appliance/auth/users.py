@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import delete, select
 
 from appliance.auth import passwords
-from appliance.db.clinical import User, UserSession
+from appliance.db.people import User, UserSession
 from appliance.errors import ApplianceError
 
 if TYPE_CHECKING:

@@ -209,8 +209,8 @@ def _act(config: Path, fetch: str, name: str) -> None:
 def _id(zone: ClinicalZone, begin: str) -> str:
     from sqlalchemy import select  # noqa: PLC0415 - as above
 
-    from appliance.db.clinical import Fetch  # noqa: PLC0415 - as above
     from appliance.db.engine import reading  # noqa: PLC0415 - as above
+    from appliance.db.peers import Fetch  # noqa: PLC0415 - as above
 
     with reading(zone.engine) as session:
         ids = session.scalars(select(Fetch.id).where(Fetch.id.startswith(begin, autoescape=True)).limit(2))

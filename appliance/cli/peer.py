@@ -13,7 +13,7 @@ from appliance.cli import DONE, WORK_FAILED, WRONG_USE, ConfigOption, peer_field
 from appliance.cli.peer_fields import ACTOR, NameArgument, change_rows
 
 if TYPE_CHECKING:
-    from appliance.db.clinical import Peer
+    from appliance.db.peers import Peer
     from appliance.node import ClinicalZone
     from appliance.peer_tests import PeerReport
 

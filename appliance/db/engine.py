@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S: Final = 5  # a server that answers nothing must not look like a process that hangs
 BUSY_TIMEOUT_MS: Final = 30_000
+KEEPALIVE_S: Final = 10  # who waits for an answer sends nothing else that could go unacknowledged
 _MODE: Final = "cloister_mode"
 _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -45,7 +46,12 @@ def make_engine(url: str, *, read_only: bool = False) -> Engine:
     else:
         engine = create_engine(
             parsed,
-            connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "tcp_user_timeout": BUSY_TIMEOUT_MS},
+            connect_args={
+                "connect_timeout": CONNECT_TIMEOUT_S,
+                "tcp_user_timeout": BUSY_TIMEOUT_MS,
+                "keepalives_idle": KEEPALIVE_S,
+                "keepalives_interval": KEEPALIVE_S,
+            },
             pool_pre_ping=True,
             pool_size=2,
             max_overflow=8,

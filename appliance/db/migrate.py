@@ -28,11 +28,15 @@ _BASES: Final[dict[Which, str]] = {
     "research": "ResearchBase",
     "coordinator": "CoordinatorBase",
 }
+_BESIDE: Final[dict[Which, tuple[str, ...]]] = {"clinical": ("peers", "people")}
+"""Other modules with tables of a database."""
 _LOCK: Final = 0x436C6F69  # PostgreSQL advisory lock: one migration at a time
 
 
 def metadata(which: Which) -> MetaData:
     """Return the tables that the code expects."""
+    for name in _BESIDE.get(which, ()):
+        import_module(f"appliance.db.{name}")
     base = getattr(import_module(f"appliance.db.{which}"), _BASES[which])
     found: MetaData = base.metadata
     return found

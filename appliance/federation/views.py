@@ -6,12 +6,14 @@ import dataclasses
 from dataclasses import dataclass
 from datetime import datetime
 from types import UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 V = TypeVar("V")
+BETWEEN_PEERS: Final = frozenset({"braintorrent", "dfedavgm"})
+"""Strategies whose sites keep models of their own: ``trainer.peers.OWN_MODELS``, without its libraries."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class ProtocolView:
 
 @dataclass(frozen=True)
 class RoundView:
-    """A local round; ``metrics`` are those of the incoming global model on this site's held-out cases."""
+    """A local round; ``metrics`` are those of the model before training, on this site's held-out cases."""
 
     id: str
     run_id: str

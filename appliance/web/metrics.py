@@ -15,17 +15,15 @@ from appliance import alarms, figures, silence
 from appliance.db.clinical import (
     ClinicalJob,
     ClinicalLedgerEntry,
-    Delivery,
     Instance,
     ModelVersion,
-    Peer,
     QuarantineItem,
     Result,
     Study,
     StudyRevision,
-    Traffic,
 )
 from appliance.db.engine import reading
+from appliance.db.peers import Delivery, Peer, Traffic
 from appliance.traffic import IN
 
 if TYPE_CHECKING:

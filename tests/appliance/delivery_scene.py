@@ -12,15 +12,9 @@ from sqlalchemy import select, update
 
 from appliance import delivery, intake
 from appliance.db.base import now
-from appliance.db.clinical import (
-    ClinicalJob,
-    Delivery,
-    ModelVersion,
-    Result,
-    Study,
-    StudyRevision,
-)
+from appliance.db.clinical import ClinicalJob, ModelVersion, Result, Study, StudyRevision
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Delivery
 from appliance.peers import NewPeer, add_peer
 from appliance.work import claimed, enqueue
 from dicom_node.inbox import Announcement, Inbox

@@ -10,8 +10,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from appliance import dimse
 from appliance.callers import DatabaseCallers
-from appliance.db.clinical import Peer
 from appliance.db.engine import writing
+from appliance.db.peers import Peer
 from appliance.filing import open_inbox
 from appliance.names import Names
 from dicom_node.scp import SCPConfig, StorageSCP

@@ -10,8 +10,9 @@ from sqlalchemy import select, update
 
 from appliance import fetch_work
 from appliance.db.base import WorkState, now
-from appliance.db.clinical import ClinicalJob, Fetch, FetchedStudy, Peer
+from appliance.db.clinical import ClinicalJob
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Fetch, FetchedStudy, Peer
 from appliance.filing import index_batch, open_inbox
 from appliance.work import claimed
 from tests.dicom_node.support import ct, save, wait_until

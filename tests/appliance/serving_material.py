@@ -12,17 +12,10 @@ from sqlalchemy import select
 from appliance import models
 from appliance.auth.rights import Right
 from appliance.db.base import WorkState, new_id, now
-from appliance.db.clinical import (
-    ClinicalJob,
-    Instance,
-    ModelVersion,
-    Peer,
-    Series,
-    Study,
-    StudyRevision,
-    User,
-)
+from appliance.db.clinical import ClinicalJob, Instance, ModelVersion, Series, Study, StudyRevision
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Peer
+from appliance.db.people import User
 from appliance.keys import load_research_keys
 from appliance.serving import infer_study
 from appliance.work import claimed, enqueue

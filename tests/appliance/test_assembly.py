@@ -13,13 +13,13 @@ from appliance.db.clinical import (
     ClinicalJob,
     ClinicalLedgerEntry,
     Instance,
-    Peer,
     QuarantineItem,
     Series,
     Study,
     StudyRevision,
 )
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Peer
 from appliance.node import open_clinical
 from dicom_node.assembly import Waits, longest
 from dicom_node.inbox import Announcement, Inbox, InboxEntry

@@ -22,8 +22,8 @@ from appliance.auth import (
     users,
 )
 from appliance.db.base import now
-from appliance.db.clinical import User, UserSession
 from appliance.db.engine import reading, writing
+from appliance.db.people import User, UserSession
 from appliance.ledger import verify
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from sqlalchemy import select, text
 from appliance import commitment, node
 from appliance.catalogue import DatabaseCatalogue
 from appliance.db.base import WorkState, now
-from appliance.db.clinical import ClinicalJob, CommitmentRequest, Study
+from appliance.db.clinical import ClinicalJob, Study
 from appliance.db.engine import reading, writing
+from appliance.db.peers import CommitmentRequest
 from appliance.filing import index_batch, open_inbox
 from appliance.work import claimed
 from dicom_node.commitment import request_commitment

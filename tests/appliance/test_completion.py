@@ -11,8 +11,9 @@ from sqlalchemy import select, update
 
 from appliance import completion
 from appliance.db.base import now
-from appliance.db.clinical import PerformedProcedureStep, Study
+from appliance.db.clinical import Study
 from appliance.db.engine import reading, writing
+from appliance.db.peers import PerformedProcedureStep
 from appliance.filing import index_batch, open_inbox
 from dicom_node.inbox import Announcement
 from dicom_node.ports import Caller

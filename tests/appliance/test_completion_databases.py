@@ -10,8 +10,9 @@ from sqlalchemy import select
 from appliance import completion, dimse
 from appliance.commitment import DatabaseKeeper, OtherItemsError
 from appliance.completion import DatabaseSteps
-from appliance.db.clinical import CommitmentRequest, Study
+from appliance.db.clinical import Study
 from appliance.db.engine import reading, writing
+from appliance.db.peers import CommitmentRequest
 from dicom_node.ports import Caller, Step
 from tests.appliance.test_catalogue import CT, receive, zone
 

@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import select
 
 from appliance import figures
-from appliance.db.clinical import Traffic
 from appliance.db.engine import reading
+from appliance.db.peers import Traffic
 from tests.appliance.delivery_scene import running_scene
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from appliance import breakers, deliveries
 from appliance.cli import build
 from appliance.db.base import WorkState, now
-from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry, Delivery, Peer
+from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry
 from appliance.db.engine import reading
+from appliance.db.peers import Delivery, Peer
 from tests.appliance.delivery_scene import Scene, running_scene
 
 if TYPE_CHECKING:

@@ -9,16 +9,9 @@ from sqlalchemy import select
 
 from appliance import delivery, intake, merges, quarantine, work
 from appliance.db.base import now
-from appliance.db.clinical import (
-    ClinicalJob,
-    ClinicalLedgerEntry,
-    Delivery,
-    Instance,
-    Peer,
-    QuarantineItem,
-    Result,
-)
+from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry, Instance, QuarantineItem, Result
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Delivery, Peer
 from dicom_node.inbox import Announcement
 from tests.appliance.delivery_scene import Scene, report, running_scene
 from tests.dicom_node.support import CALLER, ct, encoded, save

@@ -19,8 +19,9 @@ from sqlalchemy import select
 from appliance import breakers, deliveries, dimse, proofs, secrets
 from appliance.callers import DatabaseCallers
 from appliance.db.base import now
-from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry, Delivery, Peer
+from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Delivery, Peer
 from appliance.filing import open_inbox
 from appliance.names import Names
 from appliance.peers import NewPeer, add_peer

@@ -16,8 +16,8 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import SecondaryCaptureImageStorage
 
 from appliance import deliveries, proofs
-from appliance.db.clinical import Delivery, Peer
 from appliance.db.engine import reading
+from appliance.db.peers import Delivery, Peer
 from dicom_node.commitment import Report
 from dicom_node.dicomweb import stow
 from dicom_node.inbox import Inbox

@@ -12,8 +12,9 @@ from pydicom import dcmread
 from sqlalchemy import select
 
 from appliance import outlets
-from appliance.db.clinical import ClinicalJob, Peer
+from appliance.db.clinical import ClinicalJob
 from appliance.db.engine import reading
+from appliance.db.peers import Peer
 from appliance.work import LeaseLostError, claimed
 from dicom_node.dicomweb import stow
 from dicom_node.inbox import Inbox

@@ -10,8 +10,9 @@ import pytest
 from pydicom import dcmread
 from sqlalchemy import select
 
-from appliance.db.clinical import CommitmentRequest, Study
+from appliance.db.clinical import Study
 from appliance.db.engine import reading, writing
+from appliance.db.peers import CommitmentRequest
 from appliance.peers import NewPeer, add_peer
 from tests.appliance.servers import RedisServer
 from tests.appliance.test_commitment import Modality

@@ -13,8 +13,9 @@ from sqlalchemy import update
 
 from appliance import dimse
 from appliance.catalogue import DatabaseCatalogue
-from appliance.db.clinical import ClinicalLedgerEntry, Peer, Traffic
+from appliance.db.clinical import ClinicalLedgerEntry
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Peer, Traffic
 from appliance.filing import index_batch, open_inbox
 from dicom_node.inbox import Announcement
 from dicom_node.part10 import MAX_META_BYTES, decode

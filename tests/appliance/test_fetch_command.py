@@ -7,8 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from appliance.cli import build
-from appliance.db.clinical import ClinicalLedgerEntry, Fetch
+from appliance.db.clinical import ClinicalLedgerEntry
 from appliance.db.engine import reading
+from appliance.db.peers import Fetch
 from appliance.node import ClinicalZone, open_clinical
 from tests.appliance.fetch_node import add_archive, finish, indexing, study_files
 from tests.appliance.test_fetching import answers, gives

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from appliance import fetch_views, fetching, peers
-from appliance.db.clinical import ClinicalJob, Fetch, FetchedStudy
+from appliance.db.clinical import ClinicalJob
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Fetch, FetchedStudy
 from appliance.fetching import Manner, Order
 from appliance.peers import PeerError
 from appliance.work import claimed

@@ -11,8 +11,9 @@ from appliance import fetching, node
 from appliance.archives import FetchError
 from appliance.catalogue import DatabaseCatalogue
 from appliance.db.base import now
-from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry, Fetch, Peer, Study
+from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry, Study
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Fetch, Peer
 from appliance.facts import gather
 from appliance.fetching import Manner, Order, Priors
 from dicom_node.scu import Destination

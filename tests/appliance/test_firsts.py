@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from appliance import sitestate
 from appliance.consortium import block as blocks
 from appliance.consortium import chronicle
 from appliance.consortium.chronicle import Entry
@@ -21,6 +22,7 @@ from appliance.training import run_round
 from appliance.work import claimed
 from tests.appliance.consortium.scene import Scene, begin
 from tests.appliance.training_node import TrainingNode, make_training_node
+from trainer.compression import Compression
 from trainer.federation.aggregation import fingerprint
 from trainer.federation.plan import Strategy
 from trainer.first_model import first_model
@@ -76,7 +78,10 @@ class History:
         """Note that the site trained on the newest model."""
         row_id = self._row(self.models[-1])
         with writing(self.node.zone.engine) as session:
-            session.get_one(Round, row_id).state = WorkState.DONE
+            row = session.get_one(Round, row_id)
+            row.state, row.output_sha256 = WorkState.DONE, "0" * 64
+            if self.node.plan.compression is not None:
+                sitestate.save(self.node.zone.root, row, row.output_sha256, {})
 
     def ask(self, model: Weights | None = None) -> tuple[str, str]:
         """Have the next round trained; return the state of its row and why."""
@@ -189,6 +194,34 @@ def test_momentum_of_rounds_before_counts(tmp_path: Path) -> None:
     history.finish(1.7, (0.1, 0.1))
 
     assert history.ask(moved(history.models[-2], 2.5))[0] == WorkState.DEAD
+    assert history.ask()[0] == WorkState.DONE
+
+
+@pytest.mark.parametrize("text", ["int8:both_ways", "top-k:both_ways"])
+def test_what_packed_steps_left_out_comes_later(tmp_path: Path, text: str) -> None:
+    """A long round, then one that moved nothing by itself: what is still to come of the first."""
+    packing = Compression.parse(text)
+    history = History(tmp_path, compression=packing)
+    history.trained()
+    history.finish(1.4, (1.5, 0.7))
+    history.trained()
+    history.finish(0.0, (0.001, 0.001))
+    waiting = 0.2 if packing.name == "int8" else 1.4
+
+    found, reason = history.ask(moved(history.models[-2], waiting + 1.2))
+
+    assert found == WorkState.DEAD
+    assert "made of the model of round 2" in reason
+    assert history.ask(moved(history.models[-2], 0.7 * waiting))[0] == WorkState.DONE
+
+
+def test_a_site_that_was_away_counts_what_was_packed_between(tmp_path: Path) -> None:
+    history = History(tmp_path, compression=Compression.parse("int8:both_ways"))
+    history.trained()
+    for _ in range(3):
+        history.finish(0.5, (0.5, 0.4))
+
+    assert history.ask(moved(history.models[-1], 0.8))[0] == WorkState.DEAD
     assert history.ask()[0] == WorkState.DONE
 
 

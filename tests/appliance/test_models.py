@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from appliance import cli, models
 from appliance.auth import users
 from appliance.auth.rights import Right
-from appliance.db.clinical import ClinicalLedgerEntry, ModelVersion, User
+from appliance.db.clinical import ClinicalLedgerEntry, ModelVersion
 from appliance.db.engine import reading, writing
+from appliance.db.people import User
 from appliance.models import Counts, ModelError, NotAllowedError
 from inference.errors import PackageError
 from inference.evaluation import read_report, sign_report

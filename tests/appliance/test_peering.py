@@ -97,14 +97,15 @@ def after(row: Round) -> Round:
     return Round(protocol_id=row.protocol_id, kind="train", number=row.number + 1)
 
 
-def first_round(folder: Path, name: str) -> Scene:
-    node = make_training_node(folder, strategy=Strategy(name, {}), total_rounds=4)
+def first_round(folder: Path, name: str, moved: float = 0.01, **changes: Any) -> Scene:
+    """Play the first round; the other site moved each number by so much."""
+    node = make_training_node(folder, strategy=Strategy(name, {}), total_rounds=4, **changes)
     start = initial_weights(node.plan.task)
     store(node, Mail((SITE, OTHER)), "train", 1)
     row = worked(node, node.add_round())
     ours, samples = output(node, row), row.samples
     delta = {
-        n: np.asarray(np.full_like(array, 0.01 if array.dtype.kind == "f" else 1))
+        n: np.asarray(np.full_like(array, moved if array.dtype.kind == "f" else 1))
         for n, array in start.items()
     }
     relay, record = Relay(node.plan, start), Record(fingerprint(start))

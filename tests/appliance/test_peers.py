@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from appliance import peers, secrets
 from appliance.callers import SNAPSHOT, DatabaseCallers
 from appliance.cli import build
-from appliance.db.clinical import ClinicalLedgerEntry, Peer, RejectedCaller
+from appliance.db.clinical import ClinicalLedgerEntry
 from appliance.db.engine import make_engine, reading, writing
+from appliance.db.peers import Peer, RejectedCaller
 from appliance.names import Names
 from appliance.peers import CallerRecorder, NewPeer, PeerError
 from appliance.secrets import SecretError

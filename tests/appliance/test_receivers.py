@@ -14,8 +14,8 @@ from pydicom.uid import CTImageStorage
 from sqlalchemy import select
 
 from appliance import figures, health, node
-from appliance.db.clinical import Traffic
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Traffic
 from appliance.peers import NewPeer, add_peer
 from tests.appliance.test_receiving import Processes, succeeded
 from tests.dicom_node.support import (

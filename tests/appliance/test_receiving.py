@@ -17,8 +17,9 @@ from pydicom.uid import CTImageStorage
 from sqlalchemy import func, select
 
 from appliance import health, intake, node, peers
-from appliance.db.clinical import Instance, RejectedCaller, Study
+from appliance.db.clinical import Instance, Study
 from appliance.db.engine import reading, writing
+from appliance.db.peers import RejectedCaller
 from appliance.peers import NewPeer, add_peer
 from appliance.processes.indexer import MAX_FAILURES, Duty
 from tests.dicom_node.authority import Authority, Issued

@@ -20,10 +20,8 @@ from appliance.db.base import new_id, now
 from appliance.db.clinical import (
     ClinicalJob,
     ClinicalLedgerEntry,
-    Delivery,
     Instance,
     ModelVersion,
-    Peer,
     QuarantineItem,
     Result,
     RetentionRule,
@@ -32,6 +30,7 @@ from appliance.db.clinical import (
     StudyRevision,
 )
 from appliance.db.engine import make_engine, reading, writing
+from appliance.db.peers import Delivery, Peer
 from appliance.node import ClinicalZone, open_clinical
 from appliance.settings import load_settings
 

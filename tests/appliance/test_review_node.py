@@ -16,8 +16,9 @@ from sqlalchemy import select
 
 from appliance import children, node
 from appliance.auth import Right, users
-from appliance.db.clinical import Peer, QuarantineItem
+from appliance.db.clinical import QuarantineItem
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Peer
 from appliance.db.research import ResearchInstance
 from dicom_node.scu import Destination
 from tests.appliance.servers import end_group, wait_until

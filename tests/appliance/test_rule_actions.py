@@ -11,12 +11,8 @@ from appliance.db.base import new_id, now
 from appliance.db.clinical import (
     ClinicalJob,
     ClinicalLedgerEntry,
-    Delivery,
-    Fetch,
-    FetchedStudy,
     Instance,
     ModelVersion,
-    Peer,
     QuarantineItem,
     Result,
     Rule,
@@ -25,6 +21,7 @@ from appliance.db.clinical import (
     StudyRevision,
 )
 from appliance.db.engine import make_engine, reading, writing
+from appliance.db.peers import Delivery, Fetch, FetchedStudy, Peer
 from appliance.node import ClinicalZone, open_clinical
 
 if TYPE_CHECKING:

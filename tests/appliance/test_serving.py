@@ -12,15 +12,9 @@ from sqlalchemy import func, select, update
 from appliance import models, serving, serving_rows
 from appliance.auth.rights import Right
 from appliance.db.base import now
-from appliance.db.clinical import (
-    ClinicalJob,
-    ClinicalLedgerEntry,
-    Delivery,
-    ModelVersion,
-    Result,
-    Study,
-)
+from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry, ModelVersion, Result, Study
 from appliance.db.engine import make_engine, reading, writing
+from appliance.db.peers import Delivery
 from appliance.delivery import deliver
 from appliance.ledger import verify
 from appliance.work import claimed

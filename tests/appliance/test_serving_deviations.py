@@ -10,8 +10,9 @@ from sqlalchemy import select
 
 from appliance import models
 from appliance.auth.rights import Right
-from appliance.db.clinical import Delivery, Result
+from appliance.db.clinical import Result
 from appliance.db.engine import reading
+from appliance.db.peers import Delivery
 from appliance.models import Counts, ModelError
 from inference.deviations import DEVIATION
 from inference.volumes import read_volume

@@ -11,8 +11,9 @@ from pydicom.uid import ComprehensiveSRStorage, SecondaryCaptureImageStorage, Se
 from sqlalchemy import select
 
 from appliance import models
-from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry, Delivery, ModelVersion, Result
+from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry, ModelVersion, Result
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Delivery
 from appliance.delivery import deliver
 from appliance.models import Counts
 from appliance.web.panel import segment_parts

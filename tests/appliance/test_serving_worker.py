@@ -12,8 +12,9 @@ from sqlalchemy import select
 
 from appliance import broker, health, node, work
 from appliance.db.base import WorkState, now
-from appliance.db.clinical import ClinicalJob, Delivery, Result
+from appliance.db.clinical import ClinicalJob, Result
 from appliance.db.engine import reading
+from appliance.db.peers import Delivery
 from tests.appliance.servers import RedisServer, end_group, wait_until
 from tests.appliance.serving_material import add_instances, add_model, add_peer, assemble, study_instance
 from tests.inference.material import radiograph

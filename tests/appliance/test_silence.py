@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import select, update
 
 from appliance import alarms, durable, silence, traffic
-from appliance.db.clinical import Alarm, ClinicalLedgerEntry, Peer
+from appliance.db.clinical import Alarm, ClinicalLedgerEntry
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Peer
 from appliance.habits import Week
 from appliance.traffic import IN, Flow
 

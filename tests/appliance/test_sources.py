@@ -12,8 +12,9 @@ from sqlalchemy import select
 from typer.testing import CliRunner, Result
 
 from appliance import alarms, cli, silence, sources, traffic
-from appliance.db.clinical import Alarm, Peer
+from appliance.db.clinical import Alarm
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Peer
 from appliance.habits import Week
 from appliance.node import ClinicalZone, open_clinical
 from appliance.settings import load_settings

@@ -13,8 +13,9 @@ from typer.testing import CliRunner, Result
 from appliance import cli, node
 from appliance.auth import Right, rights, tokens, users
 from appliance.db.base import now
-from appliance.db.clinical import AccessToken, ClinicalLedgerEntry, User
+from appliance.db.clinical import ClinicalLedgerEntry
 from appliance.db.engine import make_engine, reading, writing
+from appliance.db.people import AccessToken, User
 from appliance.settings import load_settings
 
 if TYPE_CHECKING:

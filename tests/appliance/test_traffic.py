@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import select
 
 from appliance import filing, quarantine, traffic
-from appliance.db.clinical import Peer, QuarantineItem, Traffic
+from appliance.db.clinical import QuarantineItem
 from appliance.db.engine import make_engine, reading, writing
+from appliance.db.peers import Peer, Traffic
 from appliance.intake import open_inbox
 from appliance.traffic import IN, OUT, Flow, Meter
 from tests.appliance.test_intake import receive

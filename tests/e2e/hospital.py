@@ -14,8 +14,9 @@ from sqlalchemy import select
 from typer.testing import CliRunner
 
 from appliance import children, cli, health, node
-from appliance.db.clinical import Delivery, ModelState, ModelVersion
+from appliance.db.clinical import ModelState, ModelVersion
 from appliance.db.engine import reading
+from appliance.db.peers import Delivery
 from tests.dicom_node.support import kill_group, wait_until
 from tests.e2e.peers import running_storescp, storescu
 from tests.trainer import masked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from trainer.errors import TrainerError, UpdateError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 Array = NDArray[Any]
 Weights = dict[str, Array]
@@ -69,6 +70,26 @@ class Codec(Protocol):
     def unpack(self, arrays: Mapping[str, Array], floats: Mapping[str, Array], draw: Draw) -> Weights:
         """Return float32 arrays in the shapes of ``floats``; raises UpdateError for what no site packs."""
 
+    def longest(self, norm: float, sizes: Sequence[int]) -> float:
+        """Return the largest L2 norm of what is unpacked, for one of what was packed.
+
+        Parameters
+        ----------
+        sizes : sequence of int
+            Numbers in each array.
+        """
+
+    def left(self, moved: Sequence[float], sizes: Sequence[int]) -> list[float]:
+        """Return how long what is left out is at most, at first and after each time; 0 where it is forgotten.
+
+        Parameters
+        ----------
+        moved : sequence of float
+            L2 norms of all that was to be packed so far, without what was left from the time before.
+        sizes : sequence of int
+            Numbers in each array.
+        """
+
 
 def floats_of(arrays: Mapping[str, Array]) -> Weights:
     """Return the arrays of real numbers."""
@@ -94,6 +115,23 @@ def parted(vector: Vector, floats: Mapping[str, Array]) -> Weights:
         result[name] = vector[at : at + size].reshape(floats[name].shape)
         at += size
     return result
+
+
+def rounding_share(size: int, levels: int) -> float:
+    """Return the largest share of an array's L2 norm that rounding to steps takes from it, or adds to it.
+
+    The largest number is a whole number of steps, each other one moves by half a step at most: the share is
+    largest where all of them do.
+
+    Parameters
+    ----------
+    size : int
+        Numbers in the array.
+    levels : int
+        Steps from zero to the largest number.
+    """
+    others = max(0, size - 1)
+    return 1.0001 * math.sqrt(others / ((2 * levels) ** 2 + others))  # a little more, for float32
 
 
 def size_of(floats: Mapping[str, Array]) -> int:

@@ -18,14 +18,17 @@ from trainer.compression.base import (
     empty,
     joined,
     parted,
+    rounding_share,
     size_of,
 )
 from trainer.errors import UpdateError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _HALF: Final = float(np.finfo(np.float16).max)
+_HALF_SHARE: Final = 2.0**-11  # of a number, that rounding to half precision changes it by
+_HALF_STEP: Final = 2.0**-25  # or by so much, where it is very small
 _LEVELS: Final = 127
 _BLOCK: Final = 1024  # of the rotation; a power of two
 SCALE: Final = f"{MARK}scale"
@@ -57,6 +60,15 @@ class Half:
         for name in floats:
             check_finite(arrays[name], name)
         return {name: np.asarray(arrays[name], dtype=np.float32) for name in floats}
+
+    def longest(self, norm: float, sizes: Sequence[int]) -> float:
+        """Return the norm and what rounding adds."""
+        return _rounded(norm, sum(sizes))
+
+    def left(self, moved: Sequence[float], sizes: Sequence[int]) -> list[float]:
+        """Return zeros."""
+        del sizes
+        return [0.0] * (len(moved) + 1)
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,21 @@ class Eight:
             name: np.asarray(arrays[name].astype(np.float32) * arrays[name + SCALE][0]) for name in floats
         }
 
+    def longest(self, norm: float, sizes: Sequence[int]) -> float:
+        """Return the norm and what rounding adds in the largest array."""
+        return norm * (1.0 + self._share(sizes))
+
+    def left(self, moved: Sequence[float], sizes: Sequence[int]) -> list[float]:
+        """Return what rounding takes, each time and from what was left before."""
+        share, found = self._share(sizes), [0.0]
+        for one in moved:
+            found.append(share * (found[-1] + one))
+        return found
+
+    @staticmethod
+    def _share(sizes: Sequence[int]) -> float:
+        return rounding_share(max(sizes, default=0), _LEVELS)
+
 
 @dataclass(frozen=True)
 class TopK:
@@ -123,6 +150,20 @@ class TopK:
         check_finite(value, "packed update")
         vector[index] = value
         return parted(vector, floats)
+
+    def longest(self, norm: float, sizes: Sequence[int]) -> float:
+        """Return the norm and what rounding adds."""
+        return _rounded(norm, self._count(sum(sizes)))
+
+    def left(self, moved: Sequence[float], sizes: Sequence[int]) -> list[float]:
+        """Return the share of those not chosen, where all numbers are as large as each other."""
+        size, found = sum(sizes), [0.0]
+        chosen = self._count(size)
+        share = math.sqrt(1.0 - chosen / size + _HALF_SHARE**2) if size else 0.0
+        for one in moved:
+            wanted = found[-1] + one
+            found.append((share if wanted < _HALF else 1.0) * wanted + math.sqrt(chosen) * _HALF_STEP)
+        return found
 
     def _count(self, size: int) -> int:
         return min(size, max(1, math.ceil(self.share * size))) if size else 0
@@ -157,6 +198,16 @@ class Turns:
         part = vector[draw.number % self.count :: self.count]
         part[:] = arrays[TURN][: part.size]
         return parted(vector, floats)
+
+    def longest(self, norm: float, sizes: Sequence[int]) -> float:
+        """Return the norm."""
+        del sizes
+        return norm
+
+    def left(self, moved: Sequence[float], sizes: Sequence[int]) -> list[float]:
+        """Return what moved since the part whose turn is next had its last one."""
+        del sizes
+        return [math.fsum(moved[max(0, at - self.count + 1) : at]) for at in range(len(moved) + 1)]
 
     def _longest(self, size: int) -> int:
         return math.ceil(size / self.count)
@@ -213,6 +264,18 @@ class Sketch:
         rotated[chosen] = (low + levels.astype(np.float32) * width) * (signs.size / chosen.size)
         return parted((_hadamard(rotated) * signs)[:size].astype(np.float32), floats)
 
+    def longest(self, norm: float, sizes: Sequence[int]) -> float:
+        """Return what the chosen part counts for, each number a step off; all steps are sqrt(2) norms."""
+        size = _padded(sum(sizes))
+        chosen = self._count(size)
+        off = math.sqrt(2.0 * chosen) / float(2**self.bits - 1)
+        return norm * size / chosen * (1.0 + off)
+
+    def left(self, moved: Sequence[float], sizes: Sequence[int]) -> list[float]:
+        """Return zeros."""
+        del sizes
+        return [0.0] * (len(moved) + 1)
+
     def _draw(self, size: int, seed: int) -> tuple[Vector, Array, Vector]:
         """Return signs, chosen places and chances: the same for the same seed at both ends."""
         generator = np.random.Generator(np.random.PCG64(seed))
@@ -226,6 +289,11 @@ class Sketch:
 
 def _half(array: Array) -> Array:
     return np.asarray(np.clip(array, -_HALF, _HALF), dtype=np.float16)
+
+
+def _rounded(norm: float, count: int) -> float:
+    """Return the largest norm of so many numbers in half precision, for one of the numbers."""
+    return norm * (1.0 + _HALF_SHARE) + math.sqrt(count) * _HALF_STEP
 
 
 def _padded(size: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +24,8 @@ from trainer.errors import UpdateError
 from trainer.strategies.base import clip_update, update_norm
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trainer.compression.base import Array, Codec, Weights
 
 NAMES: Final = ("float16", "int8", "top-k", "sketch", "turns")
@@ -185,6 +188,28 @@ class Compression:
         if any(MARK in name for name in reference):
             raise CompressionError(f"compression: expected a model without {MARK} in its arrays' names")
         return {**self._codec.template(floats_of(reference)), **whole_of(reference)}
+
+    def most_moved(self, sizes: Sequence[int], moved: Sequence[float], since: int) -> float:
+        """Return how far packed steps can have moved a model, as an L2 norm.
+
+        What is left comes later, so steps come to what they were to say, and what was left before, less what
+        is left after. Nor is any longer than what was packed allows.
+
+        Parameters
+        ----------
+        sizes : sequence of int
+            Numbers in each array that is packed.
+        moved : sequence of float
+            By round, all from the first one: the longest that its step can have been.
+        since : int
+            So many of these rounds are not asked about.
+        """
+        codec = self._codec
+        left = codec.left(moved, sizes)[since:]
+        each = [codec.longest(kept + one, sizes) for kept, one in zip(left, moved[since:], strict=False)]
+        if not codec.remembers:
+            return math.fsum(each)
+        return min(math.fsum(each), math.fsum(moved[since:]) + left[0] + left[-1])
 
     @property
     def turns(self) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from trainer.compression.base import MARK
 from trainer.compression.spec import draw_of
 from trainer.errors import UpdateError
+from trainer.strategies import streams
 from trainer.strategies.base import apply_step, is_statistic
 from trainer.weights_io import difference, to_bytes
 
@@ -124,6 +125,12 @@ def template(compression: Compression, before: Mapping[str, Array]) -> Weights:
     """Return arrays of the shapes and dtypes that a step from this model has."""
     exact, coarse = _apart(before)
     return {**compression.template(coarse), **exact}
+
+
+def sizes_of(model: Mapping[str, Array]) -> list[int]:
+    """Return how many numbers each array has that a step packs."""
+    forms = [(name, *streams.form_of(model, name)) for name in model]
+    return [count for name, _, is_float, count in forms if is_float and not is_statistic(name)]
 
 
 def without(state: Mapping[str, Array]) -> Weights:

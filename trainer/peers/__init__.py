@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from trainer.errors import StrategyError
-from trainer.peers.base import Call, Exchange, Message, Peer, PeerRule, Replica, Trained, blend
+from trainer.peers.base import Call, Exchange, Message, Past, Peer, PeerRule, Replica, Trained, blend
 from trainer.peers.braintorrent import BrainTorrent
 from trainer.peers.dfedavgm import DFedAvgM
 from trainer.peers.swarm import Swarm
@@ -60,6 +60,7 @@ __all__ = [
     "Call",
     "Exchange",
     "Message",
+    "Past",
     "Peer",
     "PeerRule",
     "Replica",

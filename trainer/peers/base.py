@@ -6,6 +6,7 @@ came to it, by pure functions over arrays that know no engine.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -98,6 +99,22 @@ class Exchange:
     led_by: str = ""
 
 
+@dataclass(frozen=True)
+class Past:
+    """A finished round: by site that trained in it, the most that its update's L2 norm was.
+
+    Without ``told`` nobody told who took part; the norm is the most that any can have had.
+    """
+
+    norms: Mapping[str, float]
+    told: bool = True
+
+    @property
+    def longest(self) -> float:
+        """The largest norm."""
+        return max(self.norms.values(), default=0.0)
+
+
 class PeerRule(Protocol):
     """A peer-to-peer way of learning; it keeps nothing and mutates nothing.
 
@@ -134,6 +151,19 @@ class PeerRule(Protocol):
         ------
         UpdateError
             If an update or a model does not fit, or is not finite.
+        """
+
+    def farthest(
+        self, past: Sequence[Past], parameters: Mapping[str, Any], seed: int, sizes: Sequence[int]
+    ) -> float:
+        """Return how far from the model that all started from any site's can lie, as an L2 norm.
+
+        Parameters
+        ----------
+        past : sequence of Past
+            All rounds from the first one.
+        sizes : sequence of int
+            Numbers in each array that gradients move.
         """
 
 
@@ -174,6 +204,13 @@ class Alone:
         """Bring nothing."""
         del call, peers
         return Exchange({})
+
+    def farthest(
+        self, past: Sequence[Past], parameters: Mapping[str, Any], seed: int, sizes: Sequence[int]
+    ) -> float:
+        """Return the sum of each round's longest update: a mean of models lies no farther than they do."""
+        del parameters, seed, sizes
+        return math.fsum(one.longest for one in past)
 
 
 def blend(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from trainer.compression.base import rounding_share
 from trainer.errors import StrategyError
 from trainer.peers import graph, quantised
 from trainer.peers.base import Alone, Exchange, Message, Replica, blend
@@ -14,7 +15,7 @@ from trainer.weights_io import difference
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from trainer.peers.base import Call, Peer, Trained
+    from trainer.peers.base import Call, Past, Peer, Trained
     from trainer.strategies.base import Array, Contribution
 
 WHOLE: Final = 32
@@ -73,6 +74,37 @@ class DFedAvgM(Alone):
             held[site] = mix(peers[site], heard, parts, call.number)
         return Exchange(held, tuple(messages))
 
+    def farthest(
+        self, past: Sequence[Past], parameters: Mapping[str, Any], seed: int, sizes: Sequence[int]
+    ) -> float:
+        """Return what updates move models by, and what rounding to few bits does.
+
+        A message rounds the difference between a site's model and what others hold of it, which is no more
+        than what lies between any two models that are held anywhere. That grows with each round, and shrinks
+        where all mix that ever took part.
+        """
+        bits = bits_of(parameters)
+        levels, size = 2 ** (bits - 1) - 1, max(sizes, default=0)
+        share = 0.0 if bits == WHOLE else rounding_share(size, levels)
+        far = apart = mixed = 0.0  # from the start; any two; any two of those that are trained next
+        seen: set[str] = set()
+        all_told = True
+        for one in past:
+            all_told = all_told and one.told
+            if not one.told or set(one.norms) - seen:  # who is new stands where all started
+                apart, mixed = max(apart, far), max(mixed, far)
+            move = one.longest + share * (one.longest + apart)
+            far += move
+            if all_told and one.norms and seen <= set(one.norms):
+                apart = mixed + 2 * move
+                left = contraction_of(one.norms, parameters, seed)
+                mixed = left * apart if left else 0.0
+            else:
+                apart += 2 * move
+                mixed = apart
+            seen |= set(one.norms)
+        return far
+
 
 def bits_of(parameters: Mapping[str, Any]) -> int:
     """Return how many bits a number takes in a message; 32 sends it as it is."""
@@ -104,6 +136,12 @@ def shares(site: str, sites: Collection[str], parameters: Mapping[str, Any], see
     row = graph.mixing_matrix(names, links)[names.index(site)]
     linked = {one for pair in links for one in pair if site in pair} | {site}
     return {one: float(row[at]) for at, one in enumerate(names) if one in linked}
+
+
+def contraction_of(sites: Collection[str], parameters: Mapping[str, Any], seed: int) -> float:
+    """Return what a round of these sites leaves of the largest distance between two of their models."""
+    links = graph.edges(sites, number(parameters, "density", 0.0, 0.0, 1.0), seed)
+    return graph.contraction(graph.mixing_matrix(sites, links))
 
 
 def speak(peer: Peer, contribution: Contribution, version: int, bits: int) -> Said:

@@ -60,6 +60,15 @@ def mixing_matrix(sites: Collection[str], graph: Collection[Edge]) -> NDArray[np
     return matrix
 
 
+def contraction(matrix: NDArray[np.float64]) -> float:
+    """Return Dobrushin's coefficient: the share of the largest distance of two that is left after mixing.
+
+    1 where two sites hear of nobody in common, 0 where all hear the same.
+    """
+    common = [float(np.minimum(row, matrix).sum(axis=1).min()) for row in matrix]
+    return 1.0 - min(common)
+
+
 def _edge(a: str, b: str) -> Edge:
     return (a, b) if a < b else (b, a)
 

@@ -9,8 +9,8 @@ from sqlalchemy import select
 
 from appliance.auth import tokens
 from appliance.auth.rights import Right, parse
-from appliance.db.clinical import AccessToken, User
 from appliance.db.engine import writing
+from appliance.db.people import AccessToken, User
 from appliance.web.panel.markup import el, when
 from appliance.web.panel.page import ActionRefusedError
 from appliance.web.panel.parts import Ask, Column, badge, button, card, nothing, stack, table

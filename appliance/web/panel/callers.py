@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import delete, select
 
-from appliance.db.clinical import RejectedCaller
 from appliance.db.engine import writing
+from appliance.db.peers import RejectedCaller
 from appliance.web.panel.markup import DASH, el, when
 from appliance.web.panel.page import ActionRefusedError
 from appliance.web.panel.parts import Column, button, dialog, nothing, opener, stack, table, text_field

@@ -191,7 +191,10 @@ def _protocol(row: views.ProtocolView, view: FederationView) -> Markup:
     rows: list[tuple[str, object]] = [
         ("Learns", f"{row.label} on {', '.join(row.modalities) or 'any modality'} with {row.network}"),
         ("Cohort", cohort),
-        ("Rounds", f"{row.total_rounds} by {row.strategy}, at least {count(row.min_sites, 'site')}"),
+        (
+            "Rounds",
+            f"{row.total_rounds} by {protocol_parts.strategy(row)}, at least {count(row.min_sites, 'site')}",
+        ),
         ("Bounds", protocol_parts.bounds(row)),
         ("Updates", protocol_parts.readers(row)),
         ("Expires", when(row.expires_at)),

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import select
 
 from appliance.auth.rights import Right
-from appliance.db.clinical import Peer
 from appliance.db.engine import reading
+from appliance.db.peers import Peer
 from appliance.web.panel import fetch_parts
 from appliance.web.panel.markup import el, when
 from appliance.web.panel.page import Action, Drawing, Page, Query

@@ -13,17 +13,16 @@ from appliance.auth.rights import Right
 from appliance.db.base import WorkState, now
 from appliance.db.clinical import (
     ClinicalJob,
-    Delivery,
     Instance,
     ModelState,
     ModelVersion,
-    Peer,
     QuarantineItem,
     Result,
     Study,
     StudyRevision,
 )
 from appliance.db.engine import reading
+from appliance.db.peers import Delivery, Peer
 from appliance.space import Grade, grade_of
 from appliance.web.panel import research, study_rows
 from appliance.web.panel.job_names import JOB_NAMES

@@ -10,8 +10,9 @@ from sqlalchemy import case, func, select
 from appliance import work
 from appliance.auth.rights import Right
 from appliance.db.base import WorkState
-from appliance.db.clinical import ClinicalJob, Delivery, Result, StudyRevision
+from appliance.db.clinical import ClinicalJob, Result, StudyRevision
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Delivery
 from appliance.web.panel import research, study_rows
 from appliance.web.panel.job_names import JOB_NAMES
 from appliance.web.panel.markup import count, el, join, when

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import select
 
 from appliance.auth.rights import Right
-from appliance.db.clinical import ModelVersion, User
+from appliance.db.clinical import ModelVersion
 from appliance.db.engine import reading
+from appliance.db.people import User
 from appliance.web.panel.markup import DASH, el, when
 from appliance.web.panel.models import ACTIONS, buttons, life_cycle
 from appliance.web.panel.page import Drawing, NotThereError, Page, Query

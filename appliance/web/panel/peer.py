@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from appliance import schedules
 from appliance.auth.rights import Right
-from appliance.db.clinical import Peer
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Peer
 from appliance.web.panel import peer_form
 from appliance.web.panel.markup import DASH, duration, el, when
 from appliance.web.panel.page import Action, ActionRefusedError, Drawing, NotThereError, Page, Query

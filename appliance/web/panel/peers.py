@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from sqlalchemy import delete, select
 
 from appliance.auth.rights import Right
-from appliance.db.clinical import Peer, RejectedCaller
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Peer, RejectedCaller
 from appliance.web.panel import callers, peer
 from appliance.web.panel.markup import DASH, el, when
 from appliance.web.panel.page import Action, ActionRefusedError, Drawing, Page, Query

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from appliance.federation import preflight_words as words
+from appliance.federation.views import BETWEEN_PEERS
 from appliance.web.panel.markup import count, el, join, when
 from appliance.web.panel.parts import Column, badge, button, code, facts, nothing, notice, table
 
@@ -86,8 +87,17 @@ def bounds(row: views.ProtocolView) -> str:
     return f"a site's update has a norm of at most {row.max_update_norm:g} and counts as at most {samples}"
 
 
+def strategy(row: views.ProtocolView) -> str:
+    """Write the strategy with its parameters."""
+    given = row.plan.get("strategy", {}).get("parameters", {})
+    said = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in sorted(given.items()))
+    return f"{row.strategy} ({said})" if said else row.strategy
+
+
 def readers(row: views.ProtocolView) -> str:
     """Write who can read what leaves: the sites that the plan names, or the coordinator, too."""
+    if row.strategy in BETWEEN_PEERS:
+        return "this site's own model: the peers that it goes to read it, and the coordinator on its way"
     encryption = row.plan.get("encryption")
     if not isinstance(encryption, dict):
         return "not encrypted: the coordinator reads them"

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import select
 
 from appliance.auth.rights import Right
-from appliance.db.clinical import Delivery, ModelVersion, Peer, Result, Study, StudyRevision
+from appliance.db.clinical import ModelVersion, Result, Study, StudyRevision
 from appliance.db.engine import reading
+from appliance.db.peers import Delivery, Peer
 from appliance.web.panel import segment_parts, study_rows
 from appliance.web.panel.deliveries import PROOF_WORDS
 from appliance.web.panel.markup import DASH, el, when

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import func, select
 
 from appliance.auth.rights import Right
-from appliance.db.clinical import Delivery, ModelVersion, Result, Study
+from appliance.db.clinical import ModelVersion, Result, Study
 from appliance.db.engine import reading
+from appliance.db.peers import Delivery
 from appliance.web.panel import segment_parts, study_rows
 from appliance.web.panel.markup import DASH, count, el, when
 from appliance.web.panel.page import Drawing, Page, Query

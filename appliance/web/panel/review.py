@@ -9,8 +9,9 @@ from sqlalchemy import func, select
 
 from anonymizer import verdicts
 from appliance.auth.rights import Right
-from appliance.db.clinical import ClinicalJob, Decision, QuarantineItem, User
+from appliance.db.clinical import ClinicalJob, Decision, QuarantineItem
 from appliance.db.engine import reading, writing
+from appliance.db.people import User
 from appliance.review import decisions, folders, scopes
 from appliance.review.decisions import DecisionError
 from appliance.web.panel import review_parts

@@ -13,8 +13,9 @@ from appliance import actions, conditions, rules, studies, tryout
 from appliance.auth.rights import Right
 from appliance.conditions import RuleError
 from appliance.db.base import now
-from appliance.db.clinical import ModelVersion, Peer, Rule, Study, StudyRevision
+from appliance.db.clinical import ModelVersion, Rule, Study, StudyRevision
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Peer
 from appliance.web.panel import rule_form
 from appliance.web.panel.markup import el
 from appliance.web.panel.page import Action, ActionRefusedError, Drawing, Page, Query

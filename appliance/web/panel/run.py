@@ -68,7 +68,7 @@ def draw(view: RunPageView, viewer: Viewer) -> Drawing:
 
 
 def _tiles(run: views.RunView) -> Markup:
-    done = [one for one in run.rounds if one.state == "done"]
+    done = [one for one in run.rounds if one.state == "done" and one.kind == "train"]
     seconds = sum(one.train_seconds or 0 for one in done)
     first, last = _ends(run)
     return grid(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from appliance.federation.views import BETWEEN_PEERS
 from appliance.web.panel import charts
 from appliance.web.panel.federation import figure, interval, points
 from appliance.web.panel.markup import el
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
 
     from appliance.federation import views
 
-_NOTE: Final = (
-    "Of the global model that came in with the round, on held-out cases of this site; "
-    "band: 95 % confidence interval."
-)
+_WHERE: Final = "on held-out cases of this site; band: 95 % confidence interval."
+_NOTE: Final = {
+    False: f"Of the global model that came in with the round, {_WHERE}",
+    True: f"Of this site's own model, with what it took over from its peers before it trained, {_WHERE}",
+}
 
 
 def draw(site: str, run: views.RunView) -> Markup:
@@ -33,8 +35,8 @@ def draw(site: str, run: views.RunView) -> Markup:
         others = [card("Area under precision and recall", _within("Area", area, run=run))]
     return el(
         "div",
-        grid(card(f"{title} by round", headline), *others, class_="three" if len(others) > 1 else ""),
-        el("p", _NOTE, class_="muted"),
+        grid(card(f"{title} by round", headline), *others, class_="curves"),
+        el("p", _NOTE[run.strategy in BETWEEN_PEERS], class_="muted"),
         class_="column",
     )
 

@@ -11,8 +11,9 @@ from sqlalchemy import func, select
 from appliance import alarms, silence
 from appliance.auth.rights import Right
 from appliance.db.base import WorkState
-from appliance.db.clinical import ClinicalJob, QuarantineItem, RejectedCaller
+from appliance.db.clinical import ClinicalJob, QuarantineItem
 from appliance.db.engine import reading
+from appliance.db.peers import RejectedCaller
 from appliance.web.panel.markup import EMPTY, el, join
 from appliance.web.panel.parts import badge
 

@@ -9,13 +9,7 @@ from sqlalchemy import func, select
 
 from appliance import disputes
 from appliance.auth.rights import Right
-from appliance.db.clinical import (
-    Instance,
-    QuarantineItem,
-    Series,
-    Study,
-    StudyState,
-)
+from appliance.db.clinical import Instance, QuarantineItem, Series, Study, StudyState
 from appliance.db.engine import reading
 from appliance.web.panel import study_actions, study_journey, study_results, study_rows
 from appliance.web.panel.markup import DASH, count, el, size, when

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from appliance.db.clinical import Delivery, ModelVersion, Peer, Result
+from appliance.db.clinical import ModelVersion, Result
+from appliance.db.peers import Delivery, Peer
 from appliance.web.panel import segment_parts
 from appliance.web.panel.markup import DASH, el, when
 from appliance.web.panel.parts import Column, badge, card, link, nothing, stack, table

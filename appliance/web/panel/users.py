@@ -12,8 +12,8 @@ from appliance.auth import ROLES, PasswordError, UserError, users
 from appliance.auth.passwords import MIN_LENGTH
 from appliance.auth.rights import Right, parse
 from appliance.db.base import now
-from appliance.db.clinical import User, UserSession
 from appliance.db.engine import reading, writing
+from appliance.db.people import User, UserSession
 from appliance.web.panel import access_tokens
 from appliance.web.panel.markup import DASH, count, el, join, when
 from appliance.web.panel.page import Action, ActionRefusedError, Drawing, Page, Query

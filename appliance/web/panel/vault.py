@@ -10,8 +10,8 @@ from sqlalchemy import select
 
 from appliance import reidentification, vault
 from appliance.auth.rights import Right
-from appliance.db.clinical import User
 from appliance.db.engine import reading
+from appliance.db.people import User
 from appliance.keys import KeyFileError
 from appliance.purposes import WORDS, Purpose
 from appliance.reidentification import REASON_LENGTHS, Question, ReidentificationError

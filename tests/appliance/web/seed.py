@@ -14,13 +14,10 @@ from appliance.auth import ROLES, Right, users
 from appliance.db.base import WorkState, now
 from appliance.db.clinical import (
     ClinicalJob,
-    Delivery,
     Instance,
     ModelState,
     ModelVersion,
-    Peer,
     QuarantineItem,
-    RejectedCaller,
     Result,
     Series,
     Study,
@@ -28,6 +25,7 @@ from appliance.db.clinical import (
     StudyState,
 )
 from appliance.db.engine import writing
+from appliance.db.peers import Delivery, Peer, RejectedCaller
 from appliance.db.research import (
     Crossing,
     Label,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from appliance.db.clinical import Fetch, FetchedStudy, Peer
+from appliance.db.peers import Fetch, FetchedStudy, Peer
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -8,8 +8,10 @@ import pytest
 from sqlalchemy import select
 
 from appliance import secrets
-from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry, Peer, QuarantineItem, RejectedCaller, User
+from appliance.db.clinical import ClinicalJob, ClinicalLedgerEntry, QuarantineItem
 from appliance.db.engine import reading
+from appliance.db.peers import Peer, RejectedCaller
+from appliance.db.people import User
 from tests.appliance.web.seed import PASSWORD
 
 if TYPE_CHECKING:

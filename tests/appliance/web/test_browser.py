@@ -12,8 +12,9 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from appliance.auth import users
-from appliance.db.clinical import Peer, QuarantineItem, Study
+from appliance.db.clinical import QuarantineItem, Study
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Peer
 from appliance.web.panel.pages import PAGES
 from appliance.web.panel.shell import MENU
 from tests.appliance.web.seed import PASSWORD

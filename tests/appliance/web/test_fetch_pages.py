@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.auth import Principal, Right
 from appliance.db.base import now
-from appliance.db.clinical import ClinicalLedgerEntry, Fetch, Peer
+from appliance.db.clinical import ClinicalLedgerEntry
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Fetch, Peer
 from appliance.web.panel import fetches, study
 from appliance.web.panel.page import Query
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from appliance.federation.views import RoundView, RunView
-from appliance.web.panel import run_curves
+from appliance.auth import Principal
+from appliance.federation.views import BETWEEN_PEERS, RoundView, RunView
+from appliance.web.panel import run, run_curves
+from trainer.peers import OWN_MODELS
 
 AT = datetime(2026, 11, 28, tzinfo=UTC)
 ROUNDS = 3
@@ -76,3 +80,22 @@ def test_a_run_shows_the_curves_of_what_it_learns(kind: str, titles: list[str], 
 def test_before_the_first_round_there_is_no_curve() -> None:
     run = RunView("run", "Run", "0" * 64, "p", "approved", "fedavg", 3, 0, AT, ())
     assert "No figure yet" in str(run_curves.draw("north", run))
+
+
+@pytest.mark.parametrize(("strategy", "whose"), [("fedavg", "global model"), ("dfedavgm", "own model")])
+def test_it_says_whose_figures_they_are(strategy: str, whose: str) -> None:
+    assert whose in str(run_curves.draw("north", replace(run_of("labels"), strategy=strategy)))
+
+
+def test_a_model_that_was_sent_is_no_round_that_was_trained() -> None:
+    trained = run_of("labels")
+    sent = replace(trained.rounds[-1], kind="send", samples=0, metrics={}, train_seconds=None)
+    view = run.RunPageView("north", replace(trained, rounds=(*trained.rounds, sent)), ())
+
+    tiles = str(run.draw(view, Principal("1", "ada", frozenset(), AT))["tiles"])
+
+    assert re.search(r"Cases in the last round.*?>20<", tiles)
+
+
+def test_strategies_between_peers_are_those_of_the_trainer() -> None:
+    assert BETWEEN_PEERS == OWN_MODELS

@@ -17,8 +17,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from appliance.db.base import now
-from appliance.db.clinical import ClinicalJob, Peer, UserSession
+from appliance.db.clinical import ClinicalJob
 from appliance.db.engine import reading, writing
+from appliance.db.peers import Peer
+from appliance.db.people import UserSession
 from appliance.web.app import SWEEP_EVERY_S
 from appliance.web.sockets import SESSION_ENDED
 from tests.appliance.web.panel_server import wait_for

@@ -10,8 +10,9 @@ from sqlalchemy import delete
 
 from appliance import alarms, silence, traffic
 from appliance.db.base import now
-from appliance.db.clinical import Alarm, Traffic
+from appliance.db.clinical import Alarm
 from appliance.db.engine import writing
+from appliance.db.peers import Traffic
 from appliance.traffic import IN, OUT, Flow
 from appliance.web.panel import home, shell, sources
 from appliance.web.panel.markup import join

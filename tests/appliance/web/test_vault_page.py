@@ -11,8 +11,9 @@ from sqlalchemy import select
 
 from appliance import reidentification, vault
 from appliance.auth import ROLES, Right
-from appliance.db.clinical import ClinicalLedgerEntry, User
+from appliance.db.clinical import ClinicalLedgerEntry
 from appliance.db.engine import reading, writing
+from appliance.db.people import User
 from appliance.vault import Identity
 from tests.appliance.web.test_browser import Watched, browser, window
 

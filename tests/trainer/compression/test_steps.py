@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.trainer.compression.test_codecs import ALL, model
 from tests.trainer.samples import drawn_dataset, small_task
 from trainer.compression import Compression, CompressionError, steps
 from trainer.errors import UpdateError
 from trainer.simulation import bytes_by_site, simulate
-from trainer.strategies.base import update_norm
+from trainer.strategies.base import apply_step, update_norm
 from trainer.weights_io import difference, to_bytes
 
 DRAW = steps.drawn(3, 2)
@@ -57,6 +59,59 @@ def test_what_a_step_leaves_out_comes_with_later_ones(text: str) -> None:
 
     assert update_norm(difference(standing, after)) < 0.02 * update_norm(difference(before, after))
     assert steps.without({"first:conv": after["scalar"], **state}) == {"first:conv": after["scalar"]}
+
+
+@pytest.mark.parametrize("text", ALL)
+@given(seed=st.integers(0, 2**32 - 1), shape=st.sampled_from(["even", "one", "half", "normal", "none"]))
+@settings(max_examples=15, deadline=None)
+def test_no_packed_steps_move_a_model_farther_than_their_bound(text: str, seed: int, shape: str) -> None:
+    """Seen from each round's model, for steps that lose much: as large everywhere, or half a step of one."""
+    packing, draw = Compression.parse(text), np.random.default_rng(seed)
+    models, norms, state = [model(seed)], list[float](), dict[str, Any]()
+    for number in range(1, 8):
+        before = models[-1]
+        moved = {name: np.asarray(step_of(shape, array, draw)) for name, array in before.items()}
+        after = apply_step(before, moved)
+        norms.append(update_norm(difference(after, before)))
+        step = steps.take(packing, steps.drawn(3, number), before, after, state)
+        models.append(step.weights)
+        state = step.left
+        left = packing._codec.left(norms, steps.sizes_of(before))[-1]
+        assert update_norm(step.left) <= left * 1.0001 + 1e-6
+    for since, known in enumerate(models[:-1]):
+        most = packing.most_moved(steps.sizes_of(known), norms, since)
+        assert update_norm(difference(models[-1], known)) <= most * 1.0001 + 1e-5
+
+
+def step_of(shape: str, array: Any, draw: np.random.Generator) -> Any:
+    """Draw a step of one array; a variance is moved upwards."""
+    scale = 10.0 ** draw.uniform(-6, 2)
+    made = {
+        "even": np.full(array.shape, scale),
+        "one": np.where(draw.random(array.shape) < 0.05, scale, 0.0),
+        "half": np.where(draw.random(array.shape) < 0.01, scale, 0.51 * scale / 127),
+        "normal": draw.normal(0, scale, array.shape),
+        "none": np.zeros(array.shape),
+    }[shape]
+    return np.rint(made) if array.dtype.kind == "i" else made
+
+
+@pytest.mark.parametrize(
+    ("text", "once", "often"),
+    [
+        ("float16", 1.01, 10.01),
+        ("int8", 1.5, 11.0),
+        ("turns:count=4", 1.0, 13.0),
+        ("top-k", 1.01, 20.0),
+        ("sketch:share=1,bits=8", 2.0, 17.0),
+    ],
+)
+def test_a_model_of_ten_thousand_numbers_is_held_near(text: str, once: float, often: float) -> None:
+    """In units of what a round moves it by, from the first model on."""
+    packing, sizes = Compression.parse(text), [100] * 100
+
+    assert packing.most_moved(sizes, [1.0], 0) <= once
+    assert packing.most_moved(sizes, [1.0] * 10, 0) <= often
 
 
 @pytest.mark.parametrize(

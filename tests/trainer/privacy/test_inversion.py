@@ -93,8 +93,8 @@ def test_crafted_weights_fit_the_network_but_a_site_refuses_them_for_its_first_r
     with_weights(task, near)
     for weights, norms in ((near, []), (far, []), (far, [[100.0]]), (near, [[5.0, 8.0]])):
         with pytest.raises(UnfitModelError, match="seed"):
-            check_reachable(weights, first, reach(plan, norms, 0))
-    check_reachable(near, first, reach(plan, [[5.0, 100.0]], 0))
+            check_reachable(weights, first, reach(plan, norms, 0, first))
+    check_reachable(near, first, reach(plan, [[5.0, 100.0]], 0, first))
 
 
 def test_an_attacker_learns_the_way_from_an_update_to_its_picture() -> None:

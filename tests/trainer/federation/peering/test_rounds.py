@@ -15,7 +15,11 @@ from trainer.federation.aggregation import Update, fingerprint
 from trainer.federation.peering import record as records
 from trainer.federation.peering.letters import Letter, Mail, read_letter
 from trainer.federation.peering.site import OtherHistoryError, settled
+from trainer.first_model import check_reachable, reach_of_peers
+from trainer.peers import PEERS, Past
+from trainer.peers.dfedavgm import contraction_of
 from trainer.peers.quantised import SCALES
+from trainer.strategies.base import update_norm
 
 if TYPE_CHECKING:
     from trainer.federation.plan import Plan
@@ -322,3 +326,71 @@ class TestRecord:
         arrays = {**self.record().arrays(), **change}
         with pytest.raises(TrainerError):
             records.read({name: array for name, array in arrays.items() if array is not None})
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [*PLANS.values(), plan_of("dfedavgm", density=1.0), plan_of("dfedavgm", bits=4, density=1.0)],
+    ids=[*PLANS, "all", "all-four-bits"],
+)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_whoever_is_away_or_late_no_site_s_model_leaves_its_bound(plan: Plan, data: st.DataObject) -> None:
+    """What others hold of a site, and what it trains next; also of those who come back after many rounds."""
+    village, past = Village.new(plan, **FOUR), list[Past]()
+    for number in range(1, data.draw(st.integers(1, 8)) + 1):
+        names = data.draw(st.sampled_from(["abcd", "abcd", "abc", "ad", "b"]))
+        late = data.draw(st.sets(st.sampled_from("abcd"), max_size=2)) - set(names)
+        updates = {site: far(one, data.draw(st.floats(1e-3, 5.0))) for site, one in steps(number).items()}
+        village.round(number, updates, names, late)
+        drawn = village.relay.drawn(number, tuple(names))
+        past.append(Past({site: update_norm(updates[site]) for site in drawn}))
+    held = [village.holds(site) for site in FOUR]
+    told = [one for one in village.wholes.values() if one]  # models that stay at their sites are not there
+    for one in [*held, *told]:
+        check_reachable(one, model(), reach_of_peers(plan, past, model()))
+    untold = [replace(one, told=False) for one in past]
+    assert reach_of_peers(plan, untold, model()) >= reach_of_peers(plan, past, model())
+
+
+def far(step: dict[str, Any], scale: float) -> dict[str, Any]:
+    """Return a step so many times as long; counters stay."""
+    return {
+        name: np.asarray(array * scale, array.dtype) if array.dtype.kind == "f" else array
+        for name, array in step.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "sites", "most"),
+    [
+        ("braintorrent", {}, 4, 10.0),
+        ("dfedavgm", {"bits": 32}, 6, 10.0),
+        ("dfedavgm", {}, 3, 14.0),
+        ("dfedavgm", {"density": 1.0}, 6, 14.0),
+        ("dfedavgm", {}, 4, 16.0),
+    ],
+)
+def test_ten_rounds_hold_models_of_small_arrays_near(
+    name: str, parameters: dict[str, float], sites: int, most: float
+) -> None:
+    """In units of an update; arrays have 576 numbers."""
+    rule, norms = PEERS[name], dict.fromkeys("abcdef"[:sites], 1.0)
+
+    assert rule.farthest([Past(norms)] * 10, parameters, 3, [576, 16]) <= most
+
+
+def test_nobody_s_norm_counts_for_more_than_the_plan_allows() -> None:
+    plan = plan_of("braintorrent")
+
+    assert (
+        reach_of_peers(plan, [Past({"a": 1e9, "b": 1.0}), Past({"b": 2.0})], {}) == plan.max_update_norm + 2
+    )
+
+
+def test_mixing_leaves_of_a_distance_what_two_neighbourhoods_do_not_share() -> None:
+    assert contraction_of("abc", {}, 0) == pytest.approx(0.0)
+    assert contraction_of("abcd", {}, 0) == pytest.approx(1 / 3)
+    assert contraction_of("abcde", {}, 0) == pytest.approx(2 / 3)
+    assert contraction_of("abcdef", {}, 0) == pytest.approx(1.0)
+    assert contraction_of("a", {}, 0) == pytest.approx(0.0)
