@@ -17,6 +17,9 @@ SEVERAL = -n 2 --dist loadfile -m 'e2e and ($(WITHOUT))'
 export TORCH_INDEX_URL GPU
 # Tests start many hundred processes: each would compile our modules anew.
 export PYTHONDONTWRITEBYTECODE :=
+# As many tests as processors run at once: threads of theirs wait for each other, ten times as long as they compute.
+export OPENBLAS_NUM_THREADS ?= 1
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: install run test test-all coverage fast check format clean
 

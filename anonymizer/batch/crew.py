@@ -35,6 +35,8 @@ class _Member:
         environment = dict(os.environ)
         paths = [str(_PACKAGE_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
+        # NumPy's and SciPy's own threads would wait for those of the other processes.
+        environment.setdefault("OPENBLAS_NUM_THREADS", "1")
         # -P: the current folder may be IN, whose files are no modules.
         argv = [sys.executable, "-P", "-m", "anonymizer.batch.worker", str(theirs.fileno())]
         shared = (theirs.fileno(), setting.source, setting.target, setting.staging)
