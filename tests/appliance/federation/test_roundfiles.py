@@ -27,6 +27,8 @@ from tests.trainer.federation.plans import make_plan
 from trainer.weights_io import to_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from appliance.node import ResearchZone
     from trainer.federation.plan import Plan
 
@@ -36,6 +38,30 @@ def test_a_model_other_than_announced_is_refused(service: SiteService, plan: Pla
 
     with pytest.raises(ReleaseError, match="announced"):
         service.store_model(Asked(plan.sha256, "train", 2, "0" * 64), [CONTENT])
+
+
+def test_what_is_announced_and_no_weights_file_is_refused_and_leaves_nothing(
+    service: SiteService, plan: Plan
+) -> None:
+    begun(service, plan)
+    before = stored_models(service.zone)
+    for content in (b"", b"\xff" * 64, CONTENT[:-1], CONTENT + b"x"):
+        with pytest.raises(ReleaseError, match="cannot be stored"):
+            service.store_model(asked(plan, number=2, content=content), [content])
+
+    assert stored_models(service.zone) == before
+    assert [path.name for path in (service.zone.root / "federation" / "models").iterdir()] == [
+        f"{name}.safetensors" for name in before
+    ]
+
+
+def test_nothing_is_read_of_a_model_that_is_not_wanted(service: SiteService, plan: Plan) -> None:
+    def pieces() -> Iterator[bytes]:
+        pytest.fail("it was read")
+        yield b""
+
+    with pytest.raises(ReleaseError, match="not_approved"):
+        service.store_model(asked(plan), pieces())
 
 
 def test_a_model_is_stored_for_an_approved_plan_alone(service: SiteService, plan: Plan) -> None:

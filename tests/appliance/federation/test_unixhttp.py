@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import json
 import socket
 import stat
 import threading
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from appliance.federation.errors import FederationError, SiteServiceError
 from appliance.federation.unixclient import UnixClient
-from appliance.federation.unixhttp import Answer, Request, RequestError, Route, UnixServer
+from appliance.federation.unixhttp import PIECE_BYTES, Answer, Request, RequestError, Route, UnixServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +40,17 @@ def double(request: Request) -> object:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[UnixServer]:
+    def keep(request: Request) -> object:
+        """Keep a body in a file, piece by piece; say how many pieces it took."""
+        with (tmp_path / "kept").open("wb") as stream:
+            return {"pieces": [stream.write(piece) for piece in request.body.pieces()]}
+
+    def give(request: Request) -> object:
+        return Answer((tmp_path / "kept").open("rb"), headers={"X-Kind": "file"})
+
     routes = [
+        Route("PUT", "/v1/kept", keep, 2**24, streamed=True),
+        Route("GET", "/v1/kept", give),
         Route("POST", "/v1/echo/{name}", echo),
         Route("GET", "/v1/fail", fail),
         Route("GET", "/v1/refuse", refuse),
@@ -73,6 +85,37 @@ def test_pieces_arrive_as_one_body(client: UnixClient) -> None:
     pieces = [memoryview(b"ab"), memoryview(b""), memoryview(bytearray(b"cd"))]
 
     assert client.send("PUT", "/v1/double", pieces).content == b"abcd" * 2
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE_BYTES, PIECE_BYTES + 1, 5 * PIECE_BYTES - 1])
+def test_a_file_is_taken_and_given_in_pieces(client: UnixClient, size: int) -> None:
+    content = np.random.default_rng(size).bytes(size)
+
+    taken = client.send("PUT", "/v1/kept", content)
+
+    pieces = json.loads(taken.content)["pieces"]
+    assert sum(pieces) == size
+    assert max(pieces, default=0) <= PIECE_BYTES
+    given = client.send("GET", "/v1/kept")
+    assert given.content == content
+    assert given.headers["X-Kind"] == "file"
+
+
+def test_a_streamed_body_that_ends_early_is_an_error(server: UnixServer, client: UnixClient) -> None:
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(str(server.path))
+        caller.sendall(b"PUT /v1/kept HTTP/1.1\r\nContent-Length: 100\r\n\r\n" + b"x" * 40)
+        caller.shutdown(socket.SHUT_WR)
+        answer = caller.makefile("rb").read()
+
+    assert b" 400 " in answer
+    assert b"the body ended early" in answer
+
+
+def test_a_file_that_is_gone_is_worth_asking_again(client: UnixClient) -> None:
+    with pytest.raises(SiteServiceError) as caught:
+        client.send("GET", "/v1/kept")
+    assert caught.value.retryable
 
 
 @pytest.mark.parametrize(
