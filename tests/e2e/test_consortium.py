@@ -30,7 +30,6 @@ from tests.appliance.federation.ring import (
     running_ring,
     until,
 )
-from tests.further import FURTHER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +98,6 @@ def shown_to_one_site_alone(book: Book) -> dict[str, Any]:
     return json.loads(json.dumps(write_offer(offer)))  # type: ignore[no-any-return]
 
 
-@FURTHER
 def test_every_site_has_the_same_history_though_the_coordinator_was_killed(ring: Ring, tmp_path: Any) -> None:
     plan = ring.submit(total_rounds=2, min_sites=3)
     approve(ring, plan, *SITES)

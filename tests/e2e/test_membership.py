@@ -30,7 +30,6 @@ from tests.appliance.federation.ring import (
     running_ring,
     until,
 )
-from tests.further import FURTHER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +72,6 @@ def nearly_ended(ring: Ring, member: Member) -> bytes:
     return made
 
 
-@FURTHER
 def test_a_site_joins_a_running_federation_and_takes_part_from_the_next_job_on(ring: Ring) -> None:
     plan = ring.submit(total_rounds=21, min_sites=2, straggler_wait_s=30.0)
     ring.approve(plan)
