@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 
-IDLE_NODE_MIB = 480
+IDLE_NODE_MIB = 520  # by itself on a machine; what others share of the libraries counts less
 
 
 @pytest.fixture
