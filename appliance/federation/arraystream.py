@@ -46,7 +46,7 @@ def register() -> None:
 
 
 class Piece:
-    """Bytes that are sent from where they lie."""
+    """Some bytes of a stream."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -179,16 +179,16 @@ class Gathering(Consumer):  # type: ignore[misc]
         self.error = reason
 
 
-class _Unreadable(dict[str, Any]):
-    """Stands for the arrays of a message that cannot be read."""
+class _Received(dict[str, Any]):
+    """A message's arrays; what is missing, or all where none could be read, is what no model has."""
 
     def __contains__(self, name: object) -> bool:
         return True
 
-    def get(self, name: object, default: object = None) -> NDArray[Any]:
-        """Return what no model has."""
-        del name, default
-        return _NONE
+    def get(self, name: str, default: object = None) -> Any:
+        """Return an array."""
+        del default
+        return super().get(name, _NONE)
 
 
 class ArrayDecomposer(NumpyArrayDecomposer):  # type: ignore[misc]
@@ -218,4 +218,4 @@ class ArrayDecomposer(NumpyArrayDecomposer):  # type: ignore[misc]
             )
         except WeightsError:
             self.logger.exception("%s: what it sent cannot be read", from_fqcn)
-        return ("", _Unreadable()) if gathering.is_broken else (gathering.error, gathering.arrays)
+        return "" if gathering.is_broken else gathering.error, _Received(gathering.arrays)

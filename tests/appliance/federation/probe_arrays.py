@@ -53,6 +53,11 @@ def spoil(way: str) -> None:
     """Let every stream of this process be one that a site should not send."""
     honest = ArrayStream.produce
 
+    if way == "without_one":
+        laid = ArrayStream.__init__
+        ArrayStream.__init__ = lambda self, arrays: laid(self, dict(list(arrays.items())[1:]))  # type: ignore[method-assign]
+        return
+
     def produce(self: ArrayStream, state: dict[str, Any], requester: str) -> Produced:
         code, data, new = honest(self, state, requester)
         if not data:
@@ -63,6 +68,7 @@ def spoil(way: str) -> None:
 
 
 SPOILT: dict[str, Any] = {
+    "without_one": None,
     "garbage": lambda data, new: ([Piece(b"\xff" * len(data[0]))], new),
     "no_pieces": lambda data, new: (["text" for _ in data], new),
     "too_many": lambda data, new: (data * 2, new),
