@@ -56,7 +56,7 @@ test: $(VENV)/.tools
 	bash tests/twice.sh computing $(COMPUTING) --durations=15
 	bash tests/twice.sh several $(SEVERAL) --durations=15
 
-test-all: WITHOUT := e2e or not e2e
+test-all coverage: WITHOUT := e2e or not e2e
 test-all: test
 
 coverage: $(VENV)/.tools

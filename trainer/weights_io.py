@@ -52,12 +52,7 @@ def from_bytes(content: bytes) -> Weights:
 
 def save(path: Path, weights: Mapping[str, Array], *, durable: bool = True) -> str:
     """Write atomically and, unless it is not to outlive a crash, durably; return the file's SHA-256."""
-    return save_pieces(path, tensor_layout.pieces(weights), durable=durable)
-
-
-def save_pieces(path: Path, pieces: Iterable[bytes | memoryview], *, durable: bool = True) -> str:
-    """Write a file's content as :func:`save` does, piece by piece; its form is not looked at."""
-    return _write(path, pieces, lambda *_: None, durable=durable)
+    return _write(path, tensor_layout.pieces(weights), durable=durable)
 
 
 def receive(path: Path, pieces: Iterable[bytes | memoryview], expected: str) -> None:
@@ -74,15 +69,15 @@ def receive(path: Path, pieces: Iterable[bytes | memoryview], expected: str) -> 
             raise WeightsError("the content differs from its announced hash")
         _places(written)
 
-    _write(path, pieces, check, durable=True)
+    _write(path, pieces, check)
 
 
 def _write(
     path: Path,
     pieces: Iterable[bytes | memoryview],
-    check: Callable[[Path, str], None],
+    check: Callable[[Path, str], None] = lambda *_: None,
     *,
-    durable: bool,
+    durable: bool = True,
 ) -> str:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)

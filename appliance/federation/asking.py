@@ -83,10 +83,10 @@ class Asking(Controller):  # type: ignore[misc]
         self._disk: OSError | None = None
         if self._witness is not None:
             order = replace(order, ledger=self._witness.offer(collection.targets))
-        tasks = []
+        tasks, said = [], messages.write_order(order)
         for site in sorted(collection.targets):
             one = data if isinstance(data, Shareable) else data[site]
-            one[messages.ORDER_KEY] = messages.write_order(order)
+            one[messages.ORDER_KEY] = said
             if self._key.text and name != policy.TASK_LEDGER:
                 one[messages.ENCRYPTION_KEY] = self._key.text
             receive = self._receiver(answers, collection, keeping)

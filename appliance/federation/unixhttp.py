@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 MAX_JSON_BYTES: Final = 1024 * 1024
-MAX_BODY_BYTES: Final = 2 * 1024**3
 PIECE_BYTES: Final = 1024 * 1024
 REQUEST_TIMEOUT_S: Final = 60.0
 OWNER_ONLY: Final = 0o600
