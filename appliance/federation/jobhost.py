@@ -52,6 +52,7 @@ def _job(role: str) -> Any:
         from nvflare.private.fed.app.server import runner_process  # noqa: PLC0415 - of this role alone
 
         _leave_torch_alone()
+        outlive_messages()
         return runner_process
     raise SystemExit(f"{MODULE}: expected {SITE} or {SERVER} as the first argument")
 
@@ -74,6 +75,20 @@ def _leave_torch_alone() -> None:
             engine_drops(communicator, fl_ctx)
 
     WFCommServer._cleanup_inflight_tensor_downloads = drop  # noqa: SLF001
+
+
+def outlive_messages() -> None:
+    """Let no message end the coordinator's job: the engine would, for an update that it cannot decode.
+
+    Any site could end it so, again and again. What sent such a message is told, and counts as silent.
+    """
+    from nvflare.fuel.f3.cellnet import cell  # noqa: PLC0415 - heavy
+
+    def never(info: Any) -> bool:
+        del info
+        return False
+
+    cell._is_server_job_cell = never  # noqa: SLF001 - there is no other way
 
 
 if __name__ == "__main__":
