@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Container
+    from collections.abc import Container, Mapping
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
 LARGEST_KEPT_BYTES: Final = 16 * 2**20  # with more, gaps between them cost a large model half its size
+_LARGEST_PIECE_BYTES: Final = 32 * 2**20  # the C library's own limit
 RETURN_EVERY_S: Final = 60.0
 _NEVER: Final = 2**31 - 1
 
@@ -60,10 +62,23 @@ def keep_freed_arrays() -> None:
     Each step of a training frees and takes the same arrays: had they gone back to the system, taking and
     clearing their pages would double the time of a large network. A C library without that stays as it is.
     """
+    _mallopt({_M_MMAP_THRESHOLD: LARGEST_KEPT_BYTES, _M_TRIM_THRESHOLD: _NEVER})
+
+
+def keep_freed_pieces() -> None:
+    """Let all threads of this process use the memory of freed pieces of models again (mallopt(3)).
+
+    For processes that pass models on: a thread takes a piece in, another frees it, and had each a pool of its
+    own, every piece would be new pages. Call it before there are threads.
+    """
+    _mallopt({_M_ARENA_MAX: 1, _M_MMAP_THRESHOLD: _LARGEST_PIECE_BYTES, _M_TRIM_THRESHOLD: _NEVER})
+
+
+def _mallopt(options: Mapping[int, int]) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _NEVER)
+        for option, value in options.items():
+            mallopt(option, value)
 
 
 def return_freed_memory() -> None:

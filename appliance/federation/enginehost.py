@@ -16,7 +16,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance.children import descendants_of, die_with_parent, return_freed_memory_at_times, send_signal
+from appliance.children import (
+    descendants_of,
+    die_with_parent,
+    keep_freed_pieces,
+    return_freed_memory_at_times,
+    send_signal,
+)
 from appliance.federation import policy
 
 if TYPE_CHECKING:
@@ -51,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run until told to stop or until the engine gives up."""
     arguments = _parse(argv)
     os.umask(0o077)
+    keep_freed_pieces()
     if arguments.parent is not None:
         die_with_parent(signal.SIGTERM, arguments.parent)
     os.environ.update(

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance.children import keep_freed_pieces
+
 if TYPE_CHECKING:
     import threading
     from collections.abc import Sequence
@@ -27,6 +29,7 @@ PARENT_CHECK_S: Final = 1.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a job to its end; return the engine's exit code."""
     role, *options = sys.argv[1:] if argv is None else argv
+    keep_freed_pieces()
     from nvflare.fuel.f3.mpm import MainProcessMonitor  # noqa: PLC0415 - the launchers need the names alone
 
     from appliance.federation import arraystream  # noqa: PLC0415 - heavy
