@@ -7,7 +7,8 @@ import mmap
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ Weights = dict[str, Array]
 """Name to array, as in a state dict; 0-d and integer arrays included."""
 
 MAX_BYTES = 4 * 2**30
+_WORTH_A_THREAD: Final = 2**19
 
 
 def to_bytes(weights: Mapping[str, Array]) -> bytes:
@@ -81,22 +83,58 @@ def _write(
 ) -> str:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
     try:
-        with temporary.open("wb") as stream:
+        with temporary.open("wb") as stream, _Hashing() as hashing:
             for piece in pieces:
+                hashing.begin(piece)
                 stream.write(piece)
-                digest.update(piece)
+                hashing.end()
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
-        check(temporary, digest.hexdigest())
+        check(temporary, hashing.digest)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     if durable:
         _sync_folder(path.parent)
-    return digest.hexdigest()
+    return hashing.digest
+
+
+class _Hashing:
+    """The SHA-256 of a file that is being written: a large piece is summed beside its writing."""
+
+    def __init__(self) -> None:
+        self._sum = hashlib.sha256()
+        self._beside: ThreadPoolExecutor | None = None
+        self._begun: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._beside is not None:
+            self._beside.shutdown()
+
+    def begin(self, piece: bytes | memoryview) -> None:
+        """Begin to sum a piece, which stays as it is until :meth:`end`."""
+        if memoryview(piece).nbytes < _WORTH_A_THREAD:
+            self._sum.update(piece)
+            return
+        if self._beside is None:
+            self._beside = ThreadPoolExecutor(1, "hashing")
+        self._begun = self._beside.submit(self._sum.update, piece)
+
+    def end(self) -> None:
+        """Wait until the piece is summed."""
+        if self._begun is not None:
+            self._begun.result()
+            self._begun = None
+
+    @property
+    def digest(self) -> str:
+        """Of all pieces, in hexadecimal."""
+        return self._sum.hexdigest()
 
 
 def _sync_folder(path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from appliance.federation.keykeeper import KeyKeeper
 
 POLL_S: Final = 0.05
+AT_ONCE: Final = 2  # of answers that are kept: more would wait for the same disk
 MEMBERS_EVERY_S: Final = 1.0
 
 
@@ -78,9 +81,7 @@ class Asking(Controller):  # type: ignore[misc]
 
         ``data`` is for all, or by site for each its own; sites may share one.
         """
-        answers: dict[str, Answer] = {}
-        keeping = [keep]
-        self._disk: OSError | None = None
+        keeping = _Keeping(keep, collection, self._lock)
         if self._witness is not None:
             order = replace(order, ledger=self._witness.offer(collection.targets))
         tasks, said = [], messages.write_order(order)
@@ -89,24 +90,23 @@ class Asking(Controller):  # type: ignore[misc]
             one[messages.ORDER_KEY] = said
             if self._key.text and name != policy.TASK_LEDGER:
                 one[messages.ENCRYPTION_KEY] = self._key.text
-            receive = self._receiver(answers, collection, keeping)
+            receive = self._receiver(keeping)
             tasks.append(Task(name=name, data=one, result_received_cb=receive))
             # To each by itself, though the arrays are one: what it broadcasts the engine copies first.
             self.send(tasks[-1], fl_ctx, [site], SendOrder.ANY)
-        while not self._is_over(collection):
-            if abort_signal.triggered:
-                raise StaleJobError("the job was aborted")
-            if self._disk is not None:
-                raise CoordinatorError(f"an update could not be kept ({self._disk.strerror})") from self._disk
-            time.sleep(POLL_S)
-        for task in tasks:
-            self.cancel_task(task, TaskCompletionStatus.OK, fl_ctx)
-            task.data = Shareable()
-        # Tasks live until garbage is collected, some rounds later: no model may live as long.
-        keeping.clear()
+        try:
+            while not self._is_over(collection):
+                if abort_signal.triggered:
+                    raise StaleJobError("the job was aborted")
+                keeping.check()
+                time.sleep(POLL_S)
+            for task in tasks:
+                self.cancel_task(task, TaskCompletionStatus.OK, fl_ctx)
+                task.data = Shareable()
+        finally:
+            answers = keeping.end()
         still = self._members()  # whoever left or was expelled meanwhile does not count
-        with self._lock:
-            counted = [answers[site] for site in sorted(answers) if site in still]
+        counted = [answers[site] for site in sorted(answers) if site in still]
         return counted if self._witness is None else self._witness.judge(name, order, counted)
 
     def _is_over(self, collection: Collection) -> bool:
@@ -123,31 +123,77 @@ class Asking(Controller):  # type: ignore[misc]
             )
             return collection.over(at)
 
-    def _receiver(
-        self, answers: dict[str, Answer], collection: Collection, keeping: list[Callable[[Answer], Answer]]
-    ) -> Callable[..., None]:
-        """Return what takes a site's answer for as long as ``keeping`` says how one is kept."""
+    def _receiver(self, keeping: _Keeping) -> Callable[..., None]:
+        """Return what takes a site's answer."""
 
         def receive(client_task: ClientTask, fl_ctx: FLContext) -> None:
             del fl_ctx
-            found = tuple(keeping)
-            if not found:
+            if keeping.is_over:
                 return
-            [keep] = found
             whole = client_task.task.name in {policy.TASK_AGGREGATE, policy.TASK_SEND}
             answer = read_result(client_task.client.name, client_task.result, whole=whole)
             client_task.result = None
-            try:
-                answer = keep(answer)
-            except OSError as error:  # raised here, the engine would drop all later answers
-                self._disk = error
-                return
-            with self._lock:
-                if answer.site not in answers:
-                    answers[answer.site] = answer
-                    collection.answered(answer.site, time.monotonic(), usable=not answer.said.code)
+            keeping.take(answer)
 
         return receive
+
+
+class _Keeping:
+    """Keeps answers as they arrive, several at once: the engine hands over one after the other.
+
+    Raised where the engine hands over, an error would make it drop all later answers.
+    """
+
+    def __init__(
+        self, keep: Callable[[Answer], Answer], collection: Collection, lock: threading.Lock
+    ) -> None:
+        self._keep: Callable[[Answer], Answer] | None = keep
+        self._collection, self._lock = collection, lock
+        self._pool = ThreadPoolExecutor(AT_ONCE, "keeping")
+        self._answers: dict[str, Answer] = {}
+        self._error: BaseException | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no answer is taken any more."""
+        return self._keep is None
+
+    def take(self, answer: Answer) -> None:
+        """Have an answer kept, unless it comes too late."""
+        with suppress(RuntimeError):  # it ended just now
+            self._pool.submit(self._kept, answer)
+
+    def _kept(self, answer: Answer) -> None:
+        keep = self._keep
+        if keep is None:
+            return
+        try:
+            answer = keep(answer)
+        except Exception as error:  # noqa: BLE001 - raised by check()
+            self._error = error
+            return
+        with self._lock:
+            if answer.site not in self._answers:
+                self._answers[answer.site] = answer
+                self._collection.answered(answer.site, time.monotonic(), usable=not answer.said.code)
+
+    def check(self) -> None:
+        """Raise what kept an answer from being kept; CoordinatorError for a disk that does not take it."""
+        error = self._error
+        if isinstance(error, OSError):
+            raise CoordinatorError(f"an update could not be kept ({error.strerror})") from error
+        if error is not None:
+            raise error
+
+    def end(self) -> dict[str, Answer]:
+        """Take no answer any more, and return those that were kept.
+
+        Tasks live until garbage is collected, some rounds later: no model may live as long, and what keeps
+        answers holds the round's.
+        """
+        self._keep = None
+        self._pool.shutdown()
+        return self._answers
 
 
 def as_it_is(answer: Answer) -> Answer:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 POLL_S: Final = 0.1
 LONGEST_POLL_S: Final = 1.0
 # A round's time is all sites': the row is a short question, asked often where the work is short.
-WORK_POLL_SHARE: Final = 0.1  # of the time that the work took so far
+WORK_POLL_SHARE: Final = 0.03  # of the time that the work took so far
 WORK_POLL_S: Final = (0.05, 0.2)
 SERVICE_AWAY_S: Final = 300.0
 

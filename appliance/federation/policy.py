@@ -46,7 +46,6 @@ ENGINE_VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
         "NVFLARE_JOB_HEARTBEAT_INTERVAL": "5",
         "NVFLARE_TASK_CHECK_INTERVAL": "2",
         "NVFLARE_END_RUN_READINESS_TIMEOUT": "5",
-        "MALLOC_ARENA_MAX": "2",
         "OPENBLAS_NUM_THREADS": "1",  # NumPy's; what is summed is small and the processors are others', too
         # Arrays go back to the system, smaller blocks stay: else aggregation takes three times as long.
         "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),

@@ -18,7 +18,7 @@ from trainer.tensor_layout import pieces
 from trainer.weights_io import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from trainer.federation.plan import Bounds, Strategy
 
@@ -72,16 +72,26 @@ class Aggregate:
 
 def judge(reference: Mapping[str, Array], update: Update, bounds: Bounds) -> Judgement:
     """Check one update against the global model that it was trained from."""
+    judgement, _ = _judge(reference, update, bounds)
+    return judgement
+
+
+def _judge(
+    reference: Mapping[str, Array], update: Update, bounds: Bounds, safe: Collection[str] = ()
+) -> tuple[Judgement, float]:
+    """Check one update; return its norm, too. ``safe``: arrays that none can lead out of their range."""
+    norm = math.nan
     digest = fingerprint(update.delta)
     claimed, samples, reason = claims(update, bounds)
     if reason is None:
         try:
             most = min(bounds.update_norm, update.norm)
-            strategies.check_update(reference, update.delta, max_norm=most)
-            strategies.check_step(reference, update.delta)  # one that leaves a range must not end the round
+            norm = strategies.check_update(reference, update.delta, max_norm=most)
+            # One that leaves a range must not end the round.
+            strategies.check_step(reference, update.delta, safe)
         except UpdateError as error:
             reason = str(error)
-    return Judgement(update.site, samples, claimed, digest, reason)
+    return Judgement(update.site, samples, claimed, digest, reason), norm
 
 
 def claims(update: Update, bounds: Bounds) -> tuple[int, int, str | None]:
@@ -115,10 +125,12 @@ def aggregate(
     AggregationError
         If fewer than ``min_sites`` updates are usable.
     """
-    judgements = tuple(judge(reference, update, bounds) for update in updates)
+    safe = strategies.roomy(reference, bounds.update_norm)
+    judged = [_judge(reference, update, bounds, safe) for update in updates]
+    judgements = tuple(judgement for judgement, _ in judged)
     usable = [
-        strategies.Contribution(update.site, update.delta, judgement.samples)
-        for update, judgement in zip(updates, judgements, strict=True)
+        strategies.Contribution(update.site, update.delta, judgement.samples, norm)
+        for update, (judgement, norm) in zip(updates, judged, strict=True)
         if judgement.reason is None
     ]
     if len(usable) < min_sites:

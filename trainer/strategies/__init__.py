@@ -21,6 +21,7 @@ from trainer.strategies.base import (
     check_step,
     check_update,
     clip_update,
+    roomy,
     site_weights,
     update_norm,
 )
@@ -96,6 +97,7 @@ __all__ = [
     "check_update",
     "clip_update",
     "get",
+    "roomy",
     "site_weights",
     "update_norm",
 ]

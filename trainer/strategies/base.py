@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
 WEIGHT: Final = "weight:"
+_WITHIN: Final = 0.99  # of a type's largest number: far from what rounding moves
 _STATISTICS: Final = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 
 Array = NDArray[Any]
@@ -28,11 +29,16 @@ State = dict[str, Array]
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
-    """One site's checked update; ``samples`` is its weight in the mean, at least 1."""
+    """One site's checked update; ``samples`` is its weight in the mean, at least 1.
+
+    ``norm``: what :func:`check_update` returned for this very update and the round's model; None where nobody
+    has asked it yet.
+    """
 
     site: str
     delta: Mapping[str, Array]
     samples: int
+    norm: float | None = None
 
 
 class Strategy(Protocol):
@@ -245,7 +251,8 @@ def checked(reference: Mapping[str, Array], contributions: Sequence[Contribution
             raise StrategyError(
                 f"{contribution.site}: weight below 1; expected the number of training samples"
             )
-        check_update(reference, contribution.delta)
+        if contribution.norm is None:
+            check_update(reference, contribution.delta)
     return ordered
 
 
@@ -298,9 +305,24 @@ def apply_step(reference: Mapping[str, Array], step: Mapping[str, Array]) -> Wei
     return result
 
 
-def check_step(reference: Mapping[str, Array], delta: Mapping[str, Array]) -> None:
-    """Raise UpdateError where :func:`apply_step` would, without making the model."""
+def roomy(reference: Mapping[str, Array], norm: float) -> frozenset[str]:
+    """Return the floating-point arrays of a model that no step of this L2 norm leads out of their range."""
+    found = []
     for name, array in reference.items():
+        if array.dtype.kind == "f":
+            flat, room = array.reshape(-1), float(np.finfo(array.dtype).max) * _WITHIN - norm
+            if all(float(np.abs(flat[first:last]).max()) < room for first, last in streams.spans(flat.size)):
+                found.append(name)
+    return frozenset(found)
+
+
+def check_step(
+    reference: Mapping[str, Array], delta: Mapping[str, Array], safe: Collection[str] = ()
+) -> None:
+    """Raise UpdateError where :func:`apply_step` would, without making the model; not of what is ``safe``."""
+    for name, array in reference.items():
+        if name in safe:
+            continue
         for first, last in streams.spans(array.size):
             _moved(name, array.reshape(-1)[first:last], streams.part(delta, name, first, last))
 

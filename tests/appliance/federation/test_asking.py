@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -18,12 +20,13 @@ from nvflare.apis.signal import Signal
 from appliance.federation import messages, policy
 from appliance.federation.collection import Collection
 from appliance.federation.controller import RunWorkflow
+from appliance.federation.errors import CoordinatorError
 from appliance.federation.keykeeper import KeyKeeper
 from appliance.federation.wayback import whole
 from tests.trainer.federation.plans import make_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from appliance.federation.answers import Answer
 
@@ -54,7 +57,7 @@ class Workflow(RunWorkflow):
         said = ClientTask(client=Client(site, ""), task=task)
         task.client_tasks.append(said)
         reply = make_reply("OK")
-        reply[messages.ANSWER_KEY] = '{"code": "", "samples": 10}'
+        reply[messages.ANSWER_KEY] = json.dumps({**messages.refusal_of(None), "samples": 10})
         said.result = reply
         task.result_received_cb(said, fl_ctx)
 
@@ -81,6 +84,10 @@ def ask(workflow: Workflow, arrays: dict[str, Any], kept: list[str]) -> list[Ans
         kept.append(f"{answer.site} beside {len(arrays)} arrays")  # as a shelf holds the round's model
         return answer
 
+    return ask_and(workflow, arrays, keep)
+
+
+def ask_and(workflow: Workflow, arrays: dict[str, Any], keep: Callable[[Answer], Answer]) -> list[Answer]:
     collection = Collection(SITES, SITES, 2, 60.0, 0.0, time.monotonic(), limit_s=60.0)
     order = messages.Order("ab" * 32, 1)
     return workflow._ask(policy.TASK_TRAIN, whole(arrays, 1), order, collection, Signal(), None, keep)
@@ -116,3 +123,33 @@ def test_an_answer_after_the_end_is_not_kept() -> None:
     workflow.answer(workflow.tasks[0], "north", None)
 
     assert len(kept) == len(answers) == 2
+
+
+def test_answers_of_several_sites_are_kept_at_once() -> None:
+    both = threading.Barrier(2, timeout=30.0)
+
+    def keep(answer: Answer) -> Answer:
+        both.wait()
+        return answer
+
+    answers = ask_and(Workflow(), {"weight": np.ones(3, np.float32)}, keep)
+    assert [(one.site, one.said.code) for one in answers] == [("north", ""), ("south", "")]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "words"),
+    [
+        (OSError(28, "No space left on device"), CoordinatorError, "could not be kept .No space left"),
+        (RuntimeError("a fault of ours"), RuntimeError, "a fault of ours"),
+    ],
+)
+def test_an_answer_that_cannot_be_kept_ends_the_asking_with_its_reason(
+    raised: Exception, expected: type[Exception], words: str
+) -> None:
+    def keep(answer: Answer) -> Answer:
+        if answer.site == "south":
+            raise raised
+        return answer
+
+    with pytest.raises(expected, match=words):
+        ask_and(Workflow(), {"weight": np.ones(3, np.float32)}, keep)

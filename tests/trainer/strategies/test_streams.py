@@ -85,6 +85,35 @@ def test_an_array_is_made_when_it_is_asked_for() -> None:
         arrays["c"]
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_no_step_of_the_norm_leads_out_of_range_what_is_said_to_be_roomy(dtype: Any) -> None:
+    most = float(np.finfo(dtype).max)
+    model = {
+        "near": np.array([1.0, most * 0.98], dtype),
+        "far": np.array([1.0, most * 0.5], dtype),
+        "none": np.array([np.nan, 0.0], dtype),
+        "piece": np.r_[np.zeros(PIECE), most].astype(dtype),
+        "empty": np.zeros(0, dtype),
+        "count": np.array([3]),
+    }
+    norm = most * 0.4
+    roomy = strategies.roomy(model, norm)
+    assert roomy == {"far", "empty"}
+    for sign in (1, -1):
+        step = {name: np.zeros(array.shape, array.dtype) for name, array in model.items()}
+        step["far"][1] = sign * norm
+        strategies.check_step({"far": model["far"]}, step)
+    assert strategies.roomy(model, np.inf) == {"empty"}
+
+
+def test_what_is_safe_is_not_looked_at() -> None:
+    reference = {"a": np.full(2, np.finfo(np.float32).max), "b": np.full(2, np.finfo(np.float32).max)}
+    reference = {name: array.astype(np.float32) for name, array in reference.items()}
+    strategies.check_step(reference, reference, {"a", "b"})
+    with pytest.raises(UpdateError, match=r"^b: .*not finite"):
+        strategies.check_step(reference, reference, {"a"})
+
+
 def test_a_step_out_of_range_is_refused_in_any_piece() -> None:
     most = np.finfo(np.float32).max
     reference = {"weight": np.full(2 * PIECE, most, dtype=np.float32)}
