@@ -151,6 +151,7 @@ class Book:
             If another engine job continues this run by now, or the round is in the book already.
         """
         path = self._path(run_id, checkpoint.number, job_id)
+        checkpoints.make_room(path.parent.parent, sum(one.nbytes for one in checkpoint.weights.values()))
         path, digest = checkpoints.write(path, checkpoint.weights, checkpoint.state)
         with writing(self.engine) as session:
             self._check_job(session, run_id, job_id)

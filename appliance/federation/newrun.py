@@ -76,8 +76,12 @@ def _earlier(book: Book, digest: str) -> Path:
     query = select(FinishedRound.checkpoint_path).where(FinishedRound.model_sha256 == digest)
     with reading(book.engine) as session:
         path = session.scalars(query.order_by(FinishedRound.finished_at)).first()
-    if path is None or not (book.root / path).is_file():
+    if path is None:
         raise CoordinatorError("initial_sha256: expected the model of a finished round of this coordinator")
+    if not (book.root / path).is_file():
+        raise CoordinatorError(
+            "initial_sha256: that round's model was removed to make room; expected one of the run's newest"
+        )
     names = list(Stored(book.root / path))
     if record.is_one(names):
         raise CoordinatorError("initial_sha256: no model stands for that round; its sites keep their own")
