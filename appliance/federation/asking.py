@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -160,13 +159,11 @@ class _Keeping:
 
     def take(self, answer: Answer) -> None:
         """Have an answer kept, unless it comes too late."""
-        with suppress(RuntimeError):  # it ended just now
-            self._pool.submit(self._kept, answer)
+        with self._lock:
+            if self._keep is not None:
+                self._pool.submit(self._kept, answer, self._keep)
 
-    def _kept(self, answer: Answer) -> None:
-        keep = self._keep
-        if keep is None:
-            return
+    def _kept(self, answer: Answer, keep: Callable[[Answer], Answer]) -> None:
         try:
             answer = keep(answer)
         except Exception as error:  # noqa: BLE001 - raised by check()
@@ -191,8 +188,9 @@ class _Keeping:
         Tasks live until garbage is collected, some rounds later: no model may live as long, and what keeps
         answers holds the round's.
         """
-        self._keep = None
-        self._pool.shutdown()
+        with self._lock:
+            self._keep = None
+        self._pool.shutdown(cancel_futures=True)
         return self._answers
 
 
