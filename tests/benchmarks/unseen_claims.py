@@ -63,7 +63,7 @@ SHORTCUT: Final = Claim(
     "An unseen site without the shortcut that most sites share",
     f"Drawn noise of {_EDGE} x {_EDGE} pixels with a faint patch where there is a finding, and a tag in a\n"
     f"corner or none: at three sites it agrees with the label in {TAGS['site-0']:.0%} of all cases, at the\n"
-    f"fourth and at the unseen one by chance. `linear`, {_LENGTH},\n"
+    f"fourth and at the unseen one by chance. `linear`, {_LENGTH}.\n"
     "The set was made for what the strategy is to do: to leave out what some sites\n"
     "alone gain from.",
     elsewhere(tagged, DESCENT),
