@@ -1,7 +1,8 @@
-"""Residual, dense and U-shaped networks on PyTorch alone: to import MONAI costs a process 90 MiB and seconds.
+"""Residual, dense, U-shaped and linear networks on PyTorch alone: MONAI costs a process 90 MiB and seconds.
 
-Arrays have the names of MONAI 1.6's ``ResNet`` (basic blocks), ``DenseNet`` and ``UNet`` (no residual units)
-and are drawn in the same order, so models fit both and the same seed draws the same. One channel comes in.
+But for the linear one, arrays have the names of MONAI 1.6's ``ResNet`` (basic blocks), ``DenseNet`` and
+``UNet`` (no residual units) and are drawn in the same order, so models fit both and the same seed draws the
+same. One channel comes in.
 
 References
 ----------
@@ -49,6 +50,21 @@ class ResNet(nn.Module):
         x = self.maxpool(self.act(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         logits: torch.Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits
+
+
+class Linear(nn.Module):
+    """Logistic regression on the pixels, float32 (n, 1, rows, columns) to logits (n, 1); starts at zero."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(rows * columns, 1)
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits, shape (n, 1)."""
+        logits: torch.Tensor = self.fc(x.flatten(1))
         return logits
 
 

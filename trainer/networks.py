@@ -16,7 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from trainer.anomaly.network import SplitAutoencoder
-from trainer.architectures import DenseNet, Norm, ResNet, UNet
+from trainer.architectures import DenseNet, Linear, Norm, ResNet, UNet
 from trainer.errors import TaskError, UnfitModelError
 from trainer.strategies import streams
 from trainer.strategies.variation import STYLE
@@ -62,8 +62,9 @@ def build(spec: NetworkSpec, form: Form = Form()) -> torch.nn.Module:
 
     ``resnet``: basic blocks in four stages; ``features`` (four numbers), ``blocks`` (four), ``groups``,
     ``max_pool``. ``densenet``: ``features``, ``growth``, ``blocks`` (a list), ``groups``.
+    ``linear``: logistic regression on the pixels; no parameters, nothing is normalised.
     ``unet``, for segmentations alone: halves between ``features``; ``groups``.
-    All these: ``norm``, ``group`` or ``batch``.
+    All these but ``linear``: ``norm``, ``group`` or ``batch``.
     ``split-autoencoder``, for anomalies alone: of :mod:`trainer.anomaly.network`, halves at each of its
     ``features``; ``code`` (channels of each code), ``groups``.
 
@@ -79,13 +80,12 @@ def build(spec: NetworkSpec, form: Form = Form()) -> torch.nn.Module:
         )
     defaults, make = NETWORKS[spec.name]
     if set(spec.parameters) - set(defaults):
-        raise TaskError(f"network.parameters: expected none but {', '.join(defaults)}")
+        but = f" but {', '.join(defaults)}" if defaults else f" for {spec.name}"
+        raise TaskError(f"network.parameters: expected none{but}")
     values = {**defaults, **spec.parameters}
     for name, value in values.items():
         _check(name, value, defaults[name])
-    widths = [*np.atleast_1d(values["features"]).tolist(), values.get("growth", values["groups"])]
-    if any(width % values["groups"] for width in widths):
-        raise TaskError("network.parameters: every number of features must be a multiple of groups")
+    _check_widths(values)
     return make(values, form)
 
 
@@ -209,6 +209,12 @@ def _split_autoencoder(values: Mapping[str, Any], form: Form) -> torch.nn.Module
     return SplitAutoencoder(values["features"], values["code"], values["groups"], form.anomaly)
 
 
+def _linear(values: Mapping[str, Any], form: Form) -> torch.nn.Module:
+    del values
+    rows, columns = form.size
+    return Linear(rows, columns)
+
+
 def _norm(values: Mapping[str, Any], dimensions: int) -> Norm:
     if values["norm"] == "group":
         return partial(torch.nn.GroupNorm, values["groups"])
@@ -229,6 +235,13 @@ def _check(name: str, value: object, default: object) -> None:
         raise TaskError(f"network.parameters.{name}: expected something like {default}")
 
 
+def _check_widths(values: Mapping[str, Any]) -> None:
+    groups = values.get("groups", 1)
+    widths = [*np.atleast_1d(values.get("features", groups)).tolist(), values.get("growth", groups)]
+    if any(width % groups for width in widths):
+        raise TaskError("network.parameters: every number of features must be a multiple of groups")
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_FEATURES
 
@@ -246,6 +259,7 @@ NETWORKS: Final[Mapping[str, tuple[dict[str, Any], _Make]]] = {
         _resnet,
     ),
     "densenet": ({"features": 16, "growth": 8, "blocks": [2, 2, 2], "groups": 4, "norm": "group"}, _densenet),
+    "linear": ({}, _linear),
     "unet": ({"features": [8, 16, 32], "groups": 4, "norm": "group"}, _unet),
     "split-autoencoder": ({"features": [8, 16, 32, 32], "code": 4, "groups": 4}, _split_autoencoder),
 }

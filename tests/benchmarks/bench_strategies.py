@@ -51,7 +51,7 @@ DESCENT: Final = replace(TASK, local=replace(TASK.local, optimizer="sgd", learni
 TASKS: Final = {"svt": _PROTECTED, "dfedavgm": DESCENT}
 # Student's t, 0.975, n - 1 degrees.
 _T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-_T_95 |= {12: 2.201, 16: 2.131, 20: 2.093, 24: 2.069, 30: 2.045, 40: 2.023}
+_T_95 |= {12: 2.201, 16: 2.131, 20: 2.093, 24: 2.069, 30: 2.045, 40: 2.023, 48: 2.012}
 
 
 Found = dict[str, dict[str, float]]

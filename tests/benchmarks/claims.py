@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from statistics import mean
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from tests.benchmarks.skewed_sites import (
     FEW,
@@ -25,18 +25,15 @@ from tests.benchmarks.skewed_sites import (
     skewed_hospital,
     two_hospitals,
 )
+from tests.benchmarks.trials import Claim, Trial, area, grid, trained
 from trainer.simulation import held_out, simulate, unseen_metrics
 from trainer.task import NetworkSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable
 
-    from trainer.datasets import Dataset
-    from trainer.measuring import AnyMetrics
-    from trainer.task import TaskSpec
+    from tests.benchmarks.trials import Makes
     from trainer.weights_io import Weights
-
-    Makes = Callable[[int], dict[str, Dataset]]
 
 UNTOUCHED: Final = "untouched"
 DRIFT_ROUNDS: Final = 6
@@ -51,59 +48,6 @@ DRIFT: Final = {
 }
 STEADY: Final = replace(TASK, network=_GROUPED)
 EARLIER: Final = replace(STEADY, local=replace(TASK.local, local_steps=20))
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One choice of parameters; ``rate`` is the sites' learning rate, None that of the task."""
-
-    strategy: str = "fedavg"
-    parameters: Mapping[str, float] = field(default_factory=dict)
-    rate: float | None = None
-
-    def options(self, seed: int) -> dict[str, Any]:
-        """Return what a simulation takes of it."""
-        return {"strategy": self.strategy, "parameters": self.parameters, "seed": seed}
-
-    def told(self) -> str:
-        """Return the choice in words."""
-        rate = {} if self.rate is None else {"learning_rate": self.rate}
-        return ", ".join(f"{name} {value:g}" for name, value in {**rate, **self.parameters}.items())
-
-    def task(self, task: TaskSpec) -> TaskSpec:
-        """Return the task as this trial trains it."""
-        if self.rate is None:
-            return task
-        return replace(task, local=replace(task.local, learning_rate=self.rate))
-
-
-@dataclass(frozen=True)
-class Claim:
-    """Where a strategy should be better; the first of ``entrants`` is what the others have to beat."""
-
-    title: str
-    about: str
-    measure: Callable[[int, Trial], float]
-    entrants: Mapping[str, tuple[Trial, ...]]
-
-
-def grid(
-    strategy: str, rates: Iterable[float | None] = (None,), **values: Iterable[float]
-) -> tuple[Trial, ...]:
-    """Return the trials of all combinations."""
-    combined: list[dict[str, float]] = [{}]
-    for name, choices in values.items():
-        combined = [{**one, name: value} for one in combined for value in choices]
-    return tuple(Trial(strategy, one, rate) for rate in rates for one in combined)
-
-
-def trained(make: Makes, task: TaskSpec, rounds: int) -> Callable[[int, Trial], float]:
-    """Return what measures the final model at the sites that trained it."""
-
-    def measure(seed: int, trial: Trial) -> float:
-        return area(simulate(trial.task(task), make(seed), rounds=rounds, **trial.options(seed)).final)
-
-    return measure
 
 
 def unseen(make: Makes) -> Callable[[int, Trial], float]:
@@ -136,11 +80,6 @@ def few(make: Makes, make_earlier: Makes) -> Callable[[int, Trial], float]:
         return area(simulate(task, sites, rounds=ROUNDS, initial=initial, **trial.options(seed)).final)
 
     return measure
-
-
-def area(by_site: Mapping[str, AnyMetrics]) -> float:
-    """Return the mean AUC over sites."""
-    return mean(one.auc.estimate for one in by_site.values() if one.auc is not None)
 
 
 _RATES: Final = (0.03, 0.1, 0.3)
@@ -184,7 +123,23 @@ _FEW: Final = {
 _FEW_ABOUT: Final = f"""\
 Two sites with {FEW} labelled training cases each, {ROUNDS} rounds of
 {_FEW_STEPS} steps. Transfer starts from what {EARLIER_ROUNDS} rounds of FedAvg made of"""
-CLAIMS: Final = (
+_SIZES_CLAIM: Final = Claim(
+    "Sites of very different size and machine",
+    _SIZES_ABOUT,
+    trained(size_and_domain_skew, STEADY, 2 * ROUNDS),
+    {
+        "fedavg": grid("fedavg", _ADAMW),
+        "auto-fedavg": grid("auto-fedavg", _ADAMW, weight_learning_rate=(2.0, 8.0, 30.0)),
+    },
+)
+FRESH_SIZES: Final = replace(
+    _SIZES_CLAIM,
+    entrants={
+        "fedavg": grid("fedavg", (1e-2,)),
+        "auto-fedavg": grid("auto-fedavg", (1e-2,), weight_learning_rate=(2.0,)),
+    },
+)
+SMALL: Final = (
     *(
         Claim(
             f"Label skew, {steps} steps a round",
@@ -194,15 +149,7 @@ CLAIMS: Final = (
         )
         for steps, task in DRIFT.items()
     ),
-    Claim(
-        "Sites of very different size and machine",
-        _SIZES_ABOUT,
-        trained(size_and_domain_skew, STEADY, 2 * ROUNDS),
-        {
-            "fedavg": grid("fedavg", _ADAMW),
-            "auto-fedavg": grid("auto-fedavg", _ADAMW, weight_learning_rate=(2.0, 8.0, 30.0)),
-        },
-    ),
+    _SIZES_CLAIM,
     Claim("An unseen machine", _UNSEEN_ABOUT, unseen(scanners), _ELSEWHERE),
     Claim(
         "An unseen site of two hospitals",

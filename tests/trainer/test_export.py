@@ -32,8 +32,14 @@ BATCH = NetworkSpec("resnet", {"features": [4, 4, 8, 8], "groups": 2, "norm": "b
 
 @pytest.mark.parametrize(
     "spec",
-    [TASK.network, BATCH, NetworkSpec("densenet"), NetworkSpec("densenet", {"norm": "batch"})],
-    ids=["resnet", "resnet-batch", "densenet", "densenet-batch"],
+    [
+        TASK.network,
+        BATCH,
+        NetworkSpec("densenet"),
+        NetworkSpec("densenet", {"norm": "batch"}),
+        NetworkSpec("linear"),
+    ],
+    ids=["resnet", "resnet-batch", "densenet", "densenet-batch", "linear"],
 )
 def test_the_exported_model_computes_what_torch_computes(spec: NetworkSpec, tmp_path: Path) -> None:
     task = small_task(network=spec)

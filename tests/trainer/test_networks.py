@@ -8,6 +8,7 @@ import torch
 
 from tests.trainer.samples import small_task
 from trainer.errors import TaskError, WeightsError
+from trainer.local_round import predict
 from trainer.networks import (
     NETWORKS,
     RECONSTRUCTING,
@@ -20,7 +21,7 @@ from trainer.networks import (
 from trainer.task import NetworkSpec
 
 
-@pytest.mark.parametrize("name", sorted(set(NETWORKS) - SEGMENTING - RECONSTRUCTING))
+@pytest.mark.parametrize("name", sorted(set(NETWORKS) - SEGMENTING - RECONSTRUCTING - {"linear"}))
 @pytest.mark.parametrize("size", [(64, 64), (96, 128)])
 def test_a_network_gives_one_logit_and_normalises_by_group(name: str, size: tuple[int, int]) -> None:
     network = build(NetworkSpec(name))
@@ -31,10 +32,23 @@ def test_a_network_gives_one_logit_and_normalises_by_group(name: str, size: tupl
     assert sum(parameter.numel() for parameter in network.parameters()) < 200_000
 
 
+def test_the_linear_network_is_logistic_regression_on_the_pixels_and_starts_at_even_odds() -> None:
+    task = small_task(network=NetworkSpec("linear"))
+    weights = initial_weights(task)
+    assert {name: array.shape for name, array in weights.items()} == {"fc.weight": (1, 1024), "fc.bias": (1,)}
+    assert not any(array.any() for array in weights.values())
+    x = np.random.default_rng(1).normal(size=(3, 1, 32, 32)).astype(np.float32)
+    weights["fc.weight"][0, 33] = 2.0
+    weights["fc.bias"][0] = -1.0
+    expected = 1 / (1 + np.exp(1.0 - 2.0 * x[:, 0, 1, 1]))
+    np.testing.assert_allclose(predict(task, weights, x), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "spec",
     [
         NetworkSpec("transformer"),
+        NetworkSpec("linear", {"features": 8}),
         NetworkSpec("resnet", {"depth": 3}),
         NetworkSpec("resnet", {"features": [8, 16, 32]}),
         NetworkSpec("resnet", {"features": [8, 16, 32, 10**9]}),

@@ -123,6 +123,26 @@ class TestScaffold:
             mean = np.mean([own[site][name] for site in SITES], axis=0)
             np.testing.assert_allclose(weights[CONTROL + name], mean, rtol=1e-3, atol=1e-5)
 
+    def test_the_control_is_the_mean_of_all_sites_where_never_all_take_part(self) -> None:
+        weights, state = start("scaffold"), dict[str, Any]()
+        own: dict[str, Weights] = {}
+        for number, taking_part in enumerate((("s0", "s1"), ("s1", "s2"), ("s0", "s2"))):
+            updates = []
+            for site in taking_part:
+                one = local_round(
+                    TASK, weights, SITES[site], strategy="scaffold", own=own.get(site), seed=number
+                )
+                own[site] = one.own
+                updates.append(strategies.Contribution(site, one.delta, one.samples))
+            weights, state = strategies.get("scaffold").aggregate(weights, updates, state, {"sites": 3})
+        for name in own["s0"]:
+            mean = np.mean([own[site][name] for site in SITES], axis=0)
+            np.testing.assert_allclose(weights[CONTROL + name], mean, rtol=1e-3, atol=1e-5)
+
+    def test_half_a_site_is_refused(self) -> None:
+        with pytest.raises(StrategyError, match="sites: expected a whole number"):
+            strategies.get("scaffold").check_parameters({"sites": 2.5})
+
     def test_a_control_of_another_network_is_refused(self) -> None:
         with pytest.raises(WeightsError, match="control variate"):
             local_round(

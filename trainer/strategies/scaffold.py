@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from trainer.errors import StrategyError
 from trainer.strategies.base import (
     WholeModel,
     apply_step,
@@ -24,15 +25,19 @@ if TYPE_CHECKING:
 
 CONTROL: Final = "control:"
 _MOST: Final = "most_sites"
-_PARAMETERS: Final = frozenset({"server_learning_rate", "local_learning_rate"})
+_SITES: Final = "sites"
+_PARAMETERS: Final = frozenset({"server_learning_rate", "local_learning_rate", _SITES})
 
 
 class Scaffold(WholeModel):
-    """SCAFFOLD, option II. Parameters: ``server_learning_rate`` (1), ``local_learning_rate`` (the task's).
+    """SCAFFOLD, option II.
+
+    Parameters: ``server_learning_rate`` (1), ``local_learning_rate`` (the task's), ``sites`` (0).
 
     The global model carries the coordinator's control variate of each parameter, and an update the change of
-    the site's. As in the paper every site weighs the same. The number of all sites is taken to be the
-    most that have contributed to one round so far.
+    the site's. As in the paper every site weighs the same. ``sites`` is the number of all sites, the paper's
+    N; 0 takes it to be the most that have contributed to one round so far, which is right where one round has
+    them all. Where none has, the control would grow too large by as much.
 
     References
     ----------
@@ -44,6 +49,8 @@ class Scaffold(WholeModel):
         only(parameters, _PARAMETERS)
         number(parameters, "server_learning_rate", 1.0, 1e-6, 10.0)
         self.local_rate(parameters, 1.0)
+        if number(parameters, _SITES, 0.0, 0.0, 100_000.0) % 1:
+            raise StrategyError(f"parameter {_SITES}: expected a whole number")
 
     def local_rate(self, parameters: Mapping[str, Any], default: float) -> float:
         """Return the learning rate of the sites' plain gradient descent; ``default`` is the task's."""
@@ -74,7 +81,8 @@ class Scaffold(WholeModel):
         self.check_parameters(parameters)
         rate = number(parameters, "server_learning_rate", 1.0, 1e-6, 10.0)
         ordered = checked(global_weights, contributions)
-        most = max(len(ordered), int(state[_MOST]) if _MOST in state else 0)
+        said = int(number(parameters, _SITES, 0.0, 0.0, 100_000.0))
+        most = max(len(ordered), said, int(state[_MOST]) if _MOST in state else 0)
         mean = mean_by_share(global_weights, ordered, [1 / len(ordered)] * len(ordered))
 
         def step(name: str, first: int, last: int) -> Array:

@@ -91,5 +91,5 @@ def test_a_network_that_does_not_fit_is_refused(name: str, parameters: dict[str,
 
 
 def test_the_split_autoencoder_learns_nothing_else() -> None:
-    with pytest.raises(TaskError, match="densenet, resnet"):
+    with pytest.raises(TaskError, match="densenet, linear, resnet"):
         initial_weights(small_task(network=NetworkSpec("split-autoencoder", {})))

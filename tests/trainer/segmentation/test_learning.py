@@ -127,7 +127,7 @@ def test_a_u_net_gives_logits_of_every_voxel_and_normalises_as_told(task: TaskSp
 def test_a_network_that_does_not_fit_the_task_is_refused(task: TaskSpec, network: NetworkSpec) -> None:
     with pytest.raises(TaskError, match="network"):
         initial_weights(replace(task, network=network))
-    with pytest.raises(TaskError, match="expected one of densenet, resnet"):
+    with pytest.raises(TaskError, match="expected one of densenet, linear, resnet"):
         build(NetworkSpec("unet"))
 
 
