@@ -29,9 +29,9 @@ PARTS: Final[Mapping[str, Part]] = MappingProxyType(
         ),
         "again": Part(
             "Logistic regression, on more seeds",
-            "Two claims of the part above that 12 seeds left open. Their parameters are tuned anew, on eight other\n"
-            "seeds (three had chosen rates with which `fedavg` learnt nothing on one seed), and measured on seeds\n"
-            "that nothing was looked at before. Both numbers of seeds were set beforehand.",
+            "Two claims of the part above that 12 seeds left open. Their parameters are tuned anew, on\n"
+            "eight other seeds (three had chosen rates with which `fedavg` learnt nothing on one seed),\n"
+            "and measured on seeds that nothing was looked at before. Both numbers were set beforehand.",
             (DRIFTING[1], ADAPTIVE[-1]),
             seeds=range(300, 348),
             tuning=range(2000, 2008),
