@@ -254,6 +254,7 @@ def test_an_update_that_comes_late_is_recorded_and_not_counted(ring: Ring) -> No
     assert kinds.count(UPDATE_LATE) == len(late)
 
 
+@FURTHER
 def test_a_site_whose_job_process_fails_ends_nothing_for_the_others(ring: Ring) -> None:
     grow(ring, FIVE)
     plan = ring.submit(total_rounds=6, min_sites=3, straggler_wait_s=2.0)
