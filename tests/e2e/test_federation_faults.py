@@ -254,7 +254,7 @@ WIRE_FAULTS: Final[dict[str, Callable[[Wire], None]]] = {
 }
 
 
-@pytest.mark.parametrize("fault", cases(WIRE_FAULTS, ["reset", "silent"]))
+@pytest.mark.parametrize("fault", cases(WIRE_FAULTS, ["reset", "silent", "slow"]))
 def test_the_run_goes_on_when_a_wire_fails_in_mid_round(ring: Ring, plan: Plan, fault: str) -> None:
     """What stands still is mended after five seconds; the run goes on beside what is merely slow."""
     wire = ring.wires[VICTIM]

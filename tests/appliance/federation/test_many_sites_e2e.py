@@ -204,7 +204,6 @@ def test_a_round_lasts_as_long_as_its_sites_come_on(ring: Ring) -> None:
     assert counted(view, 1) == set(SITES)
 
 
-@FURTHER
 def test_five_sites_of_which_two_joined_while_the_others_worked(ring: Ring) -> None:
     started = [ring.members[name].program.pid for name in SITES]
     grow(ring, FIVE)
@@ -271,6 +270,7 @@ def test_a_site_whose_job_process_fails_ends_nothing_for_the_others(ring: Ring) 
     assert "site_job_failed" in ring.coordinator.log.read_text()
 
 
+@FURTHER
 def test_eight_sites_of_which_one_is_slow_and_one_dies_and_returns(ring: Ring) -> None:
     grow(ring, FIVE)
     worked = {name: ring.members[name].program.pid for name in FIVE}
