@@ -35,7 +35,9 @@ if [ ! -x "$venv/bin/python" ] && ! make_venv; then
     fi
 fi
 
+# Compiled at the end by all processors, which pip does with one.
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
+install=("${pip[@]}" install --quiet --no-compile)
 
 torch=$(sed -n 's/^ *"\(torch==[^"]*\)",$/\1/p' "$here/pyproject.toml")
 index=()
@@ -66,12 +68,14 @@ install: stopped. $torch would bring the CUDA packages, several gigabytes that a
 EOF
         exit 2
     fi
-    "${pip[@]}" install --quiet -c "$here/deploy/constraints.txt" "${index[@]}" "$torch"
+    "${install[@]}" -c "$here/deploy/constraints.txt" "${index[@]}" "$torch"
 fi
 
 echo "install: installing Cloister and its libraries"
-"${pip[@]}" install --quiet -c "$here/deploy/constraints.txt" -e "$here"
+"${install[@]}" -c "$here/deploy/constraints.txt" -e "$here"
 # By its metadata the text detector brings opencv-python, which needs libGL and overwrites the headless build.
 # pyproject.toml names everything else that it needs.
-"${pip[@]}" install --quiet --no-deps "$(grep '^rapidocr-onnxruntime==' "$here/deploy/constraints.txt")"
+"${install[@]}" --no-deps "$(grep '^rapidocr-onnxruntime==' "$here/deploy/constraints.txt")"
+# Libraries hold a few files that no Python 3 compiles; pip leaves them, too.
+"$venv/bin/python" -m compileall -q -q -j 0 "$venv/lib" || true
 echo "install: done; the command is $venv/bin/cloister"

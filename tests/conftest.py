@@ -11,10 +11,16 @@ from pytest_socket import socket_allow_hosts
 from appliance import node
 from appliance.settings import Settings
 from tests.appliance.servers import PostgreSQL, RedisServer, running_postgresql
+from tests.longest import rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the files begin first whose tests take longest."""
+    items.sort(key=lambda item: rank(item.path))
 
 
 def pytest_runtest_setup() -> None:

@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # Run pytest. Where at most three tests fail, they run once more, alone: a busy machine may be late, a defect fails again.
 # What passes only then is named, to be mended.
-# Usage: tests/twice.sh NAME ARGUMENTS...; NAME keeps the memory of different runs apart.
+# Usage: tests/twice.sh ARGUMENTS...
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
-cache=.pytest_cache/$1
+cache=.pytest_cache/twice
 failed=$cache/v/cache/lastfailed
-shift
 rm -rf "$cache"
 .venv/bin/pytest -o cache_dir="$cache" "$@"
 code=$?

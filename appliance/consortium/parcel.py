@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 import pyrage
-from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
 
 from appliance.consortium import manifest as manifests
 from appliance.consortium import sealing
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
 LIST: Final = "manifest.json"
 _CHUNK: Final = 1024 * 1024
 _PLAIN: Final = (tarfile.REGTYPE, tarfile.AREGTYPE)  # no sparse one: its size costs its sender nothing
-_UNREADABLE: Final = (InvalidDicomError, ValueError, AttributeError, KeyError, TypeError, EOFError, OSError)
+_UNREADABLE: Final = (ValueError, AttributeError, KeyError, TypeError, EOFError, OSError)
 
 
 class ParcelError(ConsortiumError):
@@ -166,6 +164,9 @@ def _entry(name: str, size: int) -> tarfile.TarInfo:
 
 
 def _check(path: Path, one: SharedFile) -> None:
+    from pydicom import dcmread  # noqa: PLC0415 - the research zone's standing process loads this module
+    from pydicom.errors import InvalidDicomError  # noqa: PLC0415 - as above
+
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != one.sha256 or path.stat().st_size != one.size:
@@ -173,7 +174,7 @@ def _check(path: Path, one: SharedFile) -> None:
     try:
         dataset = dcmread(path, stop_before_pixels=True, specific_tags=["PatientIdentityRemoved"])
         removed = str(dataset.get("PatientIdentityRemoved", ""))
-    except _UNREADABLE as error:
+    except (InvalidDicomError, *_UNREADABLE) as error:
         raise ParcelError("a file is no DICOM file; nothing was shared or taken over") from error
     if removed != "YES":
         raise ParcelError("a file is not marked as de-identified; nothing was shared or taken over")

@@ -6,7 +6,7 @@ import struct
 import zlib
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,12 +34,12 @@ class Base:
 
     sop_class_uid: str
     file: raw.RawFile
-    released: bool
     name: str
 
-
-def _released(file: raw.RawFile) -> bool:
-    return not isinstance(deidentify(raw.write(file), UNSEEN), Quarantined)
+    @cached_property
+    def released(self) -> bool:
+        """Whether it comes out without marks."""
+        return not isinstance(deidentify(raw.write(self.file), UNSEEN), Quarantined)
 
 
 def _base(path: Path) -> Base | None:
@@ -51,7 +51,7 @@ def _base(path: Path) -> Base | None:
     if uid is None or not isinstance(uid.value, bytes) or not uid.value.strip(b"\0 "):
         return None
     file.body[_PATIENT_ID] = raw.Raw("LO", b"4711-AB")
-    return Base(uid.value.decode("ascii").strip("\0 "), file, _released(file), path.name)
+    return Base(uid.value.decode("ascii").strip("\0 "), file, path.name)
 
 
 @lru_cache(maxsize=1)
@@ -64,7 +64,7 @@ def bases() -> tuple[Base, ...]:
         if base is None:
             continue
         key = (base.sop_class_uid, base.file.transfer_syntax)
-        if key not in found or (base.released and not found[key].released):
+        if key not in found or (not found[key].released and base.released):
             found[key] = base
     return tuple(found[key] for key in sorted(found))
 

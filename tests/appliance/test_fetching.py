@@ -22,6 +22,7 @@ from tests.dicom_node.archives import fill, odd_archive, orthanc_archive, runnin
 from tests.dicom_node.dicomweb.web_archive import orthanc_web_archive
 from tests.dicom_node.support import free_port, wait_until
 from tests.dicom_node.test_retrieve_scu import data_of
+from tests.further import FURTHER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,15 +46,23 @@ def files(tmp_path: Path) -> list[Path]:
     ]
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("dcmqrscp-get", marks=pytest.mark.dcmtk),
-        pytest.param("dcmqrscp-move", marks=pytest.mark.dcmtk),
-        pytest.param("orthanc-get", marks=pytest.mark.orthanc),
-        pytest.param("orthanc-move", marks=pytest.mark.orthanc),
-        pytest.param("orthanc-web", marks=pytest.mark.orthanc),
-    ]
-)
+NEEDS = {"dcmqrscp": pytest.mark.dcmtk, "orthanc": pytest.mark.orthanc}
+ARCHIVES = ["dcmqrscp-get", "dcmqrscp-move", "orthanc-get", "orthanc-move", "orthanc-web"]
+
+
+def from_archives(*first: str) -> pytest.MarkDecorator:
+    """Run a test with each archive and way to fetch; in ``make test`` with the ``first`` ones."""
+    return pytest.mark.parametrize(
+        "archive",
+        [
+            pytest.param(name, marks=(NEEDS[name.partition("-")[0]], *(() if name in first else (FURTHER,))))
+            for name in ARCHIVES
+        ],
+        indirect=True,
+    )
+
+
+@pytest.fixture
 def archive(
     request: pytest.FixtureRequest, running: Node, tmp_path: Path, files: list[Path]
 ) -> Iterator[Node]:
@@ -87,6 +96,7 @@ def kinds(zone: ClinicalZone) -> list[str]:
         return [entry.kind for entry in session.query(ClinicalLedgerEntry)]
 
 
+@from_archives(*ARCHIVES)
 def test_a_cohort_is_listed_looked_at_and_pulled(archive: Node) -> None:
     zone = archive.zone
     fetch_id = fetching.order(zone, Order("archive", {"PatientID": "P1"}), actor="staff")
@@ -112,6 +122,7 @@ def test_a_cohort_is_listed_looked_at_and_pulled(archive: Node) -> None:
     assert {"fetch.ordered", "fetch.listed", "fetch.started", "fetch.ended"} <= set(entries)
 
 
+@from_archives("orthanc-get", "orthanc-web")
 def test_what_is_here_whole_is_not_asked_for_again(archive: Node) -> None:
     zone = archive.zone
     match = {"StudyInstanceUID": "1.2.1\\1.2.2"}
@@ -126,6 +137,7 @@ def test_what_is_here_whole_is_not_asked_for_again(archive: Node) -> None:
     assert kinds(zone).count("study.fetched") == before
 
 
+@from_archives("dcmqrscp-move", "orthanc-web")
 def test_the_latest_priors_of_the_patient_are_pulled_and_marked_as_fetched(archive: Node) -> None:
     zone = archive.zone
     alone = {"StudyInstanceUID": "1.2.4"}
@@ -141,6 +153,7 @@ def test_the_latest_priors_of_the_patient_are_pulled_and_marked_as_fetched(archi
         assert gather(session, prior_id, now()).fetched
 
 
+@from_archives("dcmqrscp-get")
 def test_priors_older_than_wanted_stay_where_they_are(archive: Node) -> None:
     zone = archive.zone
     alone = {"StudyInstanceUID": "1.2.4"}

@@ -19,6 +19,7 @@ from appliance.node import open_research
 from appliance.settings import load_settings
 from appliance.work import Claim, claimed, reconcile
 from tests.appliance.training_node import TrainingNode, make_training_node
+from tests.further import cases
 from trainer import local_round, weights_io
 from trainer.compression import Compression
 from trainer.compression.spec import RESIDUAL
@@ -41,7 +42,9 @@ PLACES: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["top-k:share=0.05", "int8", "top-k:both_ways"])
+@pytest.fixture(
+    scope="module", params=cases(["top-k:share=0.05", "int8", "top-k:both_ways"], ["top-k:both_ways"])
+)
 def compression(request: pytest.FixtureRequest) -> Compression:
     return Compression.parse(request.param)
 

@@ -24,6 +24,7 @@ from appliance.peers import NewPeer, add_peer
 from tests.appliance.servers import RedisServer
 from tests.appliance.test_receiving import Processes
 from tests.dicom_node.support import DCMTK, ct, program, save, wait_until
+from tests.further import cases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
     from appliance.settings import Settings
 
-ASSOCIATIONS, EACH = 50, 200
+ASSOCIATIONS = 50
+EACH = {"ten thousand": 200, "three thousand": 60}
 AT_ONCE = 10
 HELD_BACK = 10  # groups that are sent once every process was killed, however fast the others were
 KILLED = ("scp", "scp_1", "indexer", "clinical_worker", "redis")
@@ -67,13 +69,13 @@ def redis(processes: Processes) -> Iterator[RedisServer]:
     server.kill()
 
 
-def draw(folder: Path, group: int) -> dict[str, Path]:
+def draw(folder: Path, group: int, each: int) -> dict[str, Path]:
     """Write the instances of one study; return them by name."""
     ds = ct(size=8, StudyInstanceUID=f"1.2.{group + 100}", SeriesInstanceUID=f"1.2.{group + 100}.1")
     ds.SOPInstanceUID = f"1.2.{group + 100}.1.10000"
     template = save(ds, folder / f"{group}.dcm").read_bytes()
     files = {}
-    for number in range(EACH):
+    for number in range(each):
         uid = f"1.2.{group + 100}.1.{number + 10000}"
         path = folder / f"{group}-{number}.dcm"
         path.write_bytes(template.replace(str(ds.SOPInstanceUID).encode(), uid.encode()))
@@ -155,12 +157,14 @@ def send(processes: Processes, files: dict[str, Path]) -> set[str]:
 
 
 @pytest.mark.timeout(600)
-def test_ten_thousand_instances_survive_random_kills_of_every_process(
-    processes: Processes, redis: RedisServer, tmp_path: Path
+@pytest.mark.parametrize("many", cases(EACH, ["three thousand"]))
+def test_thousands_of_instances_survive_random_kills_of_every_process(
+    processes: Processes, redis: RedisServer, tmp_path: Path, many: str
 ) -> None:
-    groups = [draw(tmp_path, group) for group in range(ASSOCIATIONS)]
+    each = EACH[many]
+    groups = [draw(tmp_path, group, each) for group in range(ASSOCIATIONS)]
     uids = {
-        f"1.2.{group + 100}.1.{number + 10000}" for group in range(ASSOCIATIONS) for number in range(EACH)
+        f"1.2.{group + 100}.1.{number + 10000}" for group in range(ASSOCIATIONS) for number in range(each)
     }
     for name in ("scp", "indexer", "clinical_worker"):
         processes.start(name)
@@ -169,7 +173,7 @@ def test_ten_thousand_instances_survive_random_kills_of_every_process(
         answered = list(pool.map(lambda files: send(processes, files), groups[:-HELD_BACK]))
         storm.wait_for_each()
         answered += pool.map(lambda files: send(processes, files), groups[-HELD_BACK:])
-    assert sum(map(len, answered)) == ASSOCIATIONS * EACH
+    assert sum(map(len, answered)) == ASSOCIATIONS * each
     assert all(storm.kills[name] for name in KILLED), storm.kills
 
     zone = node.open_clinical(processes.settings)

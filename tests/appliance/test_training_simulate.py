@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from appliance.cli import build
+from tests.further import cases as further
 from tests.trainer.healthy import healthy_task
 from tests.trainer.samples import small_task, write_cases
 from trainer.first_model import ANOMALY_ALONE
@@ -21,6 +22,8 @@ from trainer.weights_io import load, save, sha256
 if TYPE_CHECKING:
     from pathlib import Path
 
+# Plain, with a state, with layers of a site's own, with noise, from a model, in turns, between peers.
+IN_SHORT = ["fedavg", "scaffold", "fedbn", "svt", "transfer", "cyclic", "swarm", "dfedavgm", "feddis"]
 TASK = small_task(local=LocalSpec(batch_size=8, local_steps=3), validation_fraction=0.4)
 
 
@@ -123,7 +126,7 @@ def test_strategies_are_listed_without_a_task() -> None:
     assert (found.exit_code, found.stdout.splitlines()) == (0, list(NAMES))
 
 
-@pytest.mark.parametrize("strategy", NAMES)
+@pytest.mark.parametrize("strategy", further(NAMES, IN_SHORT))
 def test_every_listed_strategy_runs(sites: list[str], strategy: str, tmp_path: Path) -> None:
     norm = "group" if strategy == "svt" else "batch"  # what noise protects mixes no people
     network = NetworkSpec("resnet", {"features": [4, 4, 8, 8], "groups": 2, "norm": norm})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -24,6 +26,14 @@ def _wheel(folder: Path, needs: list[str]) -> None:
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         wheel.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture(scope="module")
+def blank_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with nothing in it but pip, to be copied."""
+    folder = tmp_path_factory.mktemp("blank") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=120)
+    return folder
 
 
 def _install(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -55,8 +65,9 @@ def test_installing_stops_with_advice_when_cuda_packages_would_come(tmp_path: Pa
     ],
 )
 def test_installing_goes_on_when_cuda_is_wanted_or_would_not_come(
-    tmp_path: Path, needs: list[str], gpu: str
+    tmp_path: Path, blank_venv: Path, needs: list[str], gpu: str
 ) -> None:
+    shutil.copytree(blank_venv, tmp_path / "venv", symlinks=True)
     _wheel(tmp_path, needs)
     done = _install(tmp_path, GPU=gpu)
     assert "CUDA" not in done.stderr

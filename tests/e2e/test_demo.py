@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +24,7 @@ from tests.dicom_node.support import wait_until
 from tests.further import FURTHER
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -55,23 +59,38 @@ def _environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "TMPDIR": str(folder), "COLUMNS": "120"}
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A demonstration that ran, stayed up and was ended."""
+
+    figures: dict[str, Any]
+    processes: list[int]
+    alive: list[int]
+    left: list[Path]
+
+
 @pytest.fixture(scope="module")
-def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Run the demonstration once, as the README says."""
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    """Run the demonstration once, as the README says: all of it stays up until Ctrl-C."""
     folder = tmp_path_factory.mktemp("demo")
-    target = folder / "figures.json"
-    with (folder / "terminal.txt").open("wb") as terminal:
-        done = subprocess.run(
-            _command("--once", "--json", target, "--folder", folder / "all", "--keep"),
-            stdout=terminal,
-            stderr=subprocess.STDOUT,
-            check=False,
-            timeout=840,
-        )
-    told = (folder / "terminal.txt").read_text(encoding="utf-8")
-    assert done.returncode == 0, told[-4000:]
-    found: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
-    return found
+    sockets = Path(tempfile.mkdtemp(prefix="run-", dir="/tmp"))  # a path short enough for them
+    target, terminal = tmp_path_factory.mktemp("told") / "figures.json", folder / "terminal.txt"
+    with started(terminal, sockets, "--json", target) as child:
+        wait_until(lambda: _told(terminal, "stays up") or child.poll() is not None, "the story's end", 780)
+        assert child.poll() is None, terminal.read_text(encoding="utf-8")[-4000:]
+        assert list(sockets.iterdir())
+        below = interrupted(child)
+        assert child.returncode == 0, terminal.read_text(encoding="utf-8")[-4000:]
+    alive = [] if wait_for_end(below) else _alive(below)
+    left = [*folder.glob("cloister-*"), *sockets.iterdir()]
+    shutil.rmtree(sockets)
+    return Shown(json.loads(target.read_text(encoding="utf-8")), below, alive, left)
+
+
+@pytest.fixture(scope="module")
+def figures(shown: Shown) -> dict[str, Any]:
+    """What was measured."""
+    return shown.figures
 
 
 def test_every_stage_does_its_work(figures: dict[str, Any]) -> None:
@@ -122,30 +141,57 @@ def test_it_stays_below_four_gibibytes(figures: dict[str, Any]) -> None:
     assert 500 < figures["peak_pss_mib"] < figures["pss_limit_mib"]
 
 
-def test_ctrl_c_ends_every_process_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    sockets = Path(tempfile.mkdtemp(prefix="run-", dir="/tmp"))  # a path short enough for them
+def test_ctrl_c_ends_every_process_and_leaves_nothing_behind(shown: Shown) -> None:
+    assert len(shown.processes) > 20
+    assert shown.alive == []
+    assert shown.left == []
+
+
+@FURTHER
+def test_ctrl_c_in_the_midst_ends_every_process_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    sockets = Path(tempfile.mkdtemp(prefix="run-", dir="/tmp"))
     terminal = tmp_path / "terminal.txt"
+    with started(terminal, sockets) as child:
+        wait_until(lambda: _told(terminal, "3/10") or child.poll() is not None, "the PACS sends", 240)
+        assert child.poll() is None, terminal.read_text(encoding="utf-8")
+        below = interrupted(child)
+    assert len(below) > 20
+    assert wait_for_end(below), _alive(below)
+    assert not list(tmp_path.glob("cloister-*"))
+    sockets.rmdir()  # and that it is empty
+
+
+@contextlib.contextmanager
+def started(terminal: Path, sockets: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the demonstration in a session of its own, its temporary folder beside its terminal's text."""
     with terminal.open("wb") as stream:
         child = subprocess.Popen(
-            _command(),
+            _command(*arguments),
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**_environment(tmp_path), "XDG_RUNTIME_DIR": str(sockets)},
+            env={**_environment(terminal.parent), "XDG_RUNTIME_DIR": str(sockets)},
         )
     try:
-        wait_until(lambda: _told(terminal, "3/10") or child.poll() is not None, "the PACS sends", 240)
-        assert child.poll() is None, terminal.read_text(encoding="utf-8")
-        below = descendants(child.pid)
-        assert len(below) > 20
-        assert list(sockets.iterdir())
-        os.killpg(child.pid, signal.SIGINT)
-        child.wait(timeout=150)  # three hospitals end, on a machine that does other work
+        yield child
     finally:
         _kill(child, descendants(child.pid))
-    wait_until(lambda: not _alive(below), "no process is left", 60)
-    assert not list(tmp_path.glob("cloister-*"))
-    sockets.rmdir()  # and that it is empty
+
+
+def interrupted(child: subprocess.Popen[bytes]) -> list[int]:
+    """Press Ctrl-C and wait for the program's end; return the processes that were below it."""
+    below = descendants(child.pid)
+    os.killpg(child.pid, signal.SIGINT)
+    child.wait(timeout=150)  # three hospitals end, on a machine that does other work
+    return below
+
+
+def wait_for_end(below: Sequence[int]) -> bool:
+    """Whether all these processes end within a minute."""
+    deadline = time.monotonic() + 60
+    while _alive(below) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not _alive(below)
 
 
 @FURTHER

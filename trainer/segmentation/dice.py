@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from trainer.metrics import CONFIDENCE, Interval
 
@@ -121,6 +120,8 @@ def mean_of_subjects(
     centre = float(means.mean())
     if means.size == 1:
         return Interval(centre, 0.0, 1.0)
+    from scipy.special import stdtrit  # noqa: PLC0415 - every process that trains loads this module
+
     spread = float(means.std(ddof=1)) / means.size**0.5
     half = float(stdtrit(means.size - 1, 0.5 + confidence / 2)) * spread
     return Interval(centre, max(0.0, centre - half), min(1.0, centre + half))

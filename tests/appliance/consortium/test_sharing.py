@@ -34,6 +34,7 @@ from appliance.db.research import (
 from appliance.federation import joining
 from appliance.federation.errors import CoordinatorAwayError, EnrolmentError
 from appliance.research_client import ResearchRefusedError
+from appliance.settings import Settings
 from tests.appliance.federation.doorway import Doorway, running_doorway
 from tests.cxr import write_studies
 from trainer.folders import read_site_folder
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from appliance.node import ResearchZone
-    from appliance.settings import Settings
 
+SITES = ("north", "south", "west")
 SUBJECTS = 3
 ALL = Wanted(label="finding")
 
@@ -78,9 +79,8 @@ class Scene:
         return [(one.share.share.site, one.share.share.step) for one in read if one.share is not None]
 
 
-def add_studies(sharing: Sharing, folder: Path) -> None:
+def add_studies(zone: ResearchZone, folder: Path) -> None:
     """File real pictures of different people as de-identified studies, with a label each."""
-    zone = sharing.speaker.zone
     studies = write_studies("nih", folder, SUBJECTS)
     with writing(zone.engine) as session:
         for number, study in enumerate(studies):
@@ -111,15 +111,36 @@ def add_studies(sharing: Sharing, folder: Path) -> None:
             session.add(Label(pseudonym=subject.pseudonym, name="finding", value=number % 2, source="csv"))
 
 
+def sections(name: str) -> dict[str, Any]:
+    return {"dicom": {"port": 0}, "web": {"port": 0}, "federation": {"site": name, "share_studies": True}}
+
+
+@pytest.fixture(scope="module")
+def consortium(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of a coordinator and of the sites that joined it, to be copied: keys take long to make."""
+    folder = tmp_path_factory.mktemp("consortium")
+    with running_doorway(folder / "coordinator") as doorway:
+        for name in SITES:
+            settings = Settings(name=name, data_root=folder / name / "data", **sections(name))
+            node.create_node(settings)
+            joining.join(doorway.invite(name), settings)
+            if name == "north":
+                zone = node.open_research(settings)
+                add_studies(zone, folder / "pacs")
+                zone.engine.dispose()
+            shutil.rmtree(node.run_dir(settings))
+    return folder
+
+
 @pytest.fixture
-def scene(make_node: Callable[..., Settings], tmp_path: Path) -> Iterator[Scene]:
+def scene(make_node: Callable[..., Settings], tmp_path: Path, consortium: Path) -> Iterator[Scene]:
+    shutil.copytree(consortium, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("run"))
     with running_doorway(tmp_path / "coordinator") as doorway:
         sites: dict[str, Sharing] = {}
-        for name in ("north", "south", "west"):
-            settings = make_node(name=name, fresh=True, federation={"site": name, "share_studies": True})
-            workspace = joining.join(doorway.invite(name), settings).workspace
-            sites[name] = Sharing(Speaker(node.open_research(settings), workspace))
-        add_studies(sites["north"], tmp_path / "pacs")
+        for name in SITES:
+            settings = make_node(name=name, fresh=True, **sections(name))
+            zone = node.open_research(settings)
+            sites[name] = Sharing(Speaker(zone, zone.root / "federation" / "workspace"))
         yield Scene(doorway, **sites, folder=tmp_path)
         for sharing in sites.values():
             sharing.speaker.zone.engine.dispose()

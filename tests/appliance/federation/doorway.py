@@ -83,8 +83,8 @@ def echo(sock: ssl.SSLSocket) -> None:
 
 @contextlib.contextmanager
 def running_doorway(root: Path) -> Iterator[Doorway]:
-    """Open a door on the federation's port; everything is gone afterwards."""
-    federation = provision.create(root)
+    """Open a door on the port of a federation, a new one where the folder is missing; no process is left."""
+    federation = provision.load(root) if root.exists() else provision.create(root)
     book = open_book(federation)
     short = Path(tempfile.mkdtemp(prefix="cloister-door-"))
     service = enrolment.serve(federation, book, short / "enrol.sock")

@@ -1,10 +1,12 @@
 """Two of the engine's cells, connected over TCP, that send each other arrays: in a process of its own.
 
 ``python -m tests.appliance.federation.probe_arrays WAY [MEBIBYTES]`` prints a JSON object; ways are below.
+With ``spoilt`` the same cells send one after the other all that a site should not send, then what it should.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -24,10 +26,13 @@ from trainer.errors import UpdateError
 from trainer.federation.aggregation import plain_arrays
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from nvflare.fuel.f3.message import Message
 
 OWN = "own"  # as the product sends them
 ENGINE = "engine"  # as the engine does
+ALL_SPOILT = "spoilt"  # each way below, then our own
 CHANNEL = "probe"
 TOPIC = "arrays"
 Produced = tuple[str, Any, dict[str, Any]]
@@ -49,14 +54,10 @@ def model(mebibytes: int) -> dict[str, Any]:
     }
 
 
-def spoil(way: str) -> None:
+@contextlib.contextmanager
+def spoilt(way: str) -> Iterator[None]:
     """Let every stream of this process be one that a site should not send."""
-    honest = ArrayStream.produce
-
-    if way == "without_one":
-        laid = ArrayStream.__init__
-        ArrayStream.__init__ = lambda self, arrays: laid(self, dict(list(arrays.items())[1:]))  # type: ignore[method-assign]
-        return
+    honest, laid = ArrayStream.produce, ArrayStream.__init__
 
     def produce(self: ArrayStream, state: dict[str, Any], requester: str) -> Produced:
         code, data, new = honest(self, state, requester)
@@ -64,7 +65,14 @@ def spoil(way: str) -> None:
             return code, data, new
         return code, *SPOILT[way](data, dict(new))
 
-    ArrayStream.produce = produce  # type: ignore[method-assign]
+    if way == "without_one":
+        ArrayStream.__init__ = lambda self, arrays: laid(self, dict(list(arrays.items())[1:]))  # type: ignore[method-assign]
+    elif way in SPOILT:
+        ArrayStream.produce = produce  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ArrayStream.produce, ArrayStream.__init__ = honest, laid  # type: ignore[method-assign]
 
 
 SPOILT: dict[str, Any] = {
@@ -94,14 +102,27 @@ def main() -> None:
         return make_reply("ok", body={name: np.array(array) for name, array in request.payload.items()})
 
     server.register_request_cb(channel=CHANNEL, topic=TOPIC, cb=answer)
-    if way in SPOILT:
-        spoil(way)
-    began, computed = time.perf_counter(), time.process_time()
-    reply = site.send_request(
-        channel=CHANNEL, topic=TOPIC, target="server", request=new_cell_message({}, sent), timeout=60.0
-    )
-    took = {"seconds": time.perf_counter() - began, "processor_s": time.process_time() - computed}
-    sys.stdout.write(json.dumps({**outcome(sent, received, reply), **took}) + "\n")
+
+    def sending(way: str) -> dict[str, Any]:
+        received.clear()
+        with spoilt(way):
+            reply = site.send_request(
+                channel=CHANNEL,
+                topic=TOPIC,
+                target="server",
+                request=new_cell_message({}, sent),
+                timeout=60.0,
+            )
+        return outcome(sent, received, reply)
+
+    if way == ALL_SPOILT:
+        found: dict[str, Any] = {one: sending(one) for one in (*SPOILT, OWN)}
+    else:
+        began, computed = time.perf_counter(), time.process_time()
+        found = sending(way)
+        found["seconds"] = time.perf_counter() - began
+        found["processor_s"] = time.process_time() - computed
+    sys.stdout.write(json.dumps(found) + "\n")
     MainProcessMonitor.run(lambda: 0)  # the engine's way to end its threads
 
 

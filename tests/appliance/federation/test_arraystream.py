@@ -33,9 +33,21 @@ def test_arrays_of_all_forms_arrive_as_they_were_sent_in_both_directions(mebibyt
     assert (found["there"], found["back"]) == ("same", "same")
 
 
+@pytest.fixture(scope="module")
+def spoilt() -> dict[str, Any]:
+    """What became of each spoilt message between the same two ends, and of a whole one after them."""
+    return probe(probe_arrays.ALL_SPOILT, 1)
+
+
 @pytest.mark.parametrize("way", sorted(probe_arrays.SPOILT))
-def test_what_cannot_be_read_arrives_as_no_arrays_and_ends_no_process(way: str) -> None:
-    assert probe(way, 1)["there"] == "refused: dtype"
+def test_what_cannot_be_read_arrives_as_no_arrays_and_ends_no_process(
+    spoilt: dict[str, Any], way: str
+) -> None:
+    assert spoilt[way]["there"] == "refused: dtype"
+
+
+def test_after_all_that_cannot_be_read_arrays_arrive_as_before(spoilt: dict[str, Any]) -> None:
+    assert spoilt[probe_arrays.OWN] == {"there": "same", "back": "same"}
 
 
 def test_any_size_of_piece_carries_the_same_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -449,6 +449,7 @@ def test_a_private_run_is_paid_and_its_receipts_are_what_the_coordinator_got(rin
         assert bodies[2]["update_sha256"] in told
 
 
+@FURTHER
 def test_noise_packing_a_site_that_drops_out_and_a_killed_coordinator_go_together(ring: Ring) -> None:
     """Nothing is lost, counted twice or charged twice."""
     promise = Promise("dp-sgd", 1.0, 1.5, epsilon=50.0, delta=1e-5, sampling_rate=0.5)

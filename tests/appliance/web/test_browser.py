@@ -19,6 +19,7 @@ from appliance.web.panel.pages import PAGES
 from appliance.web.panel.shell import MENU
 from tests.appliance.web.seed import PASSWORD
 from tests.dicom_node.support import ct
+from tests.further import FURTHER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -119,7 +120,9 @@ def _paths(panel: PanelServer) -> list[str]:
     return [page.path.format(**ids) for page in PAGES]
 
 
-@pytest.mark.parametrize(("width", "height", "scheme"), [(1440, 900, "light"), (390, 844, "dark")])
+@pytest.mark.parametrize(
+    ("width", "height", "scheme"), [pytest.param(1440, 900, "light", marks=FURTHER), (390, 844, "dark")]
+)
 def test_all_pages_open_fit_and_load_nothing_from_elsewhere(
     window: Callable[..., Watched], panel: PanelServer, width: int, height: int, scheme: str
 ) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from inference.preprocessing import PreprocessingSpec
+from tests.further import FURTHER
 from tests.trainer import attackers
 from tests.trainer.attackers import ATTACKS, Scene
 from tests.trainer.samples import small_task
@@ -92,6 +93,7 @@ def test_more_rounds_of_scaled_attacks_ruin_the_mean_alone() -> None:
         assert five.auc(five.go_on(name, "scaled", 3)) > 0.9
 
 
+@FURTHER
 def test_a_backdoor_opens_in_the_mean_alone() -> None:
     # Six rounds of two scenes: processors round differently, and in three of one that was all the margin.
     scenes = [training(5, 1), attackers.scene(TASK, sites=5, attackers=1, rounds=4, seed=1)]
