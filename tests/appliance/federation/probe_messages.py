@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 from nvflare.apis.fl_constant import ServerCommandNames
@@ -14,7 +15,6 @@ from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.f3.cellnet.defs import Encoding, MessageHeaderKey
 from nvflare.fuel.f3.cellnet.utils import make_reply, new_cell_message
 from nvflare.fuel.f3.message import Message
-from nvflare.fuel.f3.mpm import MainProcessMonitor
 from nvflare.fuel.f3.streaming.stream_const import StreamHeaderKey
 from nvflare.private.defs import CellChannel
 
@@ -65,7 +65,8 @@ def main() -> None:
         timeout=20.0,
     )
     sys.stdout.write(json.dumps(reply.payload) + "\n")
-    MainProcessMonitor.run(lambda: 0)  # the engine's way to end its threads
+    sys.stdout.flush()
+    os._exit(0)  # the engine's own way leaves a file, for the one that started the process
 
 
 if __name__ == "__main__":

@@ -253,7 +253,6 @@ def test_an_update_that_comes_late_is_recorded_and_not_counted(ring: Ring) -> No
     assert kinds.count(UPDATE_LATE) == len(late)
 
 
-@FURTHER
 def test_a_site_whose_job_process_fails_ends_nothing_for_the_others(ring: Ring) -> None:
     grow(ring, FIVE)
     plan = ring.submit(total_rounds=6, min_sites=3, straggler_wait_s=2.0)
@@ -270,7 +269,6 @@ def test_a_site_whose_job_process_fails_ends_nothing_for_the_others(ring: Ring) 
     assert "site_job_failed" in ring.coordinator.log.read_text()
 
 
-@FURTHER
 def test_eight_sites_of_which_one_is_slow_and_one_dies_and_returns(ring: Ring) -> None:
     grow(ring, FIVE)
     worked = {name: ring.members[name].program.pid for name in FIVE}
