@@ -86,7 +86,7 @@ def run_round(zone: ResearchZone, claim: Claim) -> None:
     if space.grade_of(zone.settings.dicom, zone.root) >= space.Grade.NO_TRAINING:
         claim.postpone("little free space is left: receiving comes first", _LOOK_AGAIN_S)
         return
-    progress = Heartbeat(claim)
+    progress, trained = Heartbeat(claim), False
     try:
         check_halt(claim)
         progress("load", 0, 1)
@@ -95,6 +95,7 @@ def run_round(zone: ResearchZone, claim: Claim) -> None:
         _prepare_process(zone)
         progress("load", 1, 1)
         _KINDS[work.row.kind](zone, claim, work, progress)
+        trained = work.row.kind == TRAIN
         if work.row.kind == FINALIZE:
             roundfiles.remove_mail(zone.root, work.row.protocol_id)
             firsts.remove(zone.root, work.plan.sha256)
@@ -117,7 +118,8 @@ def run_round(zone: ResearchZone, claim: Claim) -> None:
     ) as error:
         claim.die(logs.safe_reason(error))
     finally:
-        return_freed_memory()
+        if not trained:  # the next round takes as much again; a process without one ends soon
+            return_freed_memory()
 
 
 def _train(zone: ResearchZone, claim: Claim, work: Work, progress: Heartbeat) -> None:
@@ -308,7 +310,6 @@ def _prepare_process(zone: ResearchZone) -> None:
     from trainer.local_round import use_threads  # noqa: PLC0415
 
     use_threads(zone.settings.training.threads)
-    return_freed_memory()
     keep_freed_arrays()
 
 
