@@ -59,6 +59,14 @@ def save(path: Path, weights: Mapping[str, Array], *, durable: bool = True) -> s
     return _write(path, tensor_layout.pieces(weights), durable=durable)
 
 
+def digest_of(weights: Mapping[str, Array]) -> str:
+    """Return the SHA-256 of the file that :func:`save` would write; raises WeightsError as it does."""
+    digest = hashlib.sha256()
+    for piece in tensor_layout.pieces(weights):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
 def receive(path: Path, pieces: Iterable[bytes | memoryview], expected: str) -> None:
     """Write a file of someone else's durably, piece by piece.
 

@@ -51,12 +51,14 @@ def make_room(runs: Path, size_bytes: int, free: Callable[[Path], int] = free_by
     Each run keeps its first model and those of its newest rounds; what a strategy remembered goes with its
     model. The book keeps their hashes.
     """
+    if free(runs) >= _ROOM_FOR * size_bytes:
+        return
     for path in _spare(runs):
-        if free(runs) >= _ROOM_FOR * size_bytes:
-            return
         _state_path(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         _LOG.info(ROUND_REMOVED, round=path.name.partition(".")[0])
+        if free(runs) >= _ROOM_FOR * size_bytes:
+            return
 
 
 def _spare(runs: Path) -> list[Path]:

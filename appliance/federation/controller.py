@@ -44,7 +44,7 @@ from appliance.federation.collection import MOST_LEASES, Collection
 from appliance.federation.errors import CoordinatorError
 from appliance.federation.keykeeper import KeyKeeper
 from appliance.federation.late import Late
-from appliance.federation.shelf import Carriage, Shelf
+from appliance.federation.shelf import Carriage, Shelf, in_memory
 from appliance.federation.wayback import WayBack, whole
 from trainer.errors import TrainerError
 from trainer.federation.errors import AggregationError
@@ -183,7 +183,12 @@ class RunWorkflow(Asking):
     ) -> Checkpoint:
         number, started_at = standing.number + 1, now()
         carriage = self._carriage(plan, number, standing)
-        shelf = Shelf.empty(self._book.arrived(self._run_id), self._job_id, carriage)
+        shelf = Shelf.empty(
+            self._book.arrived(self._run_id),
+            self._job_id,
+            carriage,
+            0 if self._relaying is not None else in_memory(plan),
+        )
 
         def ask(targets: frozenset[str], parcel: Parcel | None = None) -> list[Answer]:
             return self._broadcast(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -14,8 +13,7 @@ from trainer import strategies
 from trainer.errors import UpdateError, WeightsError
 from trainer.federation.errors import AggregationError
 from trainer.federation.plan import MAX_SAMPLES
-from trainer.tensor_layout import pieces
-from trainer.weights_io import Stored
+from trainer.weights_io import Stored, digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -191,10 +189,7 @@ def fingerprint(weights: Mapping[str, Any]) -> str:
     """Hash arrays as their weights file would hash; what no such file can hold hashes to an empty string."""
     if isinstance(weights, Stored):
         return weights.sha256
-    digest = hashlib.sha256()
     try:
-        for piece in pieces({name: np.asarray(value) for name, value in weights.items()}):
-            digest.update(piece)
+        return digest_of({name: np.asarray(value) for name, value in weights.items()})
     except WeightsError:
         return ""
-    return digest.hexdigest()

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from appliance.federation.shelf import Carriage, Shelf
+from appliance.federation.shelf import Carriage, Shelf, in_memory
 from tests.appliance.federation.scripted import said
 from tests.trainer.federation.plans import make_plan
 from trainer.compression import NAMES, Compression, draw_of
+from trainer.encryption import Encryption
 from trainer.federation import aggregation
 from trainer.federation.plan import Bounds, Strategy
 from trainer.strategies import STRATEGIES
@@ -55,6 +56,40 @@ def test_updates_on_disk_are_aggregated_as_those_in_memory_are(name: str, tmp_pa
     assert to_bytes(results[0].state) == to_bytes(results[1].state)
 
 
+def test_the_first_two_stay_in_memory_and_count_as_those_on_disk_do(tmp_path: Path) -> None:
+    shelf = Shelf.empty(tmp_path / "arrived", "job", Carriage(make_plan(), 1, model(0.0)), 2)
+    answers = [shelf.keep(said(f"site-{n}", arrays=model(n + 1.0))) for n in range(4)]
+
+    assert [isinstance(one.arrays, Stored) for one in answers] == [False, False, True, True]
+    assert sorted(path.name for path in shelf.folder.iterdir()) == [
+        "site-2.safetensors",
+        "site-3.safetensors",
+    ]
+    for n, one in enumerate(answers):
+        assert one.update_sha256 == hashlib.sha256(to_bytes(model(n + 1.0))).hexdigest()
+    on_disk = kept(tmp_path / "other", 4)
+    results = [
+        aggregation.aggregate(model(0.0), {}, some, Strategy("fedavg", {}), 4, BOUNDS)
+        for some in ([aggregation.Update(one.site, one.arrays, 10) for one in answers], on_disk)
+    ]
+    assert results[0].judgements == results[1].judgements
+    assert to_bytes(results[0].weights) == to_bytes(results[1].weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 2),
+        ({"strategy": Strategy("swarm", {})}, 0),
+        ({"encryption": Encryption({"north": "a" * 64, "south": "b" * 64})}, 0),
+    ],
+)
+def test_what_is_handed_on_or_encrypted_does_not_stay_in_memory(
+    changes: dict[str, Any], expected: int
+) -> None:
+    assert in_memory(make_plan(**changes)) == expected
+
+
 def peak(folder: Path, count: int, name: str) -> int:
     updates = kept(folder, count)
     tracemalloc.start()
@@ -73,8 +108,9 @@ def test_four_times_the_sites_take_no_more_memory_than_one_array_of_each(name: s
     assert many - few < LAYERS * SIZE * 4 * 3  # three whole updates, where fifteen came
 
 
-def test_what_no_weights_file_can_hold_is_a_refusal_of_that_site(tmp_path: Path) -> None:
-    shelf = shelf_of(tmp_path / "arrived", "job")
+@pytest.mark.parametrize("places", [0, 2])
+def test_what_no_weights_file_can_hold_is_a_refusal_of_that_site(tmp_path: Path, places: int) -> None:
+    shelf = Shelf.empty(tmp_path / "arrived", "job", Carriage(make_plan(), 1, model(0.0)), places)
     answer = shelf.keep(said("west", arrays={"layer-00": np.array(["text"])}))
     assert (answer.said.code, dict(answer.arrays)) == ("unreadable", {})
 
