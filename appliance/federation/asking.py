@@ -186,12 +186,13 @@ class _Keeping:
         """Take no answer any more, and return those that were kept.
 
         Tasks live until garbage is collected, some rounds later: no model may live as long, and what keeps
-        answers holds the round's.
+        answers holds the round's, and the answers their updates.
         """
         with self._lock:
             self._keep = None
         self._pool.shutdown(cancel_futures=True)
-        return self._answers
+        answers, self._answers = self._answers, {}
+        return answers
 
 
 def as_it_is(answer: Answer) -> Answer:

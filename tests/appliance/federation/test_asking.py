@@ -7,6 +7,7 @@ import json
 import threading
 import time
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,23 @@ def test_a_round_that_is_over_holds_no_model_though_the_engine_holds_its_tasks()
     assert len(workflow.tasks) == 2
     assert workflow.cancelled == workflow.tasks
     assert model() is None
+
+
+@pytest.mark.usefixtures("no_collection_of_garbage")
+def test_a_round_that_is_over_holds_no_update_though_the_engine_holds_its_tasks() -> None:
+    workflow, updates = Workflow(), []  # type: tuple[Workflow, list[weakref.ref[Any]]]
+
+    def keep(answer: Answer) -> Answer:
+        update = np.ones(1000, np.float32)
+        updates.append(weakref.ref(update))
+        return replace(answer, arrays={"weight": update})
+
+    answers = ask_and(workflow, {"weight": np.ones(3, np.float32)}, keep)
+    assert [one() is not None for one in updates] == [True, True]
+    del answers
+
+    assert len(workflow.tasks) == 2
+    assert [one() for one in updates] == [None, None]
 
 
 def test_each_site_has_a_task_of_its_own_with_the_same_arrays() -> None:
