@@ -26,7 +26,7 @@ Weights = dict[str, Array]
 """Name to array, as in a state dict; 0-d and integer arrays included."""
 
 MAX_BYTES = 4 * 2**30
-_WORTH_A_THREAD: Final = 2**19
+_LARGE_BYTES: Final = 2**19  # worth a thread, and a word to the disk
 _SYNC_FILE_RANGE_WRITE: Final = 2
 
 
@@ -99,7 +99,7 @@ def _write(
                 hashing.begin(piece)
                 stream.write(piece)
                 hashing.end()
-                if durable:
+                if durable and _is_large(piece):
                     _begin_to_sync(stream.fileno())
             stream.flush()
             if durable:
@@ -111,6 +111,10 @@ def _write(
     if durable:
         _sync_folder(path.parent)
     return hashing.digest
+
+
+def _is_large(piece: bytes | memoryview) -> bool:
+    return memoryview(piece).nbytes >= _LARGE_BYTES
 
 
 def _begin_to_sync(descriptor: int) -> None:
@@ -141,7 +145,7 @@ class _Hashing:
 
     def begin(self, piece: bytes | memoryview) -> None:
         """Begin to sum a piece, which stays as it is until :meth:`end`."""
-        if memoryview(piece).nbytes < _WORTH_A_THREAD:
+        if not _is_large(piece):
             self._sum.update(piece)
             return
         if self._beside is None:

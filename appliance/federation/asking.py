@@ -13,6 +13,7 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable, make_reply
 
+from appliance import logs
 from appliance.federation import messages, policy, witness
 from appliance.federation.answers import Answer, read_result
 from appliance.federation.book import StaleJobError
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 POLL_S: Final = 0.05
 AT_ONCE: Final = 2  # of answers that are kept: more would wait for the same disk
 MEMBERS_EVERY_S: Final = 1.0
+NOT_KEPT: Final = "answer.not_kept"
+
+_LOG = logs.logger(__name__)
 
 
 class Asking(Controller):  # type: ignore[misc]
@@ -168,6 +172,7 @@ class _Keeping:
             answer = keep(answer)
         except Exception as error:  # noqa: BLE001 - raised by check()
             self._error = error
+            _LOG.exception(NOT_KEPT, site=answer.site)  # who comes late is in the log alone
             return
         with self._lock:
             if answer.site not in self._answers:

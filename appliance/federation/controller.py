@@ -183,12 +183,7 @@ class RunWorkflow(Asking):
     ) -> Checkpoint:
         number, started_at = standing.number + 1, now()
         carriage = self._carriage(plan, number, standing)
-        shelf = Shelf.empty(
-            self._book.arrived(self._run_id),
-            self._job_id,
-            carriage,
-            0 if self._relaying is not None else in_memory(plan),
-        )
+        shelf = Shelf.empty(self._book.arrived(self._run_id), self._job_id, carriage, in_memory(plan))
 
         def ask(targets: frozenset[str], parcel: Parcel | None = None) -> list[Answer]:
             return self._broadcast(

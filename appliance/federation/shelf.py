@@ -27,7 +27,7 @@ IN_MEMORY: Final = 2  # as many as arrive at the same moment anyway; memory does
 
 def in_memory(plan: Plan) -> int:
     """Return how many of a round's updates stay in memory: none that is handed on, or large as encrypted."""
-    handed_on = strategies.get(plan.strategy.name).led_by_site
+    handed_on = plan.own_models or strategies.get(plan.strategy.name).led_by_site
     return 0 if handed_on or plan.encryption is not None else IN_MEMORY
 
 

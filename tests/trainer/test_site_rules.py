@@ -105,12 +105,20 @@ class TestScaffold:
         for name, control in update.own.items():
             np.testing.assert_array_equal(control, update.delta[CONTROL + name])
 
-    def test_the_coordinator_s_control_stays_the_mean_of_the_sites(self) -> None:
+    @pytest.mark.parametrize(
+        ("rounds", "parameters"),
+        [
+            ((("s0", "s1", "s2"), ("s0", "s1"), ("s0", "s1")), {}),
+            ((("s0", "s1"), ("s1", "s2"), ("s0", "s2")), {"sites": 3}),
+        ],
+        ids=["one site falls silent", "never all take part"],
+    )
+    def test_the_coordinator_s_control_stays_the_mean_of_all_sites(
+        self, rounds: tuple[tuple[str, ...], ...], parameters: dict[str, float]
+    ) -> None:
         weights, state = start("scaffold"), dict[str, Any]()
         own: dict[str, Weights] = {}
-        rule = strategies.get("scaffold")
-        for number in range(3):
-            taking_part = list(SITES)[: 3 if number == 0 else 2]  # one site falls silent
+        for number, taking_part in enumerate(rounds):
             updates = []
             for site in taking_part:
                 one = local_round(
@@ -118,23 +126,7 @@ class TestScaffold:
                 )
                 own[site] = one.own
                 updates.append(strategies.Contribution(site, one.delta, one.samples))
-            weights, state = rule.aggregate(weights, updates, state, {})
-        for name in own["s0"]:
-            mean = np.mean([own[site][name] for site in SITES], axis=0)
-            np.testing.assert_allclose(weights[CONTROL + name], mean, rtol=1e-3, atol=1e-5)
-
-    def test_the_control_is_the_mean_of_all_sites_where_never_all_take_part(self) -> None:
-        weights, state = start("scaffold"), dict[str, Any]()
-        own: dict[str, Weights] = {}
-        for number, taking_part in enumerate((("s0", "s1"), ("s1", "s2"), ("s0", "s2"))):
-            updates = []
-            for site in taking_part:
-                one = local_round(
-                    TASK, weights, SITES[site], strategy="scaffold", own=own.get(site), seed=number
-                )
-                own[site] = one.own
-                updates.append(strategies.Contribution(site, one.delta, one.samples))
-            weights, state = strategies.get("scaffold").aggregate(weights, updates, state, {"sites": 3})
+            weights, state = strategies.get("scaffold").aggregate(weights, updates, state, parameters)
         for name in own["s0"]:
             mean = np.mean([own[site][name] for site in SITES], axis=0)
             np.testing.assert_allclose(weights[CONTROL + name], mean, rtol=1e-3, atol=1e-5)

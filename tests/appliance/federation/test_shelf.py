@@ -81,6 +81,7 @@ def test_the_first_two_stay_in_memory_and_count_as_those_on_disk_do(tmp_path: Pa
     [
         ({}, 2),
         ({"strategy": Strategy("swarm", {})}, 0),
+        ({"strategy": Strategy("dfedavgm", {})}, 0),
         ({"encryption": Encryption({"north": "a" * 64, "south": "b" * 64})}, 0),
     ],
 )
