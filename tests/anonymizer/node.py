@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydicom.uid import ExplicitVRLittleEndian
@@ -16,16 +13,18 @@ from sqlalchemy import select
 from appliance.db.base import new_id, now
 from appliance.db.clinical import ClinicalJob, Instance, Series, Study, StudyRevision, StudyState
 from appliance.db.engine import reading, writing
-from appliance.node import ClinicalZone, ResearchZone, create_node, open_clinical, open_research
+from appliance.node import ClinicalZone, ResearchZone, open_clinical, open_research
 from appliance.release import release_study
 from appliance.review.trials import try_out
 from appliance.settings import load_settings
 from appliance.work import claimed, enqueue, reconcile
 from tests.anonymizer.material import ct, encode
+from tests.blank_node import template
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
+    from pathlib import Path
 
     from pydicom import Dataset
 
@@ -131,20 +130,10 @@ class Node:
         return sorted(path.name for path in self.settings.crossing_out.iterdir())
 
 
-@lru_cache(maxsize=1)
-def _template() -> tempfile.TemporaryDirectory[str]:
-    """Create one node, to be copied: its databases are migrated only once."""
-    folder = tempfile.TemporaryDirectory(prefix="cloister-node-")
-    config = Path(folder.name) / "cloister.toml"
-    config.write_text(CONFIG)
-    create_node(load_settings(config))
-    return folder
-
-
 def make_node(folder: Path) -> Node:
     """Create a node in a folder."""
     ignored = shutil.ignore_patterns("run", "*-wal", "*-shm")
-    shutil.copytree(_template().name, folder, dirs_exist_ok=True, ignore=ignored)
+    shutil.copytree(template(CONFIG).name, folder, dirs_exist_ok=True, ignore=ignored)
     config = folder / "cloister.toml"
     settings = load_settings(config)
     return Node(settings, config, open_clinical(settings), open_research(settings))

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.db.base import new_id, now
@@ -16,12 +13,15 @@ from appliance.db.engine import writing
 from appliance.db.research import Label, Protocol, ProtocolState, ResearchInstance, Round, Subject
 from appliance.node import ResearchZone, create_node, open_research
 from appliance.settings import load_settings
+from tests.blank_node import template
 from tests.trainer.samples import small_task, write_cases
 from trainer.federation.plan import Plan, Strategy
 from trainer.networks import initial_weights
 from trainer.weights_io import save
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from trainer.task import TaskSpec
     from trainer.weights_io import Weights
 
@@ -89,21 +89,11 @@ def make_plan(task: TaskSpec, **changes: Any) -> Plan:
     return replace(plan, **changes)
 
 
-@lru_cache(maxsize=1)
-def _template() -> tempfile.TemporaryDirectory[str]:
-    """Create one node, to be copied: its databases are migrated only once."""
-    folder = tempfile.TemporaryDirectory(prefix="cloister-node-")
-    config = Path(folder.name) / "cloister.toml"
-    config.write_text(CONFIG)
-    create_node(load_settings(config))
-    return folder
-
-
 def make_training_node(
     folder: Path, *, count: int = 24, task: TaskSpec | None = None, **changes: Any
 ) -> TrainingNode:
     """Create a node whose research zone holds ``count`` labelled pictures and an approved protocol."""
-    shutil.copytree(_template().name, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("run"))
+    shutil.copytree(template(CONFIG).name, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("run"))
     config = folder / "cloister.toml"
     settings = load_settings(config)
     create_node(settings)
